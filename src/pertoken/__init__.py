@@ -6,7 +6,9 @@ first used.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,8 +33,7 @@ __all__ = [
     "reproduce",
 ]
 
-# Public name -> module that defines it. A name may be a submodule's own name (`pertoken.data`):
-# the function is then what `pertoken.data` means, and `from pertoken.data import …` still works.
+# Public name -> module that defines it.
 _HOME = {
     "Card": "catalog",
     "PertokenError": "errors",
@@ -67,3 +68,19 @@ def _version() -> str:
         return version("pertoken")
     except PackageNotFoundError:  # run from a source tree that was not installed
         return "0+source"
+
+
+class _Package(ModuleType):
+    """Keeps `pertoken.data` the function `data`, not the module of that name.
+
+    Importing the submodule, at any time and by anyone, would otherwise put the module in the
+    function's place. The module itself stays importable (`from pertoken.data import …`).
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
