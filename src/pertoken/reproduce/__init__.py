@@ -1,0 +1,83 @@
+"""Proof: one file per paper runs its headline claim at the scale of one small machine.
+
+A reproduction is a file ``reproduce/<slug>.py`` with
+
+- ``BARS``: metric -> bar, such as ``{"goose / balanced, tokens per forward": ">= 1.12"}``,
+  declared before anything runs and frozen by the harness;
+- ``run(context) -> Reproduction``: measures, returns ``context.reproduction(rows, **settings)``;
+  rows whose metric has no bar are information;
+- where it differs from the default: ``VERSION`` (1; raise it when a change moves the figures),
+  ``MODEL`` ("smollm2"), ``DTYPE``, ``SEED`` (0);
+- ``REASONS``: metric -> why its bar does not hold here, where it does not.
+
+The module can be called: ``pertoken.reproduce("goose", smoke=True)``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pertoken.reproduce._bootstrap import (
+        bootstrap,
+        bootstrap_mean,
+        bootstrap_ratio,
+        bootstrap_ratio_of_ratios,
+    )
+    from pertoken.reproduce._context import Context
+    from pertoken.reproduce._harness import available, refresh_reasons, reproduce
+    from pertoken.reproduce._report import Report, Reproduction, Row, read_report
+
+__all__ = [
+    "Context",
+    "Report",
+    "Reproduction",
+    "Row",
+    "available",
+    "bootstrap",
+    "bootstrap_mean",
+    "bootstrap_ratio",
+    "bootstrap_ratio_of_ratios",
+    "read_report",
+    "refresh_reasons",
+    "reproduce",
+]
+
+_HOME = {
+    "Context": "_context",
+    "Report": "_report",
+    "Reproduction": "_report",
+    "Row": "_report",
+    "available": "_harness",
+    "bootstrap": "_bootstrap",
+    "bootstrap_mean": "_bootstrap",
+    "bootstrap_ratio": "_bootstrap",
+    "bootstrap_ratio_of_ratios": "_bootstrap",
+    "read_report": "_report",
+    "refresh_reasons": "_harness",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "reproduce":
+        # The module itself, which can be called: `pertoken.reproduce` is then one thing whether
+        # the function was asked for first or the package was imported first.
+        return sys.modules[__name__]
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+class _Callable(ModuleType):
+    def __call__(self, slug: str, smoke: bool = False, **options: Any) -> Any:
+        from pertoken.reproduce._harness import reproduce
+
+        return reproduce(slug, smoke, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
