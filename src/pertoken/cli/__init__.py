@@ -1,0 +1,5 @@
+"""The `pertoken` command."""
+
+from pertoken.cli.main import main
+
+__all__ = ["main"]

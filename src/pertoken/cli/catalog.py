@@ -1,0 +1,150 @@
+"""`pertoken list`, `pertoken show` and `pertoken new`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pertoken.catalog import FAMILIES, Card, baselines, card, methods
+from pertoken.errors import PertokenError, nearest
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("list")(list_methods)
+    app.command("show")(show)
+    app.command("new")(new)
+
+
+def list_methods(
+    family: Annotated[
+        str | None, typer.Option(help=f"Only this family: {', '.join(FAMILIES)}.")
+    ] = None,
+    references: Annotated[
+        bool, typer.Option("--baselines", help="The references methods are compared with.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the papers: what each is for, and whether it is ready."""
+    if family is not None and family not in FAMILIES:
+        raise PertokenError(
+            f"unknown family {family!r}{nearest(family, FAMILIES)}; "
+            f"the families are {', '.join(FAMILIES)}"
+        )
+    cards = baselines() if references else methods()
+    cards = [one for one in cards if family in (None, one.family)]
+    if as_json:
+        _print_json([one.to_dict() for one in cards])
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("family", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("what for")
+    for one in cards:
+        table.add_row(one.slug, one.family, _status(one), one.use_when.removeprefix("Use it "))
+    console = Console(highlight=False)
+    console.print(table)
+    if not references:
+        usable = sum(one.status != "planned" for one in cards)
+        console.print(f"{usable} of {len(cards)} there; `pertoken show METHOD` tells more")
+
+
+def show(
+    slug: Annotated[str, typer.Argument(metavar="METHOD", help="A name of `pertoken list`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show one method: what it does, how to call it, what its paper claims, what holds here."""
+    one = card(slug)
+    report = one.report
+    if as_json:
+        _print_json({**one.to_dict(), "report": report})
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{one.slug}[/bold]  {escape(one.title)}")
+    links = [f"https://arxiv.org/abs/{one.arxiv}" if one.arxiv else "", one.code or ""]
+    facts = [", ".join(one.authors), one.date, *links, f"family {one.family}", _status(one)]
+    console.print(escape(" · ".join(fact for fact in facts if fact)), style="dim")
+    console.print(f"\n{escape(one.does)}\n{escape(one.use_when)}")
+    if one.headline:
+        console.print(f"\n[bold]The paper says[/bold]\n{escape(one.headline)}")
+    if one.path is not None:
+        console.print(f"\n[bold]How to call it[/bold]\n{escape(_usage(one))}", soft_wrap=True)
+    if report is not None:
+        console.print("\n[bold]Reproduced here[/bold]")
+        console.print(f"model {report.get('model')}, version {report.get('version')}", style="dim")
+        console.print(_rows(report))
+    elif one.status == "planned":
+        console.print("\nPlanned, not there yet.")
+    elif not one.baseline:
+        console.print(f"\nNot reproduced yet: `pertoken reproduce {one.slug}`")
+
+
+def new(
+    slug: Annotated[str, typer.Argument(help="Name of the method, such as my-paper.")],
+    title: Annotated[str | None, typer.Option(help="The paper's title, if it is new here.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help=f"Where it belongs: {', '.join(FAMILIES)}.")
+    ] = None,
+    arxiv: Annotated[str | None, typer.Option(help="Its arXiv number, such as 2604.02047.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="The source tree to write to (default: this one).")
+    ] = None,
+) -> None:
+    """Start a paper: its file, its test, its reproduction and its row of the catalogue."""
+    from pertoken.scaffold import scaffold
+
+    for path in scaffold(slug, root=root, title=title, family=family, arxiv=arxiv):
+        print(path)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _status(one: Card) -> str:
+    bars = one.bars if one.status == "ready" else None
+    return one.status if bars is None else f"{one.status}, {bars[0]} of {bars[1]} bars hold"
+
+
+def _usage(one: Card) -> str:
+    assert one.entry is not None
+    module, _, name = one.entry.partition(":")
+    return f"from {module} import {name}\n{one.call or f'help({name})'}"
+
+
+def _rows(report: dict[str, Any]) -> Any:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("metric", "paper", "here", "baseline", "bar", "holds?"):
+        table.add_column(heading)
+    for row in report["rows"]:
+        verdict = {True: "yes", False: "no"}.get(row.get("holds"), "")
+        if verdict == "no" and row.get("why"):
+            verdict += f": {row['why']}"
+        figures = (_figure(row.get(key)) for key in ("paper", "here", "baseline"))
+        cells = [row["metric"], *figures, row.get("bar") or "", verdict]
+        unit = row.get("unit")
+        if unit and cells[2]:
+            cells[2] += f" {unit}"
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

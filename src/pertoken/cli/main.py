@@ -1,0 +1,104 @@
+"""The command line: the app, its global options, and errors as one line with an exit code.
+
+Exit codes: 0 done, 1 the command says no (or something unexpected), 2 a mistake of the caller,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from pertoken.errors import PertokenError
+
+# One file per group of commands, in the order of the help; each has `register(app)`.
+COMMANDS = ("catalog", "doctor", "generate", "compare", "verify", "reproduce")
+
+_debug = False  # --debug of the run in progress
+
+app = typer.Typer(
+    help="Published per-token methods for language models: run, compare and check them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            envvar="PERTOKEN_DEBUG",
+            help="Show the traceback of an error; goes before the command.",
+        ),
+    ] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    if version:
+        import pertoken
+
+        print(f"pertoken {pertoken.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+for _name in COMMANDS:
+    if find_spec(f"pertoken.cli.{_name}") is not None:
+        import_module(f"pertoken.cli.{_name}").register(app)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's) and return its exit code."""
+    global _debug
+    _debug = False
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = app(arguments, prog_name="pertoken", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `pertoken list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if _debug:
+            raise
+        return _report(error)
+    if code == 130:
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: Exception) -> int:
+    """One line on stderr for `error`; the exit code."""
+    if isinstance(error, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, PertokenError):
+        line, code = str(error), 2
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" for {error.filename}" if error.filename else ""
+        line, code = f"no space left on the disk{where}; free some and run again", 2
+    elif hasattr(error, "format_message"):  # a usage error of the option parser
+        path = getattr(getattr(error, "ctx", None), "command_path", "pertoken")
+        line, code = f"{error.format_message().rstrip('.')} (see `{path} --help`)", 2
+    else:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        line, code = f"unexpected {what} (run `pertoken --debug …` for the traceback)", 1
+    print("error:", " ".join(line.split()), file=sys.stderr)
+    return code
