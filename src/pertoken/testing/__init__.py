@@ -1,6 +1,25 @@
 """Laws anyone can call, and the tiny models to call them on."""
 
+from pertoken.testing.distribution import DistributionResult, check_distribution
+from pertoken.testing.divergence import Divergence, Verdict, compare_ids
+from pertoken.testing.laws import LawBroken, check_batch_invariant, check_lossless
 from pertoken.testing.mock import ByteTokenizer, MockModel
 from pertoken.testing.models import ARCHITECTURES, EXTRA_ARCHITECTURES, tiny_model
+from pertoken.testing.trace import check_leaves_no_trace
 
-__all__ = ["ARCHITECTURES", "EXTRA_ARCHITECTURES", "ByteTokenizer", "MockModel", "tiny_model"]
+__all__ = [
+    "ARCHITECTURES",
+    "EXTRA_ARCHITECTURES",
+    "ByteTokenizer",
+    "DistributionResult",
+    "Divergence",
+    "LawBroken",
+    "MockModel",
+    "Verdict",
+    "check_batch_invariant",
+    "check_distribution",
+    "check_leaves_no_trace",
+    "check_lossless",
+    "compare_ids",
+    "tiny_model",
+]

@@ -12,7 +12,7 @@ from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
 from pertoken.errors import PertokenError
 
 
-class MockModel(LlamaForCausalLM):  # type: ignore[misc]
+class MockModel(LlamaForCausalLM):
     """A causal model with P(next | text) = table[last token]: a Markov chain you can write down.
 
     table: [vocab, vocab], rows are probabilities and sum to 1; a zero is never drawn.
@@ -110,7 +110,8 @@ class ByteTokenizer:
     ) -> BatchEncoding:
         """Encode one text or several; keys `input_ids` and `attention_mask`, [batch, time]."""
         single = isinstance(text, str)
-        rows = [self.encode(t) for t in ([text] if single else text)]
+        texts = [text] if isinstance(text, str) else text
+        rows = [self.encode(one) for one in texts]
         width = max((len(row) for row in rows), default=0)
         pads = [width - len(row) if padding else 0 for row in rows]
         ids: Any = [[self.pad_token_id] * n + row for n, row in zip(pads, rows, strict=True)]
