@@ -93,7 +93,7 @@ class Card:
 
     @property
     def status(self) -> Status:
-        """"planned" until the method is written, "built" until it has a report, then "ready".
+        """ "planned" until the method is written, "built" until it has a report, then "ready".
 
         Looks at files only; nothing is imported.
         """
@@ -130,7 +130,9 @@ class Card:
             return False
         name = re.escape(self.entry.partition(":")[2])
         text = path.read_text(encoding="utf-8")
-        defined = re.search(rf"^(class|def) {name}\b|^{name}\b.*=|\bimport\b.*\b{name}\b", text, re.M)
+        defined = re.search(
+            rf"^(class|def) {name}\b|^{name}\b.*=|\bimport\b.*\b{name}\b", text, re.M
+        )
         return defined is not None and _NOT_WRITTEN.format(slug=self.slug) not in text
 
 
@@ -161,7 +163,7 @@ def card(slug: str) -> Card:
     '2604.02047'
     >>> card("gose")
     Traceback (most recent call last):
-    pertoken.errors.PertokenError: unknown method 'gose' (did you mean 'goose'?); `pertoken list` shows all
+    pertoken.errors.PertokenError: unknown method 'gose' (did you mean 'goose'?)...
     """
     cards = _cards()
     if slug not in cards:

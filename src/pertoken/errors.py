@@ -31,7 +31,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     wanted = _plain(name)
     if not wanted:
         return ""
-    close = get_close_matches(wanted, spellings, n=3, cutoff=0.6)
+    close = get_close_matches(wanted, spellings, n=3, cutoff=0.7)
     if len(wanted) >= 3:
         close += [option for option in spellings if wanted in option and option not in close]
     found = [option for key in close for option in spellings[key]][:3]
