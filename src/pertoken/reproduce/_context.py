@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,17 +59,7 @@ class Context:
             return list(smoke_rows)
         from pertoken.data import data
 
-        if self.data_path is None:
-            return data(name)
-        before = os.environ.get("PERTOKEN_DATA")
-        os.environ["PERTOKEN_DATA"] = str(self.data_path)
-        try:
-            return data(name)
-        finally:
-            if before is None:
-                del os.environ["PERTOKEN_DATA"]
-            else:
-                os.environ["PERTOKEN_DATA"] = before
+        return data(name, path=self.data_path)
 
     def remember(self, key: object, compute: Callable[[], T]) -> T:
         """``compute()``, kept under `key` so that an interrupted run resumes behind it.

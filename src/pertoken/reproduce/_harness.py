@@ -17,11 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pertoken.catalog import methods, source_tree
 from pertoken.errors import PertokenError, nearest
 from pertoken.reproduce._bars import Bar, freeze
 from pertoken.reproduce._checkpoint import Checkpoint, code_digest
 from pertoken.reproduce._context import TINY, Context
-from pertoken.reproduce._machine import PACKAGE, checkout, machine, versions
+from pertoken.reproduce._machine import PACKAGE, machine, versions
 from pertoken.reproduce._report import Report, Reproduction, Row, read_report, write_json
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def available() -> list[str]:
 
 def reports_folder() -> Path:
     """Where reports go unless told otherwise: of the source tree, else of the current folder."""
-    return (checkout() or Path.cwd()) / "reports"
+    return (source_tree() or Path.cwd()) / "reports"
 
 
 def find(slug: str) -> tuple[str, ModuleType]:
@@ -55,9 +56,9 @@ def find(slug: str) -> tuple[str, ModuleType]:
         raise PertokenError(
             f"{usual} has no reproduction yet; there is: {', '.join(slugs) or 'none'}"
         )
+    hint = nearest(slug, dict.fromkeys([*slugs, *_catalogued()]))
     raise PertokenError(
-        f"no reproduction named {slug!r}{nearest(slug, slugs) or nearest(slug, _catalogued())}; "
-        f"there is: {', '.join(slugs) or 'none'}"
+        f"no reproduction named {slug!r}{hint}; there is: {', '.join(slugs) or 'none'}"
     )
 
 
@@ -279,6 +280,4 @@ def _folder(out: str | Path | None, smoke: bool) -> Path | None:
 
 
 def _catalogued() -> list[str]:
-    from pertoken.catalog import methods
-
     return [card.slug for card in methods()]

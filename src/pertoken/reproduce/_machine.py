@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pertoken
+from pertoken.catalog import source_tree
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -44,16 +45,9 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def checkout() -> Path | None:
-    """Root of the source tree this package runs from, None where it was installed."""
-    root = PACKAGE.parent.parent
-    inside = root / "src" / "pertoken" == PACKAGE and (root / "pyproject.toml").is_file()
-    return root if inside else None
-
-
 @cache
 def _commit() -> str:
-    root = checkout()
+    root = source_tree()
     if root is None:
         return ""
     try:

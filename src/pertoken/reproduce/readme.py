@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from pertoken.catalog import Card, source_tree
+from pertoken.catalog import methods as cards
 from pertoken.errors import PertokenError
-from pertoken.reproduce._machine import checkout
 from pertoken.reproduce._report import Report, read_report
 from pertoken.reproduce._table import NO_REASON, figure, number, verdict
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m pertoken.reproduce.readme", description=__doc__
     )
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if stale")
-    parser.add_argument("--root", type=Path, default=checkout() or Path.cwd())
+    parser.add_argument("--root", type=Path, default=source_tree() or Path.cwd())
     given = parser.parse_args(arguments)
     try:
         stale = update(given.root, write=not given.check)
@@ -47,7 +47,7 @@ def update(root: Path, *, write: bool) -> bool:
     except FileNotFoundError:
         raise PertokenError(f"no README.md in {root}") from None
     fresh = fill(text, "results", results(read_reports(root / "reports")))
-    fresh = fill(fresh, "methods", methods(_cards()))
+    fresh = fill(fresh, "methods", methods(cards()))
     if write and fresh != text:
         path.write_text(fresh, encoding="utf-8")
     return fresh != text
@@ -105,21 +105,15 @@ def _section(report: Report) -> str:
     return "\n".join(lines)
 
 
-def methods(cards: Iterable[Any]) -> str:
+def methods(papers: Iterable[Card]) -> str:
     """A table of the catalogue's papers, in its order."""
     lines = ["| method | family | use it when | paper |", "| --- | --- | --- | --- |"]
-    for card in cards:
-        arxiv = getattr(card, "arxiv", None)
-        title = f"[{card.title}](https://arxiv.org/abs/{arxiv})" if arxiv else card.title
+    for card in papers:
+        link = f"https://arxiv.org/abs/{card.arxiv}"
+        title = f"[{card.title}]({link})" if card.arxiv else card.title
         cells = (f"`{card.slug}`", card.family, card.use_when, title)
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
-
-
-def _cards() -> list[Any]:
-    from pertoken.catalog import methods as cards
-
-    return list(cards())
 
 
 def _cell(text: str) -> str:
