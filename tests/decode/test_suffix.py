@@ -100,7 +100,13 @@ def test_learned_probability_falls_with_misses() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"mode": "heap"}, {"max_depth": 1}, {"min_token_prob": 2.0}, {"max_cached_requests": -2}],
+    [
+        {"mode": "heap"},
+        {"max_depth": 1},
+        {"max_spec_factor": -1.0},
+        {"min_token_prob": 2.0},
+        {"max_cached_requests": -2},
+    ],
 )
 def test_bad_options(options: dict[str, object]) -> None:
     with pytest.raises(PertokenError):

@@ -177,7 +177,9 @@ def test_counts_and_order_equal_a_trie_of_all_substrings(
             naive.remove(text)
         check(index)
     compare(index, naive)
-    for _, text in slots:
+    for sequence, text in slots:
+        assert index.draft(text, 9, sequence=sequence) == index.draft(text, 9)
+        assert index.draft([1, *text], 9, sequence=sequence) == index.draft([1, *text], 9)
         for limit, least in ((3, 0.1), (16, 0.3)):
             draft = index.draft(text, limit, min_probability=least)
             assert draft.tokens == naive.chain(text, limit, least)
@@ -196,6 +198,7 @@ def test_repetitive_text(pieces: list[list[int]], depth: int) -> None:
         naive.append(text, token)
     check(index)
     compare(index, naive)
+    assert index.draft(text, 8) == index.draft(text, 8, sequence=sequence)
     assert index.draft(text, 8).tokens == naive.chain(text, 8, 0.1)
 
 

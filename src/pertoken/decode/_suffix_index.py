@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import islice
 from struct import Struct
 
 import numpy as np
@@ -177,6 +178,8 @@ class SuffixIndex:
         min_probability: float = 0.1,
         tree: bool = False,
         max_depth: int | None = None,
+        beat: float = 0.0,
+        sequence: IndexedSequence | None = None,
     ) -> SuffixDraft:
         """The draft with the greatest score over all match lengths; ties go to the longer match.
 
@@ -187,32 +190,45 @@ class SuffixIndex:
             min_probability: paths less probable than this are not drafted.
             tree: draft a tree (most probable paths first) instead of one chain.
             max_depth: greatest depth of a drafted token.
+            beat: an empty draft is returned unless one scores more than this.
+            sequence: the sequence that ends as the context does, where there is one: same
+                drafts, but its matches need not be searched.
         """
         context = list(context[-self.max_depth :])
         min_probability = _single(min_probability)
         room = limit if max_depth is None else max_depth
-        best = SuffixDraft()
-        for match_length, (node, offset_in_node) in self._matches(context):
+        best = SuffixDraft(score=beat)
+        for match_length, node, covered in reversed(list(self._matches(context, sequence))):
             allowed = min(limit, int(match_length * factor + offset + 1e-6))
-            if allowed <= 0:
-                continue
+            if allowed <= best.score:
+                break  # a score is at most its number of tokens: shorter matches cannot win
             if tree:
-                draft = _draft_tree(node, offset_in_node, allowed, min_probability, room)
+                draft = _draft_tree(node, covered, allowed, min_probability, room)
             else:
-                draft = _draft_chain(node, offset_in_node, min(allowed, room), min_probability)
-            if draft.score >= best.score:
+                draft = _draft_chain(node, covered, min(allowed, room), min_probability)
+            if draft.score > best.score:
                 best = draft
                 best.match_length = match_length
-        return best
+        return best if best.tokens else SuffixDraft()
 
-    def _matches(self, context: list[int]) -> Iterator[tuple[int, tuple[_Node, int]]]:
-        for match_length in range(1, len(context)):
-            node, offset = self._locate(context[-match_length:])
-            if node is None:
+    def _matches(
+        self, context: list[int], sequence: IndexedSequence | None
+    ) -> Iterator[tuple[int, _Node, int]]:
+        """(match length, node, tokens covered of it) for all last tokens found, shortest first."""
+        known = 0
+        if sequence is not None and sequence.growing:
+            for node in islice(reversed(sequence.ends), max(0, len(context) - 1)):
+                known += 1
+                yield known, node, node.length()
+            if known < len(sequence.tokens):
+                return  # longer matches are the sequence's own end, with nothing behind it
+        for match_length in range(known + 1, len(context)):
+            found, covered = self._locate(context[-match_length:])
+            if found is None:
                 return
-            yield match_length, (node, offset)
-            if node.count == 1 and not node.order and node.begin + offset == node.stop():
-                return  # only the text's own end: longer matches have nothing behind them either
+            if not found.order and found.begin + covered == found.stop():
+                return  # nothing behind it, and so nothing behind longer matches either
+            yield match_length, found, covered
 
     def _locate(self, text: list[int]) -> tuple[_Node | None, int]:
         """Node in whose stretch the text ends, and how many of its tokens the text covers."""

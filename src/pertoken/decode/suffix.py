@@ -60,6 +60,8 @@ class SuffixTree(Drafter):
             raise PertokenError(f'mode must be "path" or "tree", not {mode!r}')
         if max_depth < 2:
             raise PertokenError(f"max_depth must be at least 2, not {max_depth}")
+        if max_spec_factor < 0:
+            raise PertokenError(f"max_spec_factor must not be negative, got {max_spec_factor}")
         if not 0 <= min_token_prob <= 1:
             raise PertokenError(f"min_token_prob is a probability, not {min_token_prob}")
         if max_cached_requests < -1:
@@ -146,19 +148,24 @@ class SuffixTree(Drafter):
             self._cache(output)
 
     def _draft(self, row: int, budget: int, room: int) -> tuple[str, SuffixDraft]:
-        own, shared = (
-            index.draft(
-                self.contexts[row],
+        def best(index: SuffixIndex, sequence: IndexedSequence, beat: float) -> SuffixDraft:
+            return index.draft(
+                self.contexts[row][-self.max_depth :],
                 budget,
                 self.max_spec_factor,
                 self.max_spec_offset,
                 self.min_token_prob,
                 tree=self.mode == "tree",
                 max_depth=room,
+                beat=beat,
+                sequence=sequence,
             )
-            for index in (self._local[row][0], self._global)
-        )
-        return ("own", own) if own.score >= shared.score else ("shared", shared)
+
+        own = best(*self._local[row], 0.0)
+        shared = best(
+            self._global, self._outputs[row], own.score
+        )  # the request's own text wins ties
+        return ("shared", shared) if shared.tokens else ("own", own)
 
     def _cache(self, output: IndexedSequence) -> None:
         if self.max_cached_requests == 0:
