@@ -1,0 +1,52 @@
+"""What the README shows can be run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pertoken.catalog import source_tree
+from pertoken.cli import main
+
+TREE = source_tree()
+pytestmark = pytest.mark.skipif(TREE is None, reason="needs the source tree")
+TEXTS = {
+    name: (TREE / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md")
+    if TREE is not None
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS["README.md"], re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    """Every command line of `pertoken` and `make` the texts show, without its comment."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    for text in TEXTS.values():
+        lines += re.findall(r"`((?:pertoken|make) [^`]+)`", text)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("example", blocks("python"))
+def test_example_runs(example: str, smollm2: object, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(example, "README.md", "exec"), {})
+    (figure,) = re.findall(r"^([\d.]+) tokens per forward pass$", capsys.readouterr().out, re.M)
+    assert float(figure) >= 1
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_command_is_there(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if words[0] == "make":
+        assert TREE is not None
+        targets = re.findall(r"^(\w+):", (TREE / "Makefile").read_text(), re.M)
+        assert words[1] in targets
+        return
+    assert main([words[1], "--help"]) == 0
+    shown = capsys.readouterr().out
+    for word in words[2:]:
+        if word.startswith("--"):
+            assert re.search(rf"{word}\b", shown)
