@@ -105,7 +105,8 @@ def enumerate_texts(
             f"{vocab} tokens to the power of {steps} steps are too many texts to enumerate "
             f"(at most {_MOST_TEXTS}); use a model with a smaller vocabulary or fewer steps"
         )
-    processor = processors(model, prompt[None], max_new_tokens=steps, **options)
+    run = {**options, "do_sample": True}
+    processor = processors(model, prompt[None], max_new_tokens=steps, **run)
     stops = stop_ids(model, options)
     finished: dict[tuple[int, ...], float] = {}
     open_texts: dict[tuple[int, ...], float] = {(): 1.0}
