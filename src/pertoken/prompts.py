@@ -1,0 +1,121 @@
+"""Prompts from a file, and prompts as ids: shared by `compare` and `verify`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pertoken.errors import PertokenError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Prompt", "encode_prompt", "read_prompts"]
+
+_TEXT_KEYS = ("prompt", "text", "turns")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt; category and id are empty where the file names none."""
+
+    text: str
+    category: str = ""
+    id: str = ""
+
+
+def read_prompts(path: str | Path | None, limit: int | None = None) -> list[Prompt]:
+    """Prompts of a file, at most `limit` of them; the built-in sample for `None`.
+
+    .txt: one prompt per line, blank lines skipped. .jsonl: one object per line with "prompt",
+    "text" or "turns" (a list, of which the first is taken, as in Spec-Bench), and if you like
+    "category" and "id" or "question_id". Raises `PertokenError` that names the file and line.
+    """
+    if limit is not None and limit < 1:
+        raise PertokenError(f"the limit of prompts must be 1 or more, got {limit}")
+    if path is None:
+        from pertoken.samples import SAMPLE
+
+        return list(SAMPLE)[:limit]
+    file = Path(path)
+    content = _read(file)
+    if file.suffix.lower() not in (".txt", ".jsonl"):
+        raise PertokenError(f"prompts are read from .txt (one a line) or .jsonl files, not {file}")
+    rows = enumerate(content.splitlines(), 1)
+    lines = [(number, line) for number, line in rows if line.strip()]
+    if not lines:
+        raise PertokenError(f"prompt file {file} is empty")
+    if file.suffix.lower() == ".txt":
+        return [Prompt(line.strip(), id=str(number)) for number, line in lines][:limit]
+    # Every line is checked, also those behind the limit: a broken file is broken at once.
+    return [_from_json(line, f"{file}, line {number}", number) for number, line in lines][:limit]
+
+
+def encode_prompt(
+    tokenizer: Any, model: Any, text: str, max_new_tokens: int, chat: bool = True
+) -> torch.Tensor:
+    """Ids [1, time] of a prompt on the model's device, in the chat template if there is one.
+
+    Raises `PertokenError` for an empty prompt and for one that, with `max_new_tokens`, is longer
+    than the model's positions.
+    """
+    import torch
+
+    if not text.strip():
+        raise PertokenError("the prompt is empty")
+    if chat and getattr(tokenizer, "chat_template", None):
+        encoded = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+    else:
+        encoded = tokenizer(text)["input_ids"]
+    if not encoded:
+        raise PertokenError("the prompt is empty: the tokenizer makes no token of it")
+    config = model.config.get_text_config()
+    room = getattr(config, "max_position_embeddings", None)
+    if room is not None and len(encoded) + max_new_tokens > room:
+        raise PertokenError(
+            f"prompt of {len(encoded)} tokens and {max_new_tokens} new ones do not fit the "
+            f"model's {room} positions; shorten the prompt or --max-new-tokens"
+        )
+    return torch.tensor([encoded], dtype=torch.long, device=model.device)
+
+
+def _read(file: Path) -> str:
+    if not file.exists():
+        raise PertokenError(f"there is no prompt file {file}")
+    if file.is_dir():
+        raise PertokenError(f"prompt file {file} is a folder")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PertokenError(
+            f"prompt file {file} is not UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise PertokenError(f"prompt file {file} can't be read: {error.strerror}") from None
+
+
+def _from_json(line: str, place: str, number: int) -> Prompt:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PertokenError(f"{place}: not JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise PertokenError(f'{place}: an object such as {{"prompt": "…"}} is wanted')
+    key = next((key for key in _TEXT_KEYS if key in row), None)
+    if key is None:
+        has = ", ".join(map(repr, row)) or "nothing"
+        hint = next((n for n in (nearest(str(k), _TEXT_KEYS) for k in row) if n), "")
+        raise PertokenError(f'{place}: no "prompt", "text" or "turns" in it, only {has}{hint}')
+    text = row[key]
+    if key == "turns":
+        text = text[0] if isinstance(text, list) and text else text
+    if not isinstance(text, str):
+        raise PertokenError(f'{place}: "{key}" must hold text, not {type(text).__name__}')
+    if not text.strip():
+        raise PertokenError(f"{place}: the prompt is empty")
+    name = row.get("id", row.get("question_id", number))
+    return Prompt(text, category=str(row.get("category") or ""), id=str(name))

@@ -1,0 +1,98 @@
+"""Prompt files: what is read, and every mistake in one line that names the place."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pertoken.errors import PertokenError
+from pertoken.prompts import Prompt, encode_prompt, read_prompts
+from pertoken.testing import ByteTokenizer, tiny_model
+
+
+def write(folder: Path, text: str | bytes, name: str = "prompts.jsonl") -> Path:
+    file = folder / name
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return file
+
+
+def test_text_file_is_one_prompt_per_line(tmp_path: Path) -> None:
+    file = write(tmp_path, "\ufeffeins\n\n zwei \r\n", "p.txt")
+    assert read_prompts(file) == [Prompt("eins", id="1"), Prompt("zwei", id="3")]
+    assert read_prompts(str(file), limit=1) == [Prompt("eins", id="1")]
+
+
+def test_json_lines_in_three_spellings(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "category": "qa", "id": 7},
+        {"text": "b"},
+        {"question_id": 81, "category": "writing", "turns": ["c\nd", "then"]},
+    ]
+    file = write(tmp_path, "\n".join(map(json.dumps, rows)) + "\n")
+    assert read_prompts(file) == [
+        Prompt("a", "qa", "7"),
+        Prompt("b", "", "2"),
+        Prompt("c\nd", "writing", "81"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        ('{"prompt": "a"}\n{"prompt"', "line 2: not JSON"),
+        ('{"prompt": "a"}\n\n["a"]', "line 3: an object"),
+        ('{"promt": "a"}', r"line 1: no \"prompt\".*'promt'.*did you mean 'prompt'"),
+        ('{"prompt": "  "}', "line 1: the prompt is empty"),
+        ('{"prompt": 3}', "must hold text, not int"),
+        ('{"turns": []}', "must hold text, not list"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(PertokenError, match=message) as caught:
+        read_prompts(write(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_line_behind_the_limit_counts(tmp_path: Path) -> None:
+    with pytest.raises(PertokenError, match="line 2"):
+        read_prompts(write(tmp_path, '{"prompt": "a"}\nnonsense'), limit=1)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(PertokenError, match="there is no prompt file"):
+        read_prompts(tmp_path / "none.jsonl")
+    with pytest.raises(PertokenError, match="is a folder"):
+        read_prompts(tmp_path)
+    with pytest.raises(PertokenError, match=r"\.txt .* or \.jsonl"):
+        read_prompts(write(tmp_path, "a,b", "p.csv"))
+    with pytest.raises(PertokenError, match="1 or more, got 0"):
+        read_prompts(None, limit=0)
+
+
+def test_prompt_becomes_ids() -> None:
+    tokenizer, model = ByteTokenizer(), tiny_model("llama", vocab_size=258, max_positions=32)
+    ids = encode_prompt(tokenizer, model, "hello", max_new_tokens=27)
+    assert ids.tolist() == [tokenizer.encode("hello")]
+    with pytest.raises(PertokenError, match="5 tokens and 28 new ones do not fit the model's 32"):
+        encode_prompt(tokenizer, model, "hello", max_new_tokens=28)
+    with pytest.raises(PertokenError, match="empty"):
+        encode_prompt(tokenizer, model, " \n", max_new_tokens=1)
+
+
+def test_chat_template_is_used_unless_told_not_to() -> None:
+    class Chatty(ByteTokenizer):
+        chat_template = "{{ messages }}"
+
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> object:
+            return {"input_ids": self.encode(f"<{messages[0]['content']}>")}
+
+    model = SimpleNamespace(
+        device="cpu", config=SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+    )
+    tokenizer = Chatty()
+    assert tokenizer.decode(encode_prompt(tokenizer, model, "hi", 4)[0]) == "<hi>"
+    assert tokenizer.decode(encode_prompt(tokenizer, model, "hi", 4, chat=False)[0]) == "hi"
