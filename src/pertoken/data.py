@@ -321,10 +321,13 @@ def _from_hub(entry: DataSet, work: Path) -> tuple[list[Row], str]:
 
 def _read_rows(path: Path, entry: DataSet) -> list[Row]:
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                rows.append(_row(line, f"{path} line {number}", entry))
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    rows.append(_row(line, f"{path} line {number}", entry))
+    except UnicodeDecodeError as error:
+        raise PertokenError(f"{path} is not UTF-8 text") from error
     if not rows:
         raise PertokenError(f"{path} holds no rows")
     return rows
