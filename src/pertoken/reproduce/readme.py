@@ -111,7 +111,7 @@ def methods(papers: Iterable[Card]) -> str:
     for card in papers:
         link = f"https://arxiv.org/abs/{card.arxiv}"
         title = f"[{card.title}]({link})" if card.arxiv else card.title
-        cells = (f"`{card.slug}`", card.family, card.use_when, title)
+        cells = (f"`{card.slug}`", card.family, card.use_when.removeprefix("Use it when "), title)
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
 

@@ -1,0 +1,165 @@
+"""The replay counts what verification by the model would have accepted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+BENCH = Path(__file__).parents[2] / "bench"
+if not BENCH.is_dir():
+    pytest.skip("the benches are not in this copy", allow_module_level=True)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+peer = load("suffix_peer")
+
+
+def chain(tokens: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    return tokens, list(range(-1, len(tokens) - 1))
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(0, 3), max_size=8))
+def test_a_chain_is_accepted_up_to_its_first_wrong_token(
+    draft: list[int], truth: list[int]
+) -> None:
+    expected = 0
+    while expected < min(len(draft), len(truth)) and draft[expected] == truth[expected]:
+        expected += 1
+    assert peer.accepted(*chain(draft), truth) == expected
+
+
+def test_a_tree_is_accepted_along_its_best_path_only() -> None:
+    #  root ─ 1 ─ 2      and a token that would fit, hung under a wrong one
+    #       └ 9 ─ 1
+    assert peer.accepted([9, 1, 1, 2], [-1, 0, -1, 2], [1, 2, 3]) == 2
+    assert peer.accepted([9, 1], [-1, 0], [1]) == 0
+
+
+def test_a_drafter_that_knows_nothing_costs_a_forward_a_token() -> None:
+    committed: list[int] = []
+    found = peer.replay([1], [5, 6, 7, 8], lambda context: ((), ()), committed.extend)
+    assert found == {"tokens": 3, "forwards": 3, "drafted": 0, "hit": 0}
+    assert committed == [5, 6, 7, 8]
+
+
+def test_a_drafter_that_knows_all_gets_one_more_token_a_forward() -> None:
+    output = list(range(1, 12))  # prefill gives 1; then 4 + 4 + 2
+    seen: list[list[int]] = []
+
+    def oracle(context: list[int]) -> tuple[Sequence[int], Sequence[int]]:
+        seen.append(context)
+        return chain([context[-1] + i for i in (1, 2, 3)])
+
+    committed: list[int] = []
+    found = peer.replay([0], output, oracle, committed.extend)
+    assert (found["tokens"], found["forwards"]) == (10, 3)
+    assert committed == output
+    assert [context[-1] for context in seen] == [1, 5, 9]
+
+
+def test_the_table_counts_common_prompts_and_splits_off_loops() -> None:
+    def row(question: int, tokens: int, looping: bool = False) -> dict[str, object]:
+        return {
+            "question_id": question,
+            "category": "qa",
+            "looping": looping,
+            "tokens": tokens,
+            "forwards": 10,
+        }
+
+    text = peer.table(
+        {"a": [row(1, 20), row(2, 60, True), row(3, 90)], "b": [row(1, 10), row(2, 10)]}
+    )
+    assert "| a | 4.000 | 2.000 | 4.000 | 2/2 |" in text
+    assert "| b | 1.000 | 1.000 | 1.000 | 2/2 |" in text
+
+
+def test_its_share_of_repeats_is_the_librarys() -> None:
+    from pertoken.stats_text import repeated_4gram_share
+
+    ids = random.Random(0).choices(range(3), k=60)
+    assert peer._repeats(ids) == repeated_4gram_share(ids)
+
+
+def test_without_the_peer_it_says_so_in_one_line(tmp_path: Path) -> None:
+    if importlib.util.find_spec("arctic_inference") is not None:
+        pytest.skip("the peer is installed")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("")
+    arguments = ["arctic", "--texts", str(texts), "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "suffix_peer.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "not installed" in done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_greedy_texts_are_generates_own_and_resume(tmp_path: Path) -> None:
+    import torch
+
+    from pertoken.testing import tiny_model
+
+    texts = load("greedy_texts")
+    model = tiny_model("llama")
+    prompts = [(1, "qa", [5, 6, 7]), (3, "rag", [8, 9])]
+    out = tmp_path / "texts.jsonl"
+    assert texts.write_texts(out, model, prompts[:1], 6) == 1
+    assert texts.write_texts(out, model, prompts, 6) == 1
+    assert texts.write_texts(out, model, prompts, 6) == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["question_id"] for line in lines] == [1, 3]
+    plain = model.generate(torch.tensor([[8, 9]]), max_new_tokens=6, do_sample=False)
+    assert lines[1]["output_ids"] == plain[0, 2:].tolist()
+
+
+def test_run_reads_contenders_and_counts_per_kept_round() -> None:
+    from pertoken.timing import AlternatingRun, Round, Timed
+
+    run = load("run")
+    assert run.arguments("budget=auto,keep=True,shape=paper") == [
+        ("budget", "auto"),
+        ("keep", True),
+        ("shape", "paper"),
+    ]
+    rounds = [
+        Round(
+            index,
+            0.0,
+            {
+                "hf": Timed(2.0, {"ids": [1, 2, 3, 4]}),
+                "goose": Timed(1.0, {"ids": [1, 2, 3, last], "per_forward": 2.0}),
+            },
+        )
+        for index, last in enumerate([4, 4, 5])
+    ]
+    figures = run.summarise(AlternatingRun(("hf", "goose"), kept=rounds), "hf", 8.0, range(3))
+    assert figures["goose"]["times_baseline"] == 2.0
+    assert figures["goose"]["tokens_per_second"] == 4.0
+    assert figures["goose"]["share_of_bandwidth_limit"] == 0.5
+    assert figures["goose"]["identical"] == 2
+    assert figures["hf"]["tokens_per_forward"] is None
+    calm = run.summarise(AlternatingRun(("hf", "goose"), kept=rounds), "hf", 8.0, [0, 1])
+    assert calm["goose"]["identical"] == calm["goose"]["prompts"] == 2
