@@ -195,6 +195,9 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "(did you mean 'spec-bench'?)" in refusal("specbench")
     assert "no such file" in refusal("gsm8k", path=tmp_path / "missing")
     assert "no such file" in refusal("gsm8k", path=tmp_path)
+    monkeypatch.setenv("PERTOKEN_DATA", str(tmp_path / "missing"))
+    assert "PERTOKEN_DATA names no folder" in refusal("gsm8k")
+    monkeypatch.delenv("PERTOKEN_DATA")
     line = refusal("spec-bench")
     assert "spec_bench_question.jsonl" in line
     assert "PERTOKEN_DATA" in line

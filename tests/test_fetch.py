@@ -181,6 +181,15 @@ def test_silent_registry_is_a_connection_error(
         fetch_package(PACKAGE, tmp_path)
 
 
+def test_full_disk_of_the_download_is_no_network_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, "ERROR: Could not install: [Errno 28] No space left on device")
+    with pytest.raises(OSError, match="No space left") as caught:
+        fetch_package(PACKAGE, tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+
+
 def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(monkeypatch, "/usr/bin/python: No module named pip")
     with pytest.raises(PertokenError, match="ensurepip"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -381,6 +382,14 @@ def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, kind: Any, wor
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert words in refusal("org/name")
+
+
+def test_full_disk_of_the_hub_is_no_network_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(*args: Any, **options: Any) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert "disk of the Hub's cache is full" in refusal("org/name")
 
 
 def test_loading_is_lazy() -> None:

@@ -249,6 +249,8 @@ def _download(package: Package, folder: Path, *, fresh: bool) -> None:
         command += ["--silent", "--fetch-retries=1"] + ["--prefer-online"] * fresh
     result = _run(command, folder)
     if result.returncode:
+        if "No space left" in result.stderr or "ENOSPC" in result.stderr:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         if "No module named pip" in result.stderr:
             raise PertokenError(
                 f"{package} is fetched with pip, which this Python lacks: run "

@@ -58,8 +58,11 @@ def check_gguf(path: Path) -> None:
     """Refuse, in one line, what is not a GGUF file."""
     if not path.is_file():
         raise PertokenError(f"no such file: {path}")
-    with path.open("rb") as file:
-        magic = file.read(4)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise PertokenError(f"cannot read {path}: {error.strerror}") from error
     if magic != b"GGUF":
         raise PertokenError(f"{path} is not a GGUF file (it begins with {magic!r}, not b'GGUF')")
 

@@ -248,8 +248,10 @@ def _own_file(entry: DataSet, path: str | os.PathLike[str] | None) -> Path | Non
         return file
     folder = os.environ.get("PERTOKEN_DATA")
     if folder:
-        file = Path(folder).expanduser() / entry.file
-        return file if file.is_file() else None
+        own = Path(folder).expanduser()
+        if not own.is_dir():
+            raise PertokenError(f"PERTOKEN_DATA names no folder: {own}")
+        return own / entry.file if (own / entry.file).is_file() else None
     return None
 
 
@@ -328,6 +330,8 @@ def _read_rows(path: Path, entry: DataSet) -> list[Row]:
                     rows.append(_row(line, f"{path} line {number}", entry))
     except UnicodeDecodeError as error:
         raise PertokenError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise PertokenError(f"cannot read {path}: {error.strerror}") from error
     if not rows:
         raise PertokenError(f"{path} holds no rows")
     return rows

@@ -13,6 +13,7 @@ the real Hub when it was written; it is tested on stand-ins.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import shutil
 from collections.abc import Iterator
@@ -267,6 +268,10 @@ def _hub_folder(hub_id: str) -> Path:
             f"the Hub has no model {hub_id!r}{nearest(hub_id, EMBEDDED)}"
         ) from error
     except (OSError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise PertokenError(
+                f"cannot get {hub_id}: the disk of the Hub's cache is full"
+            ) from error
         raise PertokenError(
             f"cannot get {hub_id}: the Hub did not answer and it is not in the Hub's cache here"
         ) from error
