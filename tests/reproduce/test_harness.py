@@ -176,6 +176,15 @@ def test_a_smoke_run_loads_a_tiny_model_that_reads_bytes(tmp_path: Path) -> None
     assert context.data("spec-bench", smoke_rows=[{"turns": ["hi"]}]) == [{"turns": ["hi"]}]
 
 
+def test_the_dtype_of_a_report_is_the_loaded_models(tmp_path: Path) -> None:
+    def run(context: Context) -> Reproduction:
+        context.load()
+        return context.reproduction([])
+
+    report = go(SimpleNamespace(BARS={}, run=run, DTYPE="float64"), tmp_path, smoke=True)
+    assert report.settings["dtype"] == "float64"
+
+
 def test_a_missing_data_path_is_refused_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(PertokenError, match="no data at nowhere"):
         go(fake(bars={}), tmp_path, data="nowhere")
@@ -259,6 +268,7 @@ def test_an_interrupted_sweep_resumes_behind_its_finished_units(tmp_path: Path) 
     go(module, tmp_path, resume=True)
     assert measured == [0, 1, 2]
     assert list((tmp_path / "home").rglob("*.jsonl")) == []
+    assert read_report(tmp_path / "fake.json").settings["resumed_units"] == 2
 
 
 def test_a_resumed_sweep_takes_no_unit_of_other_settings(tmp_path: Path) -> None:

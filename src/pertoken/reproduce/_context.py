@@ -42,13 +42,13 @@ class Context:
     progress: bool = False
     console: Console | None = None
     checkpoint: Checkpoint | None = None
-    _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False)
+    loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False)
 
     def load(self) -> tuple[Any, Any]:
         """(model, tokenizer); loaded once. In a smoke run a tiny random model that reads bytes."""
-        if self._loaded is None:
-            self._loaded = self._load_tiny() if self.smoke else self._load()
-        return self._loaded
+        if self.loaded is None:
+            self.loaded = self._load_tiny() if self.smoke else self._load()
+        return self.loaded
 
     def data(self, name: str, *, smoke_rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows of the named data set, from `data_path` where given; `smoke_rows` in a smoke run.

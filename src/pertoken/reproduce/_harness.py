@@ -149,7 +149,7 @@ def run_module(
         slug=slug,
         version=context.version,
         model=result.model,
-        settings={**result.settings, **settings},
+        settings={**result.settings, **settings, **_found_out(context)},
         seed=result.seed,
         versions=versions(),
         machine=machine(device),
@@ -224,6 +224,16 @@ def _settings(context: Context) -> dict[str, Any]:
         "smoke": context.smoke,
         "data": context.data_path.name if context.data_path else "default",
     }
+
+
+def _found_out(context: Context) -> dict[str, Any]:
+    """Settings that are known only after the run: the loaded dtype, units of an earlier run."""
+    found: dict[str, Any] = {}
+    if context.loaded is not None:
+        found["dtype"] = str(context.loaded[0].dtype).removeprefix("torch.")
+    if context.checkpoint is not None and context.checkpoint.resumed:
+        found["resumed_units"] = context.checkpoint.resumed  # their time is not in `seconds`
+    return found
 
 
 def _checkpoint(
