@@ -266,6 +266,11 @@ def test_distribution_refuses_large_vocabularies() -> None:
         check_distribution(None, tiny_model("llama"), steps=3)
 
 
+def test_distribution_refuses_a_model_that_has_no_choice() -> None:
+    with pytest.raises(PertokenError, match="nothing to test"):
+        check_distribution(None, MockModel(torch.eye(4)), [1], draws=100)
+
+
 def test_distribution_leaves_the_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)

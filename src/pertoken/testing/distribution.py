@@ -77,6 +77,11 @@ def check_distribution(
     expected = enumerate_texts(model, row, steps, **{**run, **setup_options(sampler)})
     observed = _sample(model, sampler, row, steps, draws, seed, batch_size, run)
     result = compare_counts(expected, observed)
+    if not result.impossible and not any(test.degrees for test in result.by_length):
+        raise PertokenError(
+            "nothing to test: one text takes nearly all probability; take another model, prompt "
+            "or temperature, or more draws"
+        )
     if result.impossible:
         raise LawBroken(
             f"sampled {len(result.impossible)} sequences of probability 0, such as "

@@ -63,7 +63,7 @@ def check_lossless(
         run = {"max_new_tokens": max_new_tokens, **options}
         expected = decode(model, reference, prompt[None], **run)[0]
         actual = decode(model, decoder, prompt[None], **run)[0]
-        verdict = _judge(model, prompt, expected, actual, reference, run)
+        verdict = judge(model, prompt, expected, actual, reference, run)
         _demand(verdict, allow_ties, f"not lossless: prompt {index} ({len(prompt)} tokens)")
         verdicts.append(verdict)
     return verdicts
@@ -96,13 +96,13 @@ def check_batch_invariant(
         # A row that ended early by another rule than a stop id is filled up with pads.
         if set(actual[len(expected) :]) <= {pad_id(model)}:
             actual = actual[: len(expected)]
-        verdict = _judge(model, row, expected, actual, decoder, run)
+        verdict = judge(model, row, expected, actual, decoder, run)
         _demand(verdict, allow_ties, f"batch differs from single runs: row {index}")
         verdicts.append(verdict)
     return verdicts
 
 
-def _judge(
+def judge(
     model: PreTrainedModel,
     prompt: torch.Tensor,
     expected: list[int],
