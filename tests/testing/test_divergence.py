@@ -99,6 +99,20 @@ def test_a_wrong_token_behind_a_tie_is_found() -> None:
     assert verdict.divergence.step == 9
 
 
+def test_a_wrong_end_behind_a_tie_is_found() -> None:
+    model, expected, actual = twins(torch.float32, 1e-6)
+    for text, limit in ((actual[:12], 24), (actual, 20)):
+        verdict = compare_ids(model, PROMPT, expected, text, max_new_tokens=limit)
+        assert verdict.outcome == "different"
+    assert "ended early" in str(
+        compare_ids(model, PROMPT, expected, actual[:12], max_new_tokens=24).divergence
+    )
+    ended = compare_ids(
+        model, PROMPT, expected, actual[:12], max_new_tokens=24, stops=frozenset([actual[11]])
+    )
+    assert ended.outcome == "numerical tie"
+
+
 def test_two_close_candidates_far_below_the_top_are_no_tie() -> None:
     tie = Divergence(3, 1, 2, gap=1e-6, gap_one_shot=0.0, below_top=1e-6, top2_gap=1e-6, noise=1e-5)
     assert tie.is_tie

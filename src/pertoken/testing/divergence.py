@@ -23,6 +23,9 @@ Outcome = Literal["identical", "numerical tie", "different"]
 
 _PLACES = 16  # noise is taken over the last 16 positions before the divergence
 _CHUNKS = (2, 4, _PLACES)
+# Only tokens that could win count: some far-off logit of 49k moves twice as much and would excuse
+# too much (SmolLM2 in bfloat16: 0.6 to 1.1 over all tokens, 0.5 to 0.6 over the best 32).
+_CONTENDERS = 32
 TIE_FACTOR = 2.0
 """A gap may close by twice the noise: each of its two logits can move by the noise once."""
 
@@ -45,7 +48,7 @@ class Divergence:
     top2_gap: float | None = None
     """Best minus second-best logit at this step."""
     noise: float | None = None
-    """Largest change of any logit between forward shapes at the last positions."""
+    """Largest change of a contender's logit between forward shapes at the last positions."""
 
     @property
     def is_tie(self) -> bool:
@@ -55,6 +58,8 @@ class Divergence:
         return self.below_top <= TIE_FACTOR * self.noise
 
     def __str__(self) -> str:
+        if self.expected is None and self.actual is None:
+            return f"step {self.step}: ended early, neither at a stop id nor at the length limit"
         text = f"step {self.step}: expected token {_name(self.expected)}, got {_name(self.actual)}"
         if self.gap is None:
             return text
@@ -90,12 +95,15 @@ def compare_ids(
     actual: Sequence[int],
     *,
     processor: LogitsProcessorList | None = None,
+    max_new_tokens: int | None = None,
+    stops: frozenset[int] = frozenset(),
 ) -> Verdict:
     """Judge `actual` new token ids against `expected` ones, both greedy after the same prompt.
 
     prompt_ids: [time] ids without pads. processor: logits processors that were in force.
     Behind a tie the texts rightly differ, so the rest of `actual` is judged by itself: each of its
-    tokens must again be the best one, within noise, after the tokens before it.
+    tokens must again be the best one, within noise, after the tokens before it, and (where
+    `max_new_tokens` is given) it must end at a stop id or at that length.
 
     >>> from pertoken.testing import tiny_model
     >>> compare_ids(tiny_model("llama"), [5, 6], [7, 8], [7, 8]).outcome
@@ -112,6 +120,8 @@ def compare_ids(
     if not first.is_tie:
         return Verdict("different", longer, first)
     later = _later_break(model, prompt, actual, first, processor)
+    if later is None and max_new_tokens is not None:
+        later = _wrong_end(actual, max_new_tokens, stops)
     return Verdict("different", longer, later) if later else Verdict("numerical tie", longer, first)
 
 
@@ -147,8 +157,8 @@ def measure(
     plain = _last_logits(model, text, _split(text.shape[1], len(new), 1), 1, processor)[0]
     shapes = _shapes(model, text, processor)
     single = shapes["1"]
-    moved = [(logits - single).abs().max() for logits in shapes.values()]
-    moved += [(logits[-1] - plain).abs().max() for logits in shapes.values()]
+    moved = [_moved(single, logits) for logits in shapes.values()]
+    moved += [_moved(plain[None], logits[-1:]) for logits in shapes.values()]
     # generate rounds scores to float32 before it picks, whatever the model's dtype.
     ulp = torch.finfo(torch.float32).eps * float(plain.abs().max())
     top2 = plain.topk(min(2, len(plain))).values
@@ -161,8 +171,14 @@ def measure(
         gap_one_shot=float(whole[expected] - whole[actual]),
         below_top=float(top2[0] - min(plain[expected], plain[actual])),
         top2_gap=float(top2[0] - top2[-1]),
-        noise=max(ulp, *(float(value) for value in moved)),
+        noise=max(ulp, *moved),
     )
+
+
+def _moved(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest change among the best tokens of each place; both [places, vocab]."""
+    best = reference.topk(min(_CONTENDERS, reference.shape[-1])).indices
+    return float((other - reference).gather(1, best).abs().max())
 
 
 def _shapes(
@@ -267,6 +283,17 @@ def _later_break(
             found = measure(model, prompt, actual[:step], best, actual[step], processor=processor)
             if not found.is_tie:
                 return found
+    return None
+
+
+def _wrong_end(
+    actual: Sequence[int], max_new_tokens: int, stops: frozenset[int]
+) -> Divergence | None:
+    """Where a text ends that should have gone on, or goes on past its limit."""
+    if len(actual) > max_new_tokens:
+        return Divergence(max_new_tokens, None, actual[max_new_tokens])
+    if len(actual) < max_new_tokens and (not actual or actual[-1] not in stops):
+        return Divergence(len(actual), None, None)
     return None
 
 

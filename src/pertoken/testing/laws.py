@@ -20,6 +20,7 @@ from pertoken.testing.setups import (
     pad_id,
     processors,
     setup_options,
+    stop_ids,
 )
 
 if TYPE_CHECKING:
@@ -113,8 +114,18 @@ def judge(
     """`compare_ids` with the processors of the run, which are only built where ids differ."""
     if expected == actual:
         return Verdict("identical", len(expected))
-    processor = processors(model, prompt[None], **{**run, **setup_options(setup)})
-    return compare_ids(model, prompt, expected, actual, processor=processor)
+    options = {**run, **setup_options(setup)}
+    # Where other rules may end a text, its length says nothing.
+    fixed = not options.keys() & {"stopping_criteria", "stop_strings", "max_time"}
+    return compare_ids(
+        model,
+        prompt,
+        expected,
+        actual,
+        processor=processors(model, prompt[None], **options),
+        max_new_tokens=run["max_new_tokens"] if fixed else None,
+        stops=stop_ids(model, options),
+    )
 
 
 def _demand(verdict: Verdict, allow_ties: bool, place: str) -> None:
