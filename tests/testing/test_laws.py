@@ -103,6 +103,14 @@ def test_lossless_sees_an_early_end_and_an_overshoot() -> None:
         check_lossless(long, model, max_new_tokens=8)
 
 
+def test_a_decoder_that_forgets_the_prompt_is_told_so() -> None:
+    def only_new(model: Any, input_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        return loop()(model, input_ids, **arguments)[:, input_ids.shape[1] :]
+
+    with pytest.raises(PertokenError, match="must return the prompt and the new tokens"):
+        check_lossless(only_new, tiny_model("llama"), max_new_tokens=4)
+
+
 def test_lossless_holds_with_stop_ids_and_penalties() -> None:
     model, prompt = tiny_model("gpt2"), torch.tensor([5, 6, 7, 8])
     plain = model.generate(prompt[None], max_new_tokens=12, do_sample=False)[0, 4:].tolist()

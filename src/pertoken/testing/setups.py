@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessorList
 
+from pertoken.errors import PertokenError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -42,6 +44,10 @@ def decode(
 
     Greedy unless `options` (further arguments of `generate`) say otherwise.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise PertokenError(
+            f"{type(model).__name__} is an encoder-decoder; the laws are for decoder-only models"
+        )
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     arguments = {"do_sample": False, **options, **setup_options(setup)}
@@ -49,8 +55,14 @@ def decode(
         input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, **arguments
     )
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
+    time = input_ids.shape[1]
+    if sequences.shape[1] < time or not torch.equal(sequences[:, :time], input_ids):
+        raise PertokenError(
+            "a way of decoding must return the prompt and the new tokens behind it, "
+            f"[batch, time]; got {list(sequences.shape)} for a prompt of {list(input_ids.shape)}"
+        )
     stops = stop_ids(model, arguments)
-    return [cut_after_stop(row, stops) for row in sequences[:, input_ids.shape[1] :].tolist()]
+    return [cut_after_stop(row, stops) for row in sequences[:, time:].tolist()]
 
 
 def stop_ids(model: PreTrainedModel, options: Mapping[str, Any] | None = None) -> frozenset[int]:
