@@ -1,0 +1,62 @@
+"""Decoding methods: losslessly faster `generate` for any decoder-only model.
+
+Each name is an object to hand to `generate`: ``custom_generate=Goose()``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pertoken.decode.balanced import Balanced
+    from pertoken.decode.drafter import Drafter
+    from pertoken.decode.goose import Goose
+    from pertoken.decode.lookahead import Lookahead
+    from pertoken.decode.plain import Plain
+    from pertoken.decode.prompt_lookup import PromptLookup
+    from pertoken.decode.speculative import SpeculativeOutput
+    from pertoken.decode.stats import DecodeStats
+    from pertoken.decode.suffix import SuffixTree
+    from pertoken.decode.token_recycling import TokenRecycling
+    from pertoken.decode.tree import TokenTree
+
+__all__ = [
+    "Balanced",
+    "DecodeStats",
+    "Drafter",
+    "Goose",
+    "Lookahead",
+    "Plain",
+    "PromptLookup",
+    "SpeculativeOutput",
+    "SuffixTree",
+    "TokenRecycling",
+    "TokenTree",
+]
+
+_HOME = {
+    "Balanced": "balanced",
+    "DecodeStats": "stats",
+    "Drafter": "drafter",
+    "Goose": "goose",
+    "Lookahead": "lookahead",
+    "Plain": "plain",
+    "PromptLookup": "prompt_lookup",
+    "SpeculativeOutput": "speculative",
+    "SuffixTree": "suffix",
+    "TokenRecycling": "token_recycling",
+    "TokenTree": "tree",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,223 @@
+"""One forward pass over token trees, for any decoder-only model of transformers.
+
+Everything the library must know about a model to verify a tree stands here: which attention mask
+it takes, what its layers' windows are, and whether it can do it at all. Masks are float, never bool
+(eager attention adds a bool mask as 0 and 1); a caller's mask replaces a layer's own window, so the
+window is applied here, measured in positions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+_verified: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], bool]] = weakref.WeakKeyDictionary()
+
+
+def refuse_unfit(model: PreTrainedModel) -> None:
+    """Raise PertokenError for a model whose text cannot be rolled back or masked as a tree."""
+    name = type(model).__name__
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        raise PertokenError(
+            f"{name} is an encoder-decoder model; tree speculation needs a decoder-only model"
+        )
+    if getattr(model, "_is_stateful", False):
+        raise PertokenError(
+            f"{name} keeps a recurrent state, which cannot be rolled back after a rejected draft; "
+            "decode it with transformers' own generate"
+        )
+    if not getattr(model, "_supports_attention_backend", False) or "position_ids" not in (
+        inspect.signature(model.forward).parameters
+    ):
+        raise PertokenError(
+            f"{name} takes no attention mask of the caller's own (ALiBi or an old attention), so a "
+            "token tree cannot be verified with it; decode it with transformers' own generate"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
+    if kinds:
+        raise PertokenError(
+            f"{name} has layers of type {', '.join(sorted(kinds))}; tree speculation knows full "
+            "and sliding-window attention only"
+        )
+    attention = config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise PertokenError(
+            f"the attention back end {attention!r} ignores masks of the caller's own; load the "
+            'model with attn_implementation="sdpa" (or "eager") for tree speculation'
+        )
+
+
+class TreeForward:
+    """Runs a model on token trees behind the text that a cache holds.
+
+    Raises PertokenError for models and back ends that cannot do it (see `refuse_unfit`).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        refuse_unfit(model)
+        config = model.config.get_text_config(decoder=True)
+        self.model = model
+        self.dtype = model.dtype
+        self.lowest = torch.finfo(model.dtype).min
+        self.window: int | None = getattr(config, "sliding_window", None)
+        types = getattr(config, "layer_types", None)
+        if types is None:
+            sliding = self.window is not None and getattr(config, "use_sliding_window", True)
+            types = [SLIDING if sliding else FULL] * config.num_hidden_layers
+        self.first_layer = {kind: types.index(kind) for kind in dict.fromkeys(types)}
+        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self._keep_names = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.takes_dict = self._probe(bool(getattr(config, "layer_types", None)))
+
+    def text(
+        self,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Cache,
+        *,
+        all_logits: bool = False,
+    ) -> torch.Tensor:
+        """Forward of ordinary text behind the cache; logits [batch, 1 or time, vocab].
+
+        input_ids: [batch, time], the tokens that the cache does not hold yet; mask: [batch, seen +
+        time], 1 for tokens and 0 for left padding.
+        """
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        arguments: dict[str, Any] = {} if all_logits or not self._keep_names else _KEEP_LAST
+        output = self.model(
+            input_ids=input_ids,
+            # As `generate` does: no mask where nothing is masked, which allows faster kernels.
+            attention_mask=None if bool(mask.all()) else mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+            **arguments,
+        )
+        logits: torch.Tensor = output.logits
+        return logits if all_logits else logits[:, -1:]
+
+    def tree(
+        self,
+        tokens: torch.Tensor,
+        depths: torch.Tensor,
+        visible: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Cache,
+    ) -> torch.Tensor:
+        """Logits [batch, nodes, vocab] at the nodes of one tree per row.
+
+        tokens, depths: [batch, nodes]; visible: bool [batch, nodes, nodes], see `ancestor_mask`;
+        mask: [batch, seen], 1 for the text in the cache and 0 for left padding.
+        """
+        positions = mask.sum(-1, keepdim=True) + depths
+        masks = {
+            kind: self._mask(kind, layer, positions, visible, mask, cache)
+            for kind, layer in self.first_layer.items()
+        }
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=masks if self.takes_dict else next(iter(masks.values())),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _mask(
+        self,
+        kind: str,
+        layer: int,
+        positions: torch.Tensor,
+        visible: torch.Tensor,
+        mask: torch.Tensor,
+        cache: Cache,
+    ) -> torch.Tensor:
+        """Additive float mask [batch, 1, nodes, keys] for one type of layer."""
+        batch, nodes = positions.shape
+        seen = mask.shape[1]
+        length, offset = cache.layers[layer].get_mask_sizes(nodes) if seen else (nodes, 0)
+        past = mask[:, offset:seen].bool()
+        allowed = torch.cat((past.unsqueeze(1).expand(-1, nodes, -1), visible), -1)
+        if kind == SLIDING and self.window is not None:
+            of_past = (mask.cumsum(-1) - 1)[:, offset:seen]
+            of_keys = torch.cat((of_past, positions), -1)
+            # In positions, not in slots: siblings share a position but not a slot.
+            allowed = allowed & (
+                of_keys.unsqueeze(1) > positions.unsqueeze(-1) - self.window
+            )
+        beyond = length - allowed.shape[-1]  # free slots of a static cache
+        additive = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
+        additive.masked_fill_(~allowed, self.lowest)
+        if beyond > 0:
+            additive = torch.nn.functional.pad(additive, (0, beyond), value=self.lowest)
+        return additive.unsqueeze(1)
+
+    def _probe(self, has_types: bool) -> bool:
+        """Whether the model takes a mask per layer type; raises if it does not obey masks at all.
+
+        Two siblings behind a short text, one of which must not see the other, against the same
+        tokens as plain text. Done once per model and attention back end.
+        """
+        from transformers import DynamicCache
+
+        model = self.model
+        known = _verified.setdefault(model, {})
+        key = (self.dtype, model.config.get_text_config(decoder=True)._attn_implementation)
+        if key in known:
+            return known[key]
+        vocab = model.get_input_embeddings().weight.shape[0]
+        text = torch.tensor([[3, 11, 29, 5, 17, 2, 23]], device=model.device) % vocab
+        with torch.no_grad():
+            straight = self.text(text, torch.ones_like(text), DynamicCache())[0, 0].float()
+            found: torch.Tensor | None = None
+            for takes_dict in (True, False) if has_types else (False,):
+                self.takes_dict = takes_dict
+                cache = DynamicCache()
+                self.text(text[:, :4], torch.ones_like(text[:, :4]), cache)
+                # 17 -> (2 -> 23, 31): the sibling 31 stands between the path's nodes.
+                tokens = torch.tensor([[17, 31, 2, 23]], device=model.device) % vocab
+                depths = torch.tensor([[0, 1, 1, 2]], device=model.device)
+                visible = torch.tensor(
+                    [[[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]],
+                    dtype=torch.bool,
+                    device=model.device,
+                )
+                try:
+                    ones = torch.ones_like(text[:, :4])
+                    found = self.tree(tokens, depths, visible, ones, cache)[0, 3].float()
+                except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
+                    reason: Exception = error
+                    continue
+                break
+        if found is None:
+            raise PertokenError(
+                f"{type(model).__name__} does not take the mask of a token tree ({reason}); "
+                "decode it with transformers' own generate"
+            )
+        tolerance = 0.1 if self.dtype in (torch.bfloat16, torch.float16) else 1e-3
+        error = float((found - straight).abs().mean() / straight.std().clamp(min=1e-6))
+        if error > tolerance:
+            raise PertokenError(
+                f"{type(model).__name__} does not obey the mask of a token tree (its logits differ "
+                f"by {error:.2g} standard deviations); decode it with transformers' own generate"
+            )
+        known[key] = self.takes_dict
+        return self.takes_dict
+
+
+_KEEP_LAST = {"logits_to_keep": 1}

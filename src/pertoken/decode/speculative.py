@@ -1,0 +1,455 @@
+"""The speculative loop: draft a token tree, verify it in one forward, keep what the model agrees to.
+
+One round: (1) the drafter proposes a tree below each row's last token; (2) one forward over all
+trees, every node seeing the text, its ancestors and itself; (3) a walk from the root, where the
+model's own choice at a node (argmax, or a draw by recursive rejection) selects the child to go to;
+(4) the accepted rows stay in the cache; (5) the model's choice at the last accepted node is the
+bonus token and the next root. The output is that of plain decoding, token by token when greedy and
+in distribution when sampling.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from pertoken.decode.accept import recursive_rejection
+from pertoken.decode.budget import Planner, measure_costs
+from pertoken.decode.forward import TreeForward
+from pertoken.decode.rows import keep_rows, refuse_unfit_cache, start_recording, stop_recording
+from pertoken.decode.stats import DecodeStats, RowTrace
+from pertoken.decode.topk import NodeLogits
+from pertoken.decode.tree import TokenTree, ancestor_mask
+from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from pertoken.decode.drafter import Drafter
+
+_PREFILL_CHUNK = 512  # prompt tokens whose logits are held at once
+
+
+@dataclass
+class SpeculativeOutput(GenerateDecoderOnlyOutput):
+    """What `generate(..., return_dict_in_generate=True)` returns: with `stats` of the run."""
+
+    stats: DecodeStats | None = None
+
+
+@dataclass
+class _Row:
+    """One row of the batch: its text so far, and what ends it."""
+
+    ids: torch.Tensor  # [1, max_length] buffer: padding and prompt, then the new tokens
+    length: int
+    prompt: int
+    done: bool = False
+    trace: RowTrace = field(default_factory=RowTrace)
+
+    @property
+    def text(self) -> torch.Tensor:
+        return self.ids[:, : self.length]
+
+
+def speculate(
+    drafter: Drafter,
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    *,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    **model_kwargs: Any,
+) -> torch.Tensor | SpeculativeOutput:
+    """Decode with a drafter; called through ``generate(custom_generate=drafter)``.
+
+    input_ids: [batch, time], left-padded. Returns ids [batch, longest], or a `SpeculativeOutput`
+    if the generation config asks for a dict. Raises PertokenError, before any work, for a model,
+    cache or setting that the loop cannot serve.
+    """
+    started = time.perf_counter()
+    forward = TreeForward(model)
+    run = _Run(drafter, forward, input_ids, logits_processor, stopping_criteria, generation_config)
+    cache, mask = run.prepare(model_kwargs)
+    try:
+        mask = run.prefill(cache, mask)
+        start_recording(cache)
+        while not all(row.done for row in run.rows):
+            mask = run.step(cache, mask)
+    finally:
+        stop_recording(cache)
+        drafter.stats.seconds_total = time.perf_counter() - started
+    if drafter.streamer is not None:
+        drafter.streamer.end()
+    sequences = run.sequences()
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return SpeculativeOutput(sequences=sequences, past_key_values=cache, stats=drafter.stats)
+
+
+class _Run:
+    """State of one `generate` call."""
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        forward: TreeForward,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        config: GenerationConfig,
+    ) -> None:
+        _refuse_settings(config, drafter, input_ids)
+        self.drafter, self.forward = drafter, forward
+        self.input_ids = input_ids
+        self.processor = logits_processor
+        self.sample = bool(config.do_sample)
+        self.walks_freely = not self.sample and not logits_processor
+        self.max_length: int = config.max_length
+        self.stop_ids, self.criteria = _stops(stopping_criteria)
+        pad = config._pad_token_tensor
+        self.pad = int(pad) if pad is not None else 0
+        self.device = input_ids.device
+        self.stats = drafter.stats = DecodeStats()
+        batch, length = input_ids.shape
+        longest = forward.max_positions
+        if longest is not None and length > longest:
+            raise PertokenError(
+                f"the prompt has {length} tokens but {type(forward.model).__name__} reads at most "
+                f"{longest}; shorten the prompt"
+            )
+        width = max(self.max_length, length)
+        self.rows = []
+        for ids in input_ids:
+            buffer = ids.new_full((1, width), self.pad)
+            buffer[0, :length] = ids
+            self.rows.append(_Row(buffer, length, length))
+        drafter.rows = [row.trace for row in self.rows]
+        self.auto = drafter.budget == "auto"
+        self.planner = Planner(measure_costs(forward)) if self.auto else None
+        self.seconds_forward = 0.0
+
+    def prepare(self, model_kwargs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+        """The cache and the 2-D mask of the whole prompt."""
+        from transformers import DynamicCache
+
+        if model_kwargs.get("inputs_embeds") is not None:
+            raise PertokenError(
+                "speculative decoding needs token ids; pass input_ids instead of inputs_embeds"
+            )
+        cache = model_kwargs.get("past_key_values")
+        if cache is None:
+            cache = DynamicCache(config=self.forward.model.config.get_text_config(decoder=True))
+        refuse_unfit_cache(cache)
+        mask = model_kwargs.get("attention_mask")
+        mask = torch.ones_like(self.input_ids) if mask is None else mask.to(self.input_ids.dtype)
+        if not bool(mask[:, -1].all()):
+            raise PertokenError(
+                "the batch is padded on the right; decoding continues at the right end, so set "
+                'tokenizer.padding_side = "left"'
+            )
+        return cache, mask
+
+    def prefill(self, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+        """Feed the prompt (less what the cache holds) and commit the first token of every row."""
+        drafter = self.drafter
+        seen = int(cache.get_seq_length())
+        length = self.input_ids.shape[1]
+        if seen >= length:
+            raise PertokenError(
+                f"the cache holds {seen} tokens but the input only {length}; pass the whole text "
+                "with the cache of all its tokens but the last"
+            )
+        started = time.perf_counter()
+        valid = mask.bool()
+        drafter.contexts = [ids[keep].tolist() for ids, keep in zip(self.input_ids, valid, strict=True)]
+        drafter.begin(self.forward.model.get_input_embeddings().weight.shape[0])
+        if drafter.streamer is not None:
+            drafter.streamer.put(self.input_ids.cpu())
+        chunk = _PREFILL_CHUNK if drafter.wants_prompt else length
+        for start in range(seen, length, chunk):
+            end = min(start + chunk, length)
+            before = time.perf_counter()
+            logits = self.forward.text(
+                self.input_ids[:, start:end], mask[:, :end], cache, all_logits=drafter.wants_prompt
+            )
+            self._synchronize()
+            self.seconds_forward += time.perf_counter() - before
+            if drafter.wants_prompt:
+                self._show_prompt(logits, mask, start, end)
+        self.stats.prefills += 1
+        last = logits[:, -1:]
+        self._commit_plain(last)
+        self.stats.first_tokens += sum(1 for row in self.rows if row.length > row.prompt)
+        self.stats.seconds_prefill = time.perf_counter() - started
+        return mask
+
+    def step(self, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+        """One round for all rows; returns the mask of the text that the cache then holds."""
+        started = time.perf_counter()
+        trees = self._draft()
+        sizes = [len(tree) for tree in trees]
+        nodes = max(sizes)
+        tokens = torch.tensor(
+            [tree.tokens + [self.pad] * (nodes - len(tree)) for tree in trees], device=self.device
+        )
+        if nodes > 1:
+            depths = torch.tensor(
+                [tree.depths + [0] * (nodes - len(tree)) for tree in trees], device=self.device
+            )
+            visible = torch.stack([ancestor_mask(tree.parents, nodes) for tree in trees])
+            visible = visible.to(self.device)
+        before = time.perf_counter()
+        if nodes == 1:
+            logits = self.forward.text(tokens, torch.cat((mask, torch.ones_like(tokens)), -1), cache)
+        else:
+            logits = self.forward.tree(tokens, depths, visible, mask, cache)
+        self._synchronize()
+        verified = time.perf_counter()
+        self.stats.forwards += 1
+        paths = self._walk(trees, logits)
+        mask = keep_rows(cache, mask, nodes, paths)
+        if self.planner is not None:
+            gained = sum(row.trace.step_lengths[-1] for row in self.rows if not row.done)
+            self.planner.record(gained or 1, nodes * len(self.rows))
+        self.stats.seconds_verify += verified - before
+        self.stats.seconds_draft += time.perf_counter() - started - (verified - before)
+        return mask
+
+    def sequences(self) -> torch.Tensor:
+        """Ids [batch, longest], padded on the right with the pad id."""
+        longest = max(row.length for row in self.rows)
+        return torch.cat([row.ids[:, :longest] for row in self.rows])
+
+    # Drafting.
+
+    def _draft(self) -> list[TokenTree]:
+        """One tree per row; a row that is done has a single dummy node."""
+        drafter, planner = self.drafter, self.planner
+        trees = []
+        for index, row in enumerate(self.rows):
+            if row.done:
+                trees.append(TokenTree(self.pad))
+                continue
+            # The bonus token takes one place; positions end where the model's table ends.
+            room = self.max_length - row.length - 1
+            if self.forward.max_positions is not None:
+                room = min(room, self.forward.max_positions - len(drafter.contexts[index]))
+            budget = (
+                planner.most
+                if planner is not None
+                else drafter.default_budget
+                if drafter.budget is None
+                else int(drafter.budget)
+            )
+            if room < 1 or budget < 1:
+                trees.append(TokenTree(drafter.contexts[index][-1]))
+            else:
+                trees.append(drafter.propose(index, budget, room))
+        if planner is not None:
+            values: list[float] = []
+            for tree in trees:
+                for rank, value in enumerate(sorted(tree.values[1:], reverse=True)):
+                    if rank == len(values):
+                        values.append(0.0)
+                    values[rank] += value
+            size = planner.nodes(values, len(trees))
+            trees = [tree.best(size) for tree in trees]
+        for row, tree in zip(self.rows, trees, strict=True):
+            if not row.done:
+                self.stats.drafted.update(tree.sources[1:])
+        return trees
+
+    def _show_prompt(self, logits: torch.Tensor, mask: torch.Tensor, start: int, end: int) -> None:
+        for index, row in enumerate(self.input_ids):
+            valid = mask[index, start:end].bool()
+            tokens = row[start:end][valid].tolist()
+            if tokens:
+                known = start > 0 and bool(mask[index, start - 1])
+                previous = int(row[start - 1]) if known else None
+                rows = logits[index] if len(tokens) == end - start else logits[index][valid]
+                self.drafter.observe_prompt(index, tokens, NodeLogits(rows), previous)
+
+    # Verifying.
+
+    def _walk(self, trees: list[TokenTree], logits: torch.Tensor) -> list[list[int]]:
+        """Accept, commit and report for every row; the nodes whose cache rows stay."""
+        if len(trees[0]) == logits.shape[1] == 1 and len({row.length for row in self.rows}) == 1:
+            tokens = self._choose_plain(logits[:, -1])
+            chosen: list[tuple[list[int], list[int]]] = [([0], [token]) for token in tokens]
+        else:
+            chosen = []
+            for index, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
+                if row.done:
+                    chosen.append(([0], [self.pad]))
+                elif self.walks_freely:
+                    seen = NodeLogits(logits[index, : len(tree)])
+                    chosen.append(_walk_greedy(tree, seen.greedy()))
+                else:
+                    chosen.append(self._walk_processed(row, tree, logits[index]))
+        kept = []
+        for index, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
+            if row.done:
+                kept.append([0] if len(trees) == 1 else [])
+                continue
+            path, tokens = chosen[index]
+            sources = [tree.sources[node] for node in path[1:]] + ["bonus"]
+            self.stats.row_steps += 1
+            count = self._commit(index, tokens, sources, tree, path, logits[index, : len(tree)])
+            # The last committed token is never in the cache: it is the next root.
+            kept.append(path[:count])
+        return kept
+
+    def _walk_processed(
+        self, row: _Row, tree: TokenTree, logits: torch.Tensor
+    ) -> tuple[list[int], list[int]]:
+        """Walk with processors or sampling: each node visited is treated with its own prefix."""
+        node, path, tokens = 0, [0], []
+        length = row.length
+        while True:
+            scores = self._processed(row.ids[:, :length], logits[node].unsqueeze(0))[0]
+            if not self.sample:
+                token = int(scores.argmax())
+                child = tree.child(node, token)
+            else:
+                children = tree.children(node)
+                drafts = torch.tensor([tree.tokens[i] for i in children], device=self.device)
+                probs = scores.softmax(-1)
+                token, place = recursive_rejection(probs, drafts.long())
+                child = children[place] if place >= 0 else -1
+            tokens.append(token)
+            if child < 0 or length + 1 >= self.max_length:
+                return path, tokens
+            row.ids[0, length] = token
+            length += 1
+            node = child
+            path.append(node)
+
+    def _processed(self, prefix: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        scores = logits.to(dtype=torch.float32, copy=True)  # as generate does, before processors
+        processed: torch.Tensor = self.processor(prefix, scores) if self.processor else scores
+        return processed
+
+    def _choose_plain(self, logits: torch.Tensor) -> list[int]:
+        """One token per row from logits [batch, vocab]: what transformers' own loop does."""
+        if self.walks_freely:
+            return NodeLogits(logits).greedy()
+        scores = self._processed(torch.cat([row.text for row in self.rows]), logits)
+        if not self.sample:
+            found = scores.argmax(-1)
+        else:
+            found = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+        tokens: list[int] = found.tolist()
+        return tokens
+
+    # Committing.
+
+    def _commit_plain(self, logits: torch.Tensor) -> None:
+        """The first token of every row, from the prefill's logits [batch, 1, vocab]."""
+        for index, token in enumerate(self._choose_plain(logits[:, -1])):
+            self._commit(index, [token], ["bonus"])
+
+    def _commit(
+        self,
+        index: int,
+        tokens: list[int],
+        sources: list[str],
+        tree: TokenTree | None = None,
+        path: list[int] | None = None,
+        logits: torch.Tensor | None = None,
+    ) -> int:
+        """Append tokens up to the first stop; tell drafter and streamer; the number appended."""
+        row = self.rows[index]
+        count = self._until_stop(row, tokens)
+        tokens, sources = tokens[:count], sources[:count]
+        if tree is not None and path is not None and logits is not None:
+            self.stats.dropped += len(path) - min(count, len(path))
+            if not row.done or self.drafter.keep:
+                self.drafter.observe(index, tree, path[:count], NodeLogits(logits))
+            self.stats.accepted.update(source for source in sources if source != "bonus")
+            self.stats.bonus += sources[-1] == "bonus"
+        self.drafter.commit(index, tokens)
+        row.trace.sources += sources
+        row.trace.step_lengths.append(count)
+        self.stats.new_tokens += count
+        if self.drafter.streamer is not None:
+            self.drafter.streamer.put(torch.tensor(tokens))
+        return count
+
+    def _until_stop(self, row: _Row, tokens: list[int]) -> int:
+        """Write tokens into the row until one ends it; the number written."""
+        for count, token in enumerate(tokens, start=1):
+            row.ids[0, row.length] = token
+            row.length += 1
+            if row.length >= self.max_length or token in self.stop_ids:
+                row.done = True
+            elif self.criteria and bool(self.criteria(row.text, None).all()):
+                row.done = True
+            if row.done:
+                # The walk may have written drafts behind it.
+                row.ids[0, row.length :] = self.pad
+                return count
+        return len(tokens)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _walk_greedy(tree: TokenTree, best: list[int]) -> tuple[list[int], list[int]]:
+    """Follow the model's own choices: accepted nodes from the root, and the tokens committed."""
+    node, path, tokens = 0, [0], []
+    while True:
+        token = best[node]
+        tokens.append(token)
+        node = tree.child(node, token)
+        if node < 0:
+            return path, tokens
+        path.append(node)
+
+
+def _stops(criteria: Any) -> tuple[frozenset[int], Any]:
+    """Stop ids, and the criteria that must be asked token by token (the length limit is known)."""
+    from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+    stop_ids: set[int] = set()
+    others = StoppingCriteriaList()
+    for one in criteria or []:
+        if type(one) is EosTokenCriteria:
+            stop_ids.update(one.eos_token_id.flatten().tolist())
+        elif type(one) is not MaxLengthCriteria:
+            others.append(one)
+    return frozenset(stop_ids), others
+
+
+def _refuse_settings(config: GenerationConfig, drafter: Drafter, input_ids: torch.Tensor) -> None:
+    """Raise PertokenError for generation settings that the loop would silently ignore."""
+    if (config.num_beams or 1) > 1:
+        raise PertokenError(
+            "speculative decoding follows one text per row; beam search (num_beams > 1) does not "
+            "go with it"
+        )
+    if config.prompt_lookup_num_tokens:
+        raise PertokenError(
+            "prompt_lookup_num_tokens is transformers' own drafter; drop it, or use "
+            "custom_generate=PromptLookup()"
+        )
+    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+        if getattr(config, name, None):
+            raise PertokenError(f"{name} is not kept by speculative decoding; decode without it")
+    if config.use_cache is False:
+        raise PertokenError("speculative decoding needs the cache; drop use_cache=False")
+    if input_ids.shape[1] == 0:
+        raise PertokenError("the prompt is empty; give at least one token")
+    if drafter.streamer is not None and input_ids.shape[0] > 1:
+        raise PertokenError("a streamer shows one text; decode a batch without it")
+    if config.max_length <= input_ids.shape[1]:
+        raise PertokenError(
+            f"max_length {config.max_length} leaves no room behind a prompt of "
+            f"{input_ids.shape[1]} tokens; raise max_new_tokens"
+        )
