@@ -1,0 +1,46 @@
+"""Result files that are there whole or not at all, and targets refused before the work."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from pertoken.errors import PertokenError
+
+__all__ = ["check_target", "write_whole"]
+
+
+def check_target(path: Path) -> None:
+    """Refuse, before any work is done, a path that could not be written afterwards."""
+    if path.is_dir():
+        raise PertokenError(f"can't write {path}: it is a folder")
+    folder = path.parent
+    if not folder.is_dir():
+        raise PertokenError(f"can't write {path}: there is no folder {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _refusal(path, error) from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write text in UTF-8 beside `path` and move it there, so that nothing is left half-written."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise _refusal(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _refusal(path: Path, error: OSError) -> Exception:
+    if error.errno == errno.ENOSPC:  # the command line has its own line for a full disk
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return PertokenError(f"can't write {path}: {error.strerror or error}")

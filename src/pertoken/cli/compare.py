@@ -1,0 +1,143 @@
+"""`pertoken compare`: the same prompts, decoded several ways, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    from pertoken.compare_report import Comparison
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare")(compare)
+
+
+def compare(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="METHODS...", help="Slugs, hf, hf-prompt-lookup; plain is added."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help=".jsonl or .txt; a built-in sample if not given.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or short name.")] = (
+        "smollm2"
+    ),
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 64,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="auto|N", help="Tokens drafted per step; each method's own default."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Let drafters keep what they learned from prompts.")
+    ] = False,
+    as_json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write all results as JSON.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page that shows where each token came from.")
+    ] = None,
+) -> None:
+    """Decode the same prompts with each method in turn; check the text, show what each brought."""
+    from pertoken._files import check_target, write_whole
+    from pertoken.compare import compare as run
+
+    number = parse_budget(budget)
+    targets = [Path(as_json)] if as_json not in (None, "-") else []
+    for target in [*targets, *([html] if html else [])]:
+        check_target(target)
+    if html and html in targets:
+        raise PertokenError(f"--json and --html both want to write {html}")
+    with _progress() as progress:
+        result = run(
+            methods or None,
+            prompts=prompts,
+            model=model,
+            dtype=dtype,
+            max_new_tokens=max_new_tokens,
+            budget=number,
+            limit=limit,
+            keep=keep,
+            progress=progress,
+        )
+    if as_json is not None:
+        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+        if as_json == "-":
+            print(text)
+        else:
+            write_whole(Path(as_json), text + "\n")
+    if html:
+        write_whole(html, result.to_html())
+    if as_json != "-":
+        print(result.table())
+        _say(result, html)
+
+
+def parse_budget(text: str | None) -> int | Literal["auto"] | None:
+    """The budget of an option: "auto", or a number from 1 on.
+
+    >>> parse_budget("auto"), parse_budget("16"), parse_budget(None)
+    ('auto', 16, None)
+    """
+    if text is None:
+        return None
+    if text.strip().lower() == "auto":
+        return "auto"
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise PertokenError(f"--budget is auto or a number from 1 on, not {text!r}")
+    return number
+
+
+def _say(result: Comparison, html: Path | None) -> None:
+    """Two lines on what to try next; on stderr, since they are not the result."""
+    best = max(result.rows, key=lambda row: row.speed_up).method
+    first = (
+        f"open {html}  to see which token came from where"
+        if html
+        else "pertoken compare --html compare.html  shows which token came from where"
+    )
+    second = f'pertoken generate --method {best} --stats --budget auto "Tell me about the sea."'
+    if best.startswith(("hf", "plain")):
+        second = "pertoken compare --prompts YOURS.txt --model YOUR_MODEL  runs on your own text"
+    typer.echo(f"\nnext: {first}\nnext: {second}", err=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr, gone when it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    # Redrawn seldom: the drawing thread and the decoding share the cores.
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        refresh_per_second=2,
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total or None)
+
+        yield tell

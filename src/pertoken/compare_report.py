@@ -1,0 +1,293 @@
+"""What `compare` found: results per prompt and method, the rows of its table, and the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pertoken.prompts import Prompt
+from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
+from pertoken.timing import Spread, spread
+
+if TYPE_CHECKING:
+    from pertoken.testing.divergence import Verdict
+
+__all__ = ["REFERENCE", "Comparison", "Decoded", "MethodRow"]
+
+REFERENCE = "plain"
+"""Our plain loop: its ids are the right ones and its speed is 1."""
+
+FOREIGN_NOTED = 0.10  # a load by other programs above this share is said under the table
+
+
+@dataclass
+class Decoded:
+    """One prompt decoded by one method. Times in seconds; None where a method does not tell."""
+
+    ids: list[int]
+    seconds: float
+    forwards: int
+    """Forward passes behind the one that read the prompt."""
+    committed: int
+    """New tokens that these passes gave."""
+    seconds_draft: float | None = None
+    seconds_verify: float | None = None
+    sources: list[str] | None = None
+    """Where each new token came from; "bonus" is the model's own."""
+    step_lengths: list[int] | None = None
+    drafted: dict[str, int] = field(default_factory=dict)
+    accepted: dict[str, int] = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        own = {k: v for k, v in vars(self).items() if k != "verdict"}
+        verdict = self.verdict.to_dict() if self.verdict else {"outcome": None, "divergence": None}
+        return {
+            **own,
+            "outcome": verdict["outcome"],
+            "divergence": verdict["divergence"],
+        }
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method over all prompts, or over some. Ratios are to the reference; NaN is unknown."""
+
+    method: str
+    prompts: int
+    identical: int
+    ties: int
+    different: int
+    tokens_per_second: float
+    speed_up: float
+    """Ratio of the sums: all tokens over all seconds, here and in plain decoding."""
+    spread: Spread
+    """The same ratio prompt by prompt: median and quartiles."""
+    accepted_per_forward: float
+    draft_share: float | None
+    """Drafting and bookkeeping over all the time behind the prompt."""
+    speed_up_not_looping: float
+    """The ratio over outputs that hardly repeat themselves."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, None for what is unknown."""
+
+        def known(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: known(item) for key, item in value.items()}
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {key: known(value) for key, value in asdict(self).items()}
+
+
+@dataclass
+class Comparison:
+    """The result of `compare`: `table()` to read, `to_dict()` for programs, `to_html()` to look."""
+
+    methods: tuple[str, ...]
+    prompts: list[Prompt]
+    prompt_tokens: list[int]
+    results: list[dict[str, Decoded]]
+    """One per prompt: method -> what it did."""
+    settings: dict[str, Any]
+    pieces: Callable[[Sequence[int]], list[str]]
+    """The text of each token of a list of ids."""
+
+    @cached_property
+    def rows(self) -> list[MethodRow]:
+        """One row per method, in the order asked for."""
+        return [self.row(method) for method in self.methods]
+
+    @property
+    def lossless(self) -> bool:
+        """Whether no method gave a text that rounding does not explain."""
+        return not any(row.different for row in self.rows)
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories of the prompts, in the order of their first prompt."""
+        return list(dict.fromkeys(p.category for p in self.prompts if p.category))
+
+    @property
+    def looping(self) -> list[bool]:
+        """Per prompt, whether its plain text repeats itself so much that copying is flattered."""
+        return [
+            repeated_4gram_share(by_method[REFERENCE].ids) >= LOOPING_SHARE
+            for by_method in self.results
+        ]
+
+    def row(self, method: str, category: str | None = None) -> MethodRow:
+        """What one method did over all prompts, or over those of one category."""
+        chosen = [index for index, p in enumerate(self.prompts) if category in (None, p.category)]
+        own = [self.results[index][method] for index in chosen]
+        outcomes = [d.verdict.outcome if d.verdict else "identical" for d in own]
+        seconds = sum(d.seconds for d in own)
+        steady = [index for index in chosen if not self.looping[index]]
+        return MethodRow(
+            method=method,
+            prompts=len(chosen),
+            identical=outcomes.count("identical"),
+            ties=outcomes.count("numerical tie"),
+            different=outcomes.count("different"),
+            tokens_per_second=_ratio(sum(len(d.ids) for d in own), seconds),
+            speed_up=self._speed_up(method, chosen),
+            spread=spread([self._speed_up(method, [index]) for index in chosen]),
+            accepted_per_forward=_ratio(
+                sum(d.committed for d in own), sum(d.forwards for d in own)
+            ),
+            draft_share=_draft_share(own),
+            speed_up_not_looping=self._speed_up(method, steady),
+        )
+
+    def table(self) -> str:
+        """The table as aligned text, by category below it where there are any, and notes."""
+        some_loop = any(self.looping) and not all(self.looping)
+        head = ["method", "identical", "tokens/s", "x plain", "(middle half)"]
+        head += ["not looping"] if some_loop else []
+        body = [self._cells(row, some_loop) for row in self.rows]
+        text = aligned([[*head, "tokens/forward", "drafting"], *body])
+        if len(self.categories) > 1:
+            text += "\n\n" + aligned(self.category_cells())
+        return "\n".join([text, "", *self.notes()])
+
+    def category_cells(self) -> list[list[str]]:
+        """Head and lines of the table by category: x plain of every method but the reference."""
+        others = [method for method in self.methods if method != REFERENCE]
+        lines = [["x plain by category", "prompts", *others]]
+        for category in self.categories:
+            rows = [self.row(method, category) for method in others]
+            count = sum(p.category == category for p in self.prompts)
+            lines.append([category, str(count), *(number(row.speed_up) for row in rows)])
+        return lines
+
+    def notes(self) -> list[str]:
+        """What has to be known to read the table."""
+        run = self.settings
+        lines = [
+            f"{len(self.prompts)} prompts, {sum(len(r[REFERENCE].ids) for r in self.results)} new "
+            f"tokens each method, at most {run['max_new_tokens']} a prompt; {run['model']}, "
+            f"{run['dtype']}, {run['device']}, greedy"
+        ]
+        looping = sum(self.looping)
+        if looping:
+            lines.append(
+                f"{looping} of the texts repeat themselves (30 % of their 4-grams or more), "
+                "which flatters methods that copy"
+            )
+        if any(row.ties for row in self.rows):
+            lines.append("tie: two tokens nearer to each other than this dtype's rounding")
+        if not self.lossless:
+            names = ", ".join(row.method for row in self.rows if row.different)
+            lines.append(f"DIFFERENT text from {names}: see `pertoken verify`")
+        foreign = run.get("foreign_share_max")
+        if foreign is not None and foreign > FOREIGN_NOTED:
+            lines.append(
+                f"other programs used up to {foreign:.0%} of the machine: "
+                "take the speeds with care, or run again when it is quiet"
+            )
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as plain JSON values: settings, rows, and each prompt with its results."""
+        return {
+            "settings": self.settings,
+            "lossless": self.lossless,
+            "rows": [row.to_dict() for row in self.rows],
+            "by_category": {
+                category: [self.row(method, category).to_dict() for method in self.methods]
+                for category in self.categories
+            },
+            "prompts": [
+                {
+                    **asdict(prompt),
+                    "prompt_tokens": tokens,
+                    "looping": looping,
+                    "results": {
+                        name: {"text": "".join(self.pieces(d.ids)), **d.to_dict()}
+                        for name, d in by_method.items()
+                    },
+                }
+                for prompt, tokens, looping, by_method in zip(
+                    self.prompts, self.prompt_tokens, self.looping, self.results, strict=True
+                )
+            ],
+        }
+
+    def to_html(self) -> str:
+        """One self-contained page: the table, and each text with its tokens by origin."""
+        from pertoken.compare_html import page
+
+        return page(self)
+
+    def _speed_up(self, method: str, chosen: Sequence[int]) -> float:
+        """Tokens per second over the reference's, both over the chosen prompts."""
+
+        def speed(name: str) -> float:
+            done = [self.results[index][name] for index in chosen]
+            return _ratio(sum(len(d.ids) for d in done), sum(d.seconds for d in done))
+
+        return _ratio(speed(method), speed(REFERENCE))
+
+    def _cells(self, row: MethodRow, some_loop: bool) -> list[str]:
+        middle = f"{number(row.spread.low)} - {number(row.spread.high)}"
+        cells = [row.method, identical(row), number(row.tokens_per_second, 1)]
+        cells += [number(row.speed_up), middle if row.prompts > 1 else ""]
+        cells += [number(row.speed_up_not_looping)] if some_loop else []
+        return [*cells, number(row.accepted_per_forward), percent(row.draft_share)]
+
+
+def identical(row: MethodRow) -> str:
+    """How many texts are the reference's: "7 of 7", "6 of 7, 1 tie", "5 of 7, 2 DIFFERENT"."""
+    text = f"{row.identical} of {row.prompts}"
+    if row.ties:
+        text += f", {row.ties} tie" + ("s" if row.ties > 1 else "")
+    return text + (f", {row.different} DIFFERENT" if row.different else "")
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number for a table, "-" where it is unknown."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def percent(share: float | None) -> str:
+    """A share of time for a table.
+
+    >>> percent(0.034), percent(None)
+    ('3.4 %', '-')
+    """
+    return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else "-"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns two blanks apart: the first to the left, the others to the right; empty ones go.
+
+    >>> print(aligned([["a", "bb", ""], ["ccc", "d", ""]]))
+    a    bb
+    ccc   d
+    """
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in zip(*columns, strict=True)
+    )
+
+
+def _draft_share(results: Sequence[Decoded]) -> float | None:
+    known = [(d.seconds_draft, d.seconds_verify) for d in results]
+    drafting = [draft for draft, _ in known if draft is not None]
+    verifying = [verify for _, verify in known if verify is not None]
+    if len(drafting) < len(results) or len(verifying) < len(results):
+        return None
+    return _ratio(sum(drafting), sum(drafting) + sum(verifying))
+
+
+def _ratio(over: float, under: float) -> float:
+    return over / under if under else float("nan")
