@@ -11,6 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from pertoken.decode import speculative
+from pertoken.decode.drafter import Drafter
+from pertoken.decode.forward import TreeForward
+from pertoken.decode.tree import TokenTree, ancestor_mask
 from pertoken.testing import LawBroken, check_distribution, check_lossless, tiny_model
 
 Parents = Sequence[int]
@@ -173,3 +177,122 @@ def test_a_residual_without_renormalisation_is_found() -> None:
     tree.residual = spoiled
     with pytest.raises(LawBroken, match="not the model's distribution"):
         check_distribution(tree, tiny_model("llama", vocab_size=8), PROMPT, draws=6000)
+
+
+# The same three bugs, planted into the loop of this package.
+
+
+class Stubborn(Drafter):
+    """Drafts two levels of three children with the model's choice last, behind wrong siblings."""
+
+    slug = "stubborn"
+    default_budget = 6
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self._best: dict[tuple[int, ...], int] = {}
+
+    def best(self, text: list[int]) -> int:
+        key = tuple(text)
+        if key not in self._best:
+            logits = self.model(torch.tensor([text]), use_cache=False).logits[0, -1]
+            self._best[key] = int(logits.argmax())
+        return self._best[key]
+
+    def propose(self, row: int, budget: int, room: int) -> TokenTree:
+        text = list(self.contexts[row])
+        tree = TokenTree(text[-1])
+        node, vocab = 0, self.model.config.vocab_size
+        for _ in range(min(2, room)):
+            best = self.best(text)
+            tree.add(node, (best + 3) % vocab)
+            tree.add(node, (best + 1) % vocab)
+            node = tree.add(node, best)
+            text.append(best)
+        return tree
+
+
+REAL = ["llama", "qwen3", "gemma3", "gpt2", "gpt-neox", "opt", "mistral", "phi", "qwen3-sliding"]
+
+
+@pytest.fixture
+def tried() -> Callable[[str], PreTrainedModel]:
+    """Models that the loop has already found fit: its own check must not find the bug first."""
+
+    def make(architecture: str) -> PreTrainedModel:
+        model = tiny_model(architecture)
+        TreeForward(model)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("architecture", REAL)
+def test_the_loop_is_lossless_with_wrong_siblings_first(architecture: str) -> None:
+    model = tiny_model(architecture)
+    drafter = Stubborn(model)
+    check_lossless(drafter, model, max_new_tokens=16)
+    assert drafter.stats.accepted["draft"] > 8
+
+
+@pytest.mark.parametrize("architecture", REAL)
+def test_siblings_that_see_each_other_in_the_loop_are_found(
+    architecture: str,
+    tried: Callable[[str], PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def leaky(parents: Sequence[int], size: int | None = None) -> torch.Tensor:
+        mask = ancestor_mask(parents, size)
+        for node, parent in enumerate(parents):
+            for other in range(node):
+                mask[node, other] |= parents[other] == parent
+        return mask
+
+    model = tried(architecture)
+    monkeypatch.setattr(speculative, "ancestor_mask", leaky)
+    with pytest.raises(LawBroken, match="not lossless"):
+        check_lossless(Stubborn(model), model, max_new_tokens=32)
+
+
+@pytest.mark.parametrize("architecture", REAL)
+def test_positions_off_by_one_in_the_loop_are_found(
+    architecture: str,
+    tried: Callable[[str], PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = TreeForward.tree
+
+    def shifted(
+        self: TreeForward, tokens: torch.Tensor, depths: torch.Tensor, *others: Any
+    ) -> torch.Tensor:
+        return right(self, tokens, depths + 1, *others)
+
+    model = tried(architecture)
+    monkeypatch.setattr(TreeForward, "tree", shifted)
+    with pytest.raises(LawBroken, match="not lossless"):
+        check_lossless(Stubborn(model), model, max_new_tokens=32)
+
+
+def test_the_loop_samples_the_models_distribution() -> None:
+    model = tiny_model("llama", vocab_size=8)
+    result = check_distribution(Stubborn(model), model, PROMPT, draws=8000)
+    assert result.drafted is not None
+    assert result.drafted > 8000
+
+
+def test_a_residual_without_renormalisation_in_the_loop_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unnormalised(probs: torch.Tensor, children: torch.Tensor) -> tuple[int, int]:
+        left = probs.clone()
+        for index, token in enumerate(children.tolist()):
+            if torch.rand(()) < left[token]:
+                return token, index
+            left[token] = 0.0
+        return int(torch.multinomial(left, 1)), -1
+
+    model = tiny_model("llama", vocab_size=8)
+    monkeypatch.setattr(speculative, "recursive_rejection", unnormalised)
+    with pytest.raises(LawBroken, match="not the model's distribution"):
+        check_distribution(Stubborn(model), model, PROMPT, draws=8000)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pertoken.errors import PertokenError
 from pertoken.testing.laws import LawBroken
-from pertoken.testing.setups import Setup, as_prompts, decode, processors, setup_options, stop_ids
+from pertoken.testing.setups import (
+    Setup,
+    as_prompts,
+    decode,
+    drafted_tokens,
+    processors,
+    setup_options,
+    stop_ids,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +50,8 @@ class DistributionResult:
     """Sampled token sequences to which the model gives probability 0."""
     worst: tuple[tuple[tuple[int, ...], float, int], ...]
     """The cells furthest from expectation at full length: (tokens, expected, observed)."""
+    drafted: int | None = None
+    """Tokens the sampler drafted, where it counts them: without drafts little was tested."""
 
 
 def check_distribution(
@@ -50,7 +60,7 @@ def check_distribution(
     prompt: Sequence[int] | torch.Tensor | None = None,
     *,
     draws: int = 20_000,
-    steps: int = 2,
+    steps: int = 4,
     seed: int = 0,
     alpha: float = 0.001,
     batch_size: int = 2_000,
@@ -62,6 +72,8 @@ def check_distribution(
     that `generate` builds for `options` (temperature, top_k, top_p, penalties; top-k is 50 unless
     you set it). A right sampler is rejected with probability `alpha`, fixed by `seed`; a text of
     probability 0 is never forgiven. Use a vocabulary of about 8; the global generator is restored.
+    steps: most loops take the first token from the prompt's forward and draft only where two more
+        may follow, so fewer than 3 steps test no draft and fewer than 4 no tree.
     batch_size: rows per `generate` call; 1 for set-ups that take no batch.
     Raises `LawBroken`.
 
@@ -75,8 +87,8 @@ def check_distribution(
     row = as_prompts(model, None if prompt is None else [prompt])[0]
     run = {**options, "do_sample": True}
     expected = enumerate_texts(model, row, steps, **{**run, **setup_options(sampler)})
-    observed = _sample(model, sampler, row, steps, draws, seed, batch_size, run)
-    result = compare_counts(expected, observed)
+    observed, drafted = _sample(model, sampler, row, steps, draws, seed, batch_size, run)
+    result = replace(compare_counts(expected, observed), drafted=drafted)
     if not result.impossible and not any(test.degrees for test in result.by_length):
         raise PertokenError(
             "nothing to test: one text takes nearly all probability; take another model, prompt "
@@ -200,12 +212,16 @@ def _sample(
     seed: int,
     batch_size: int,
     run: dict[str, Any],
-) -> Counter[tuple[int, ...]]:
+) -> tuple[Counter[tuple[int, ...]], int | None]:
+    """Counts of the texts drawn, and the tokens drafted on the way if they are counted."""
     seen: Counter[tuple[int, ...]] = Counter()
+    drafted: list[int] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, draws, batch_size):
             rows = prompt.repeat(min(batch_size, draws - start), 1)
             texts = decode(model, sampler, rows, max_new_tokens=steps, **run)
             seen.update(tuple(text) for text in texts)
-    return seen
+            if (count := drafted_tokens(sampler)) is not None:
+                drafted.append(count)
+    return seen, sum(drafted) if drafted else None

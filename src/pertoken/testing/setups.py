@@ -65,6 +65,12 @@ def decode(
     return [cut_after_stop(row, stops) for row in sequences[:, time:].tolist()]
 
 
+def drafted_tokens(setup: Setup) -> int | None:
+    """Tokens a set-up drafted in its last call, where it counts them (`stats.drafted`)."""
+    drafted = getattr(getattr(setup, "stats", None), "drafted", None)
+    return sum(drafted.values()) if isinstance(drafted, Mapping) else None
+
+
 def stop_ids(model: PreTrainedModel, options: Mapping[str, Any] | None = None) -> frozenset[int]:
     """The stop ids of a call: `eos_token_id` among the options, else the model's own."""
     own = getattr(model.generation_config, "eos_token_id", None)

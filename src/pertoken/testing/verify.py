@@ -15,7 +15,7 @@ from pertoken.testing.divergence import Verdict
 from pertoken.testing.laws import LawBroken, judge
 from pertoken.testing.models import tiny_model
 from pertoken.testing.report import VerifyReport, VerifyRow
-from pertoken.testing.setups import Setup, decode
+from pertoken.testing.setups import Setup, decode, drafted_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,7 +71,7 @@ def verify(
         raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     first, second = as_setup(a), as_setup(b)
     watch = progress or (lambda items: items)
-    drafted: list[int] = []
+    drafted: list[int | None] = []
     if sample:
         rows = [
             _sample_row(first, architecture, run, draws, seed, titles[0], drafted)
@@ -82,7 +82,7 @@ def verify(
             "the model's distribution",
             rows,
             {"sample": True, "draws": draws, "seed": seed},
-            sum(drafted) if drafted else None,
+            _total(drafted),
         )
     if model is None:
         raise PertokenError("verify needs a model (only with sample=True it brings its own)")
@@ -93,14 +93,14 @@ def verify(
     for index, (prompt, ids) in enumerate(watch(ready)):
         expected = _run(titles[1], model, second, ids, run)
         actual = _run(titles[0], model, first, ids, run)
-        drafted += _drafted(first)
+        drafted.append(drafted_tokens(first))
         verdict = judge(model, ids[0], expected, actual, second, run)
         rows.append(_prompt_row(prompt.id or str(index + 1), prompt.category, verdict, tokenizer))
     if not rows:
         raise PertokenError("there is no prompt to verify on")
     settings = {"sample": False, "dtype": str(model.dtype).removeprefix("torch."), **run}
     settings = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool)}
-    return VerifyReport(*titles, rows, settings, sum(drafted) if drafted else None)
+    return VerifyReport(*titles, rows, settings, _total(drafted))
 
 
 def as_setup(setup: Setup | str, **options: Any) -> Setup:
@@ -173,9 +173,10 @@ def _run(
         raise PertokenError(f"{name} raised {type(error).__name__}: {error}") from error
 
 
-def _drafted(setup: Setup) -> list[int]:
-    drafted = getattr(getattr(setup, "stats", None), "drafted", None)
-    return [sum(drafted.values())] if isinstance(drafted, Mapping) else []
+def _total(counts: Iterable[int | None]) -> int | None:
+    """The sum of the counts there are; `None` if there is none."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _prompt_row(name: str, category: str, verdict: Verdict, tokenizer: Any) -> VerifyRow:
@@ -202,7 +203,7 @@ def _sample_row(
     draws: int,
     seed: int,
     title: str,
-    drafted: list[int],
+    drafted: list[int | None],
 ) -> VerifyRow:
     model = tiny_model(architecture, vocab_size=8)
     single = False
@@ -229,6 +230,5 @@ def _sample_row(
         raise
     except Exception as error:
         raise PertokenError(f"{title} raised {type(error).__name__}: {error}") from error
-    finally:
-        drafted += _drafted(setup)
+    drafted.append(result.drafted)
     return VerifyRow(name, "identical", draws, p_value=result.p_value)
