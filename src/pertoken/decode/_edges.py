@@ -7,7 +7,6 @@ a key (what kind of guess it is); the calibrator counts how often edges of that 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import pairwise
 
 from pertoken.decode.budget import Calibrator
 from pertoken.decode.tree import TokenTree
@@ -45,21 +44,20 @@ class EdgeBook:
             keys[node] = key
         return node
 
-    def settle(self, row: int, tree: TokenTree, path: Sequence[int]) -> None:
-        """Count hits and misses: `tree` is the verified one, maybe a part of the drafted tree."""
+    def settle(self, row: int, tokens: Sequence[int]) -> None:
+        """Count hits and misses of the row's last tree against the tokens that came.
+
+        Guesses that were drafted but cut before the verification count too: the text tells.
+        """
         if row not in self._drafted:
             return
-        drafted, keys = self._drafted.pop(row)
-        accepted = dict(pairwise(path))  # parent -> child
-        reached = set(path)
-        same = {0: 0}  # node of the verified tree -> node of the drafted one
-        for node in range(1, len(tree)):
-            parent = tree.parents[node]
-            if parent not in reached or parent not in same:
-                continue
-            original = drafted.child(same[parent], tree.tokens[node])
-            if original < 0:
-                continue
-            same[node] = original
-            if original in keys:
-                self.calibrator.update(keys[original], accepted.get(parent) == node)
+        tree, keys = self._drafted.pop(row)
+        node = 0
+        for token in tokens:
+            right = tree.child(node, token)
+            for child in tree.children(node):
+                if child in keys:
+                    self.calibrator.update(keys[child], child == right)
+            if right < 0:
+                return
+            node = right

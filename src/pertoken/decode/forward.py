@@ -157,9 +157,7 @@ class TreeForward:
             of_past = (mask.cumsum(-1) - 1)[:, offset:seen]
             of_keys = torch.cat((of_past, positions), -1)
             # In positions, not in slots: siblings share a position but not a slot.
-            allowed = allowed & (
-                of_keys.unsqueeze(1) > positions.unsqueeze(-1) - self.window
-            )
+            allowed = allowed & (of_keys.unsqueeze(1) > positions.unsqueeze(-1) - self.window)
         beyond = length - allowed.shape[-1]  # free slots of a static cache
         additive = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
         additive.masked_fill_(~allowed, self.lowest)

@@ -199,6 +199,7 @@ class Lookahead(Drafter):
     def commit(self, row: int, tokens: list[int]) -> None:
         """Collect the n-grams that end in the new tokens."""
         super().commit(row, tokens)
+        self._edges.settle(row, tokens)
         if self.pool_from_prompt:
             reach = len(tokens) + self.ngram - 1
             self._pools[row].add_text(self.contexts[row][-reach:], self.ngram)
@@ -224,7 +225,6 @@ class Lookahead(Drafter):
 
     def observe(self, row: int, tree: TokenTree, path: list[int], logits: NodeLogits) -> None:
         """Move the window one step and collect the n-grams that it made."""
-        self._edges.settle(row, tree, path)
         window = self._windows[row]
         ends = [_descend(tree, column) for column in window.columns_from_root()]
         if min(ends) < 0:

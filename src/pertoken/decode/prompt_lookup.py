@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 from pertoken.decode._edges import EdgeBook, bucket
 from pertoken.decode.drafter import Drafter
-from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree
 from pertoken.errors import PertokenError, nearest
 
@@ -108,9 +107,10 @@ class PromptLookup(Drafter):
             node = self._edges.add(row, node, token, "copy", ("copy", length, bucket(depth)), prior)
         return tree
 
-    def observe(self, row: int, tree: TokenTree, path: list[int], logits: NodeLogits) -> None:
+    def commit(self, row: int, tokens: list[int]) -> None:
         """Learn how often copies of this kind are right."""
-        self._edges.settle(row, tree, path)
+        super().commit(row, tokens)
+        self._edges.settle(row, tokens)
 
     def _copy(self, row: int, tokens: int) -> tuple[int, list[int]]:
         """(length of the n-gram found, what followed it)."""

@@ -167,7 +167,9 @@ class _Run:
             )
         started = time.perf_counter()
         valid = mask.bool()
-        drafter.contexts = [ids[keep].tolist() for ids, keep in zip(self.input_ids, valid, strict=True)]
+        drafter.contexts = [
+            ids[keep].tolist() for ids, keep in zip(self.input_ids, valid, strict=True)
+        ]
         drafter.begin(self.forward.model.get_input_embeddings().weight.shape[0])
         if drafter.streamer is not None:
             drafter.streamer.put(self.input_ids.cpu())
@@ -206,7 +208,9 @@ class _Run:
             visible = visible.to(self.device)
         before = time.perf_counter()
         if nodes == 1:
-            logits = self.forward.text(tokens, torch.cat((mask, torch.ones_like(tokens)), -1), cache)
+            logits = self.forward.text(
+                tokens, torch.cat((mask, torch.ones_like(tokens)), -1), cache
+            )
         else:
             logits = self.forward.tree(tokens, depths, visible, mask, cache)
         self._synchronize()

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from pertoken.decode._edges import EdgeBook, bucket
 from pertoken.decode._suffix_index import IndexedSequence, SuffixDraft, SuffixIndex
 from pertoken.decode.drafter import Drafter
-from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree
 from pertoken.errors import PertokenError
 
@@ -92,6 +91,7 @@ class SuffixTree(Drafter):
     def commit(self, row: int, tokens: list[int]) -> None:
         """Count the new tokens in both trees."""
         super().commit(row, tokens)
+        self._edges.settle(row, tokens)
         index, text = self._local[row]
         index.extend(text, tokens)
         if self._outputs[row].growing:  # not dropped already to make place for a later one
@@ -121,10 +121,6 @@ class SuffixTree(Drafter):
             nodes.append(self._edges.add(row, nodes[parent + 1], token, "suffix", key, prior))
             depths.append(depth)
         return tree
-
-    def observe(self, row: int, tree: TokenTree, path: list[int], logits: NodeLogits) -> None:
-        """Learn how often drafts of this kind are right."""
-        self._edges.settle(row, tree, path)
 
     def reset(self) -> None:
         """Forget all outputs."""

@@ -85,6 +85,6 @@ class NodeLogits:
         inside = place % _BLOCK
         block = chosen.gather(1, (place // _BLOCK).clamp(max=k - 1))
         ids = block * _BLOCK + inside
-        return torch.where(place < k * _BLOCK, ids, blocks.shape[1] * _BLOCK + place - k * _BLOCK), (
-            values
-        )
+        return torch.where(
+            place < k * _BLOCK, ids, blocks.shape[1] * _BLOCK + place - k * _BLOCK
+        ), (values)
