@@ -29,3 +29,22 @@ def smollm2() -> tuple[Any, Any]:
         if "did not answer" in str(error) and not os.environ.get("CI"):
             pytest.skip(f"no embedded model: {error}")
         raise
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A local folder with a tiny random Llama (float32, 512 positions) and a tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from pertoken.testing import tiny_model
+
+    folder = tmp_path_factory.mktemp("model")
+    letters = {sign: 1 + place for place, sign in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    backend = Tokenizer(models.BPE({"</s>": 0, **letters}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
+    model = tiny_model("llama", vocab_size=257, dtype=torch.float32)
+    model.save_pretrained(folder)
+    return str(folder)

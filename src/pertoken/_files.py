@@ -31,7 +31,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write text in UTF-8 beside `path` and move it there, so that nothing is left half-written."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_bytes(text.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
         os.replace(partial, path)
     except OSError as error:
         raise _refusal(path, error) from None

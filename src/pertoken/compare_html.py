@@ -56,7 +56,7 @@ def page(comparison: Comparison) -> str:
     if len(comparison.categories) > 1:
         by_category = "<h2>By category</h2>\n" + _grid(comparison.category_cells())
     notes = "\n".join(f'<p class="faint">{escape(line)}</p>' for line in comparison.notes())
-    return f"""\
+    text = f"""\
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -84,6 +84,8 @@ def page(comparison: Comparison) -> str:
 </body>
 </html>
 """
+    # Half a surrogate pair is no character and could not be written as UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 _VIEWER = """\
@@ -173,9 +175,10 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         key=lambda row: row.accepted_per_forward if math.isfinite(row.accepted_per_forward) else 0,
         default=None,
     )
+    start = best.method if best else comparison.methods[0]
     return {
         "methods": list(comparison.methods),
-        "start": best.method if best else comparison.methods[0],
+        "start": {"method": start, "prompt": _liveliest(comparison, start)},
         "sources": _sources(names),
         "prompts": [
             _prompt(comparison, prompt, by_method, looping, names)
@@ -184,6 +187,16 @@ def _data(comparison: Comparison) -> dict[str, Any]:
             )
         ],
     }
+
+
+def _liveliest(comparison: Comparison, method: str) -> int:
+    """The prompt to begin with: the one whose text shows most origins and most drafted tokens."""
+
+    def interest(index: int) -> tuple[int, int]:
+        sources = comparison.results[index][method].sources or []
+        return len(set(sources)), len(sources) - sources.count("bonus")
+
+    return max(range(len(comparison.prompts)), key=interest)
 
 
 def _sources(names: Sequence[str]) -> list[dict[str, str]]:
@@ -251,8 +264,7 @@ def _json(data: Any) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    # Half a surrogate pair is no character and could not be written as UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def _asset(name: str) -> str:

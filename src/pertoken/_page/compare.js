@@ -16,7 +16,8 @@ for (const [index, prompt] of data.prompts.entries()) {
   at("prompt").add(new Option(`${index + 1}. ${name.join(" · ") || "prompt"}`, index));
 }
 for (const method of data.methods) at("method").add(new Option(method, method));
-at("method").value = data.start;
+at("method").value = data.start.method;
+at("prompt").value = data.start.prompt;
 
 // Shown text keeps its blanks; a line break also gets a sign, so that its colour can be seen.
 function fill(span, piece) {
