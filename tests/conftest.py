@@ -40,7 +40,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     from pertoken.testing import tiny_model
 
     folder = tmp_path_factory.mktemp("model")
-    letters = {sign: 1 + place for place, sign in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    letters = {
+        sign: 1 + place for place, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     backend = Tokenizer(models.BPE({"</s>": 0, **letters}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
