@@ -242,6 +242,14 @@ def test_distribution_catches_a_token_that_cannot_be() -> None:
         check_distribution(no_top_k, model, [1, 2, 3], top_k=2, draws=500)
 
 
+def test_distribution_catches_an_early_end() -> None:
+    def short(model: Any, input_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        return loop()(model, input_ids, **arguments)[:, :-1]
+
+    with pytest.raises(LawBroken, match="ended early"):
+        check_distribution(short, tiny_model("llama", vocab_size=8), [1, 2, 3], draws=500)
+
+
 def test_distribution_p_values_are_uniform_for_a_right_sampler() -> None:
     # Error probability of this test: the chance that 60 uniform numbers stray this far, < 1e-4.
     generator = torch.Generator().manual_seed(5)

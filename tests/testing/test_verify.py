@@ -118,7 +118,8 @@ def test_sampled_models_leave_room_for_mistakes(architecture: str, options: dict
 
 def test_sampling_of_a_greedy_decoder_is_different() -> None:
     def greedy(model: Any, input_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        return model.generate(input_ids, max_new_tokens=2, do_sample=False)
+        total = arguments["generation_config"].max_length - input_ids.shape[1]
+        return model.generate(input_ids, max_new_tokens=total, do_sample=False)
 
     report = verify(None, None, [], greedy, sample=True, draws=400)
     assert report.outcome == "different"

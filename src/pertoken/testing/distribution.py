@@ -95,9 +95,11 @@ def check_distribution(
             "or temperature, or more draws"
         )
     if result.impossible:
+        example = result.impossible[0]
+        early = " (it ended early)" if len(example) < steps else ""
         raise LawBroken(
             f"sampled {len(result.impossible)} sequences of probability 0, such as "
-            f"{result.impossible[0]}"
+            f"{list(example)}{early}"
         )
     if result.p_value < alpha:
         tokens, wanted, seen = result.worst[0]
