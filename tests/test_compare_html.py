@@ -124,10 +124,10 @@ def test_tokens_steps_and_origins_are_there(reader: Reader) -> None:
     run = found["prompts"][0]["runs"]["goose"]
     assert run["steps"] == [1, 3]
     assert [found["sources"][i]["name"] for i in run["sources"]] == [
-        "model's own",
+        "bonus (model's own)",
         "spine",
         "new-kind",
-        "model's own",
+        "bonus (model's own)",
     ]
     assert [source["style"] for source in found["sources"]][:2] == ["", "s0"]
     assert found["prompts"][0]["runs"]["hf"]["sources"] is None

@@ -68,7 +68,7 @@ def page(comparison: Comparison) -> str:
 </head>
 <body>
 <header>
-<h1>The same text, decoded in {len(comparison.methods)} ways</h1>
+<h1>The same prompts, decoded in {len(comparison.methods)} ways</h1>
 <p class="faint">{escape(lead)}</p>
 </header>
 <main>
@@ -113,7 +113,7 @@ def _table(comparison: Comparison) -> str:
         "x plain",
         "",
         "middle half",
-        "tokens per forward",
+        "tokens/forward",
         "drafting",
     ]
     longest = max(
@@ -205,7 +205,7 @@ def _sources(names: Sequence[str]) -> list[dict[str, str]]:
     coloured += [name for name in names if name not in SOURCES]
     return [
         {
-            "name": "model's own" if name == "bonus" else name,
+            "name": "bonus (model's own)" if name == "bonus" else name,
             "about": SOURCES.get(name, "drafted"),
             "style": "" if name == "bonus" else f"s{coloured.index(name) % _STYLES}",
         }

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def compare(
     methods: Annotated[
         list[str] | None,
-        typer.Argument(metavar="METHODS...", help="Slugs, hf, hf-prompt-lookup; plain is added."),
+        typer.Argument(metavar="METHODS...", help="Slugs, hf, hf-prompt-lookup."),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help=".jsonl or .txt; a built-in sample if not given.")
@@ -35,7 +35,7 @@ def compare(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 48,
     budget: Annotated[
         str | None,
         typer.Option(metavar="auto|N", help="Tokens drafted per step; each method's own default."),
