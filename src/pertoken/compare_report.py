@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pertoken.prompts import Prompt
 from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
-from pertoken.timing import Spread, spread
+from pertoken.timing import FOREIGN_LIMIT, Spread, spread
 
 if TYPE_CHECKING:
     from pertoken.testing.divergence import Verdict
@@ -19,8 +19,6 @@ __all__ = ["REFERENCE", "Comparison", "Decoded", "MethodRow"]
 
 REFERENCE = "plain"
 """Our plain loop: its ids are the right ones and its speed is 1."""
-
-FOREIGN_NOTED = 0.10  # a load by other programs above this share is said under the table
 
 
 @dataclass
@@ -184,7 +182,7 @@ class Comparison:
             names = ", ".join(row.method for row in self.rows if row.different)
             lines.append(f"DIFFERENT text from {names}: see `pertoken verify`")
         foreign = run.get("foreign_share_max")
-        if foreign is not None and foreign > FOREIGN_NOTED:
+        if foreign is not None and foreign > FOREIGN_LIMIT:
             lines.append(
                 f"other programs used up to {foreign:.0%} of the machine: "
                 "take the speeds with care, or run again when it is quiet"

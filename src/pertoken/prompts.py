@@ -58,13 +58,19 @@ def encode_prompt(
 ) -> torch.Tensor:
     """Ids [1, time] of a prompt on the model's device, in the chat template if there is one.
 
-    Raises `PertokenError` for an empty prompt and for one that, with `max_new_tokens`, is longer
-    than the model's positions.
+    Raises `PertokenError` for an empty prompt, broken text, and a prompt that, with
+    `max_new_tokens`, is longer than the model's positions.
     """
     import torch
 
     if not text.strip():
         raise PertokenError("the prompt is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PertokenError(
+            f"the prompt is not UTF-8 text: its character {error.start + 1} is a broken one"
+        ) from None
     if chat and getattr(tokenizer, "chat_template", None):
         encoded = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True

@@ -86,6 +86,10 @@ MISTAKES = [
     (["hf", "--prompts", "empty.jsonl"], "empty.jsonl is empty"),
     (["hf", "--prompts", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
     (["hf", "--prompts", "blank.jsonl"], "line 1: the prompt is empty"),
+    (
+        ["hf", "--prompts", "half.jsonl"],
+        "prompt '1': the prompt is not UTF-8 text: its character 3",
+    ),
     (["hf", "--prompts", "p.csv"], ".jsonl files"),
     (["hf", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),
     (["hf", "--max-new-tokens", "600"], "do not fit the model's 512 positions"),
@@ -112,6 +116,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     (here / "empty.jsonl").write_text("\n")
     (here / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     (here / "blank.jsonl").write_text('{"prompt": " "}\n')
+    (here / "half.jsonl").write_text('{"prompt": "a \\ud800 b"}')
     (here / "p.csv").write_text("a,b\n")
     (here / "long.txt").write_text("x" * 3000)
     before = sorted(os.listdir(here))

@@ -130,6 +130,7 @@ def test_budget_and_dtype(run: list[str], capsys: Capture) -> None:
         ([""], "the prompt is empty"),
         (["  \n"], "the prompt is empty"),
         (["x" * 600], "prompt of 600 tokens and 24 new ones do not fit the model's 512 positions"),
+        (["a \udcff"], "the prompt is not UTF-8 text: its character 3"),
         (["a", "--method", "gose"], "did you mean 'goose'"),
         (["a", "--method", "sift"], "planned"),
         (["a", "--model", "smolm2"], "did you mean 'smollm2'"),

@@ -24,7 +24,10 @@ def register(app: typer.Typer) -> None:
 def compare(
     methods: Annotated[
         list[str] | None,
-        typer.Argument(metavar="METHODS...", help="Slugs, hf, hf-prompt-lookup."),
+        typer.Argument(
+            metavar="METHODS...",
+            help="Slugs, hf, hf-prompt-lookup; a choice of them if none is given.",
+        ),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help=".jsonl or .txt; a built-in sample if not given.")
