@@ -1,10 +1,10 @@
 """Sampling from the model while walking a token tree: recursive rejection over siblings.
 
-With drafts that are not drawn at random (all training-free drafters), child x of a node is accepted
-with the probability that the model gives x after the earlier siblings were rejected and the rest was
-renormalised; when all are rejected the token is drawn from what is left. The token that comes out
-then has exactly the model's distribution (Miao et al., SpecInfer, 2305.09781, Theorem 4.2; Leviathan
-et al., 2211.17192, for one sibling).
+With drafts that are not drawn at random (all training-free drafters), child x of a node is
+accepted with the probability that the model gives x after the earlier siblings were rejected and
+the rest was renormalised; when all are rejected the token is drawn from what is left. The token
+that comes out then has exactly the model's distribution (Miao et al., SpecInfer, arXiv 2305.09781;
+Leviathan et al., arXiv 2211.17192, for one sibling).
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken.timing import FOREIGN_LIMIT, foreign_share, read_cpu
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -140,9 +142,12 @@ def measure_costs(forward: TreeForward, *, fresh: bool = False) -> dict[int, flo
         path = _path()
         kept = {} if fresh else _read(path)
         if key not in kept:
-            kept = _read(path)
-            kept[key] = {str(n): seconds for n, seconds in _measure(forward).items()}
-            _write(path, kept)
+            before = read_cpu()
+            found = {str(n): seconds for n, seconds in _measure(forward).items()}
+            kept = {**_read(path), key: found}
+            others = foreign_share(before, read_cpu())
+            if others is None or others <= FOREIGN_LIMIT:  # else good for this process only
+                _write(path, kept)
         _measured[key] = {int(n): float(seconds) for n, seconds in kept[key].items()}
     return _measured[key]
 

@@ -39,7 +39,7 @@ class Drafter:
 
     slug: ClassVar[str] = ""
     default_budget: int = 0
-    wants_prompt: ClassVar[bool] = False
+    wants_prompt: bool = False
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class Drafter:
         streamer: BaseStreamer | None = None,
         tokenizer: Any = None,
     ) -> None:
-        if budget is not None and budget != "auto":
-            if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-                raise PertokenError(
-                    f'budget of {self.slug or "a drafter"} must be at least 1 or "auto", '
-                    f"not {budget!r}; for decoding without drafts use the method 'plain'"
-                )
+        is_count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+        if budget is not None and budget != "auto" and not is_count:
+            raise PertokenError(
+                f'budget must be at least 1 or "auto", not {budget!r}; '
+                "for decoding without drafts use the method 'plain'"
+            )
         self.budget = budget
         self.keep = keep
         self.streamer = streamer

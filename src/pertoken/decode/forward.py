@@ -148,7 +148,7 @@ class TreeForward:
         cache: Cache,
     ) -> torch.Tensor:
         """Additive float mask [batch, 1, nodes, keys] for one type of layer."""
-        batch, nodes = positions.shape
+        nodes = positions.shape[1]
         seen = mask.shape[1]
         length, offset = cache.layers[layer].get_mask_sizes(nodes) if seen else (nodes, 0)
         past = mask[:, offset:seen].bool()
@@ -208,11 +208,11 @@ class TreeForward:
                 "decode it with transformers' own generate"
             )
         tolerance = 0.1 if self.dtype in (torch.bfloat16, torch.float16) else 1e-3
-        error = float((found - straight).abs().mean() / straight.std().clamp(min=1e-6))
-        if error > tolerance:
+        off = float((found - straight).abs().mean() / straight.std().clamp(min=1e-6))
+        if off > tolerance:
             raise PertokenError(
                 f"{type(model).__name__} does not obey the mask of a token tree (its logits differ "
-                f"by {error:.2g} standard deviations); decode it with transformers' own generate"
+                f"by {off:.2g} standard deviations); decode it with transformers' own generate"
             )
         known[key] = self.takes_dict
         return self.takes_dict

@@ -81,7 +81,7 @@ class Goose(Drafter):
         self.consensus = consensus
         self.bigram = bigram
         self.harvest_prompt = harvest_prompt
-        self.wants_prompt = harvest_prompt and branches  # type: ignore[misc]
+        self.wants_prompt = harvest_prompt and branches
         self.reset()
 
     # What is learned.
@@ -340,7 +340,7 @@ class Goose(Drafter):
                 if count == total > 1 and self.consensus:
                     majority = 10 if total == 2 else 11
                 copies[token] = (_length_bucket(agreement), majority)
-            if 1 < length and len(following) < 4:  # what a shorter context adds
+            if length > 1 and len(following) < 4:  # what a shorter context adds
                 shorter, others, _ = counts.after(tail, max(1, length // 2))
                 for place, token in enumerate(others):
                     if place == 4:

@@ -1,4 +1,4 @@
-"""The speculative loop: draft a token tree, verify it in one forward, keep what the model agrees to.
+"""The speculative loop: draft a token tree, verify it in one forward, keep what the model chooses.
 
 One round: (1) the drafter proposes a tree below each row's last token; (2) one forward over all
 trees, every node seeing the text, its ancestors and itself; (3) a walk from the root, where the
@@ -116,7 +116,7 @@ class _Run:
         self.pad = int(pad) if pad is not None else 0
         self.device = input_ids.device
         self.stats = drafter.stats = DecodeStats()
-        batch, length = input_ids.shape
+        length = input_ids.shape[1]
         longest = forward.max_positions
         if longest is not None and length > longest:
             raise PertokenError(
@@ -168,7 +168,7 @@ class _Run:
         started = time.perf_counter()
         valid = mask.bool()
         drafter.contexts = [
-            ids[keep].tolist() for ids, keep in zip(self.input_ids, valid, strict=True)
+            ids[row].tolist() for ids, row in zip(self.input_ids, valid, strict=True)
         ]
         drafter.begin(self.forward.model.get_input_embeddings().weight.shape[0])
         if drafter.streamer is not None:
@@ -208,9 +208,8 @@ class _Run:
             visible = visible.to(self.device)
         before = time.perf_counter()
         if nodes == 1:
-            logits = self.forward.text(
-                tokens, torch.cat((mask, torch.ones_like(tokens)), -1), cache
-            )
+            whole = torch.cat((mask, torch.ones_like(tokens)), -1)
+            logits = self.forward.text(tokens, whole, cache)
         else:
             logits = self.forward.tree(tokens, depths, visible, mask, cache)
         self._synchronize()
@@ -390,10 +389,11 @@ class _Run:
         for count, token in enumerate(tokens, start=1):
             row.ids[0, row.length] = token
             row.length += 1
-            if row.length >= self.max_length or token in self.stop_ids:
-                row.done = True
-            elif self.criteria and bool(self.criteria(row.text, None).all()):
-                row.done = True
+            row.done = (
+                row.length >= self.max_length
+                or token in self.stop_ids
+                or bool(self.criteria and self.criteria(row.text, None).all())
+            )
             if row.done:
                 # The walk may have written drafts behind it.
                 row.ids[0, row.length :] = self.pad

@@ -1,9 +1,9 @@
 """Token Recycling (arXiv 2408.08696): draft from the candidates that earlier passes threw away.
 
-A matrix holds for every token of the vocabulary the 8 tokens that were most probable behind it when
-it was last fed. A fixed, imbalanced tree of 80 nodes is filled from it, layer by layer: the child of
-rank r below a node is entry r of the node's token. Every verified node, rejected ones included,
-overwrites its token's row. Less than 2 MB for a vocabulary of 32,000 as published.
+A matrix holds for every token of the vocabulary the 8 tokens that were most probable behind it
+when it was last fed. A fixed, imbalanced tree of 80 nodes is filled from it, layer by layer: the
+child of rank r below a node is entry r of the node's token. Every verified node, rejected ones
+included, overwrites its token's row. Less than 2 MB for a vocabulary of 32,000 as published.
 
 Published: about 2 x plain decoding on Vicuna-7B/13B/33B, greedy.
 """
@@ -82,7 +82,7 @@ class TokenRecycling(Drafter):
     ) -> None:
         super().__init__(budget=budget, keep=keep, streamer=streamer, tokenizer=tokenizer)
         self.harvest_prompt = harvest_prompt
-        self.wants_prompt = harvest_prompt  # type: ignore[misc]
+        self.wants_prompt = harvest_prompt
         self.reset()
 
     def reset(self) -> None:

@@ -49,8 +49,7 @@ class NodeLogits:
         return ids[:, :k], values[:, :k]
 
     def _blocks(self) -> tuple[torch.Tensor, torch.Tensor]:
-        nodes, vocab = self.raw.shape
-        whole = vocab // _BLOCK * _BLOCK
+        whole = self.raw.shape[1] // _BLOCK * _BLOCK
         blocks = self.raw[:, :whole].unflatten(-1, (-1, _BLOCK))
         if self._maxima is None:
             self._maxima = blocks.amax(-1)
@@ -72,7 +71,7 @@ class NodeLogits:
         return best
 
     def _best(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        nodes, vocab = self.raw.shape
+        vocab = self.raw.shape[1]
         if vocab < 16 * _BLOCK or k > vocab // _BLOCK:
             values, ids = self.raw.topk(k, dim=-1)
             return ids, values.float()
