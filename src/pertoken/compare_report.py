@@ -165,10 +165,12 @@ class Comparison:
     def notes(self) -> list[str]:
         """What has to be known to read the table."""
         run = self.settings
+        chosen = run.get("budget")
+        budget = "published budgets" if chosen is None else f"budget {chosen}"
         lines = [
             f"{len(self.prompts)} prompts, {sum(len(r[REFERENCE].ids) for r in self.results)} new "
             f"tokens each method, at most {run['max_new_tokens']} a prompt; {run['model']}, "
-            f"{run['dtype']}, {run['device']}, greedy"
+            f"{run['dtype']}, {run['device']}, greedy, {budget}"
         ]
         looping = sum(self.looping)
         if looping:

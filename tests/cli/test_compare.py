@@ -24,6 +24,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured costs of tiny models do not belong into the user's cache."""
+    monkeypatch.setenv("PERTOKEN_HOME", str(tmp_path_factory.mktemp("home")))
+
+
 @pytest.fixture
 def run(tiny_folder: str) -> list[str]:
     return ["--model", tiny_folder, "--prompts", "p.jsonl", "--max-new-tokens", "8"]
@@ -74,9 +80,12 @@ def test_all_default_methods(run: list[str], capsys: Capture) -> None:
     assert {"plain", "goose", "hf", "hf-prompt-lookup"} <= {r["method"] for r in found["rows"]}
 
 
-def test_auto_budget(run: list[str], capsys: Capture) -> None:
-    assert main(["compare", "suffix", *run, "--budget", "auto", "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["lossless"]
+def test_published_budgets_and_auto(run: list[str], capsys: Capture) -> None:
+    for options, budget in (([], "auto"), (["--budget", "published"], None)):
+        assert main(["compare", "suffix", *run, *options, "--json", "-"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["lossless"]
+        assert found["settings"]["budget"] == budget
 
 
 MISTAKES = [

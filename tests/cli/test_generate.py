@@ -24,6 +24,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured costs of tiny models do not belong into the user's cache."""
+    monkeypatch.setenv("PERTOKEN_HOME", str(tmp_path_factory.mktemp("home")))
+
+
 @pytest.fixture
 def run(tiny_folder: str) -> list[str]:
     return ["--model", tiny_folder, "--max-new-tokens", "24"]
@@ -119,7 +125,7 @@ def test_chat_template_is_used_unless_declined(
 
 
 def test_budget_and_dtype(run: list[str], capsys: Capture) -> None:
-    for budget in ("auto", "3"):
+    for budget in ("auto", "published", "3"):
         assert main(["generate", "ab", "--budget", budget, "--dtype", "float64", *run]) == 0
     assert capsys.readouterr().err == ""
 

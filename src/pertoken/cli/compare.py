@@ -40,9 +40,8 @@ def compare(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 48,
     budget: Annotated[
-        str | None,
-        typer.Option(metavar="auto|N", help="Tokens drafted per step; each method's own default."),
-    ] = None,
+        str, typer.Option(metavar="auto|published|N", help="Tokens drafted per step.")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Let drafters keep what they learned from prompts.")
@@ -89,22 +88,25 @@ def compare(
         _say(result, html)
 
 
-def parse_budget(text: str | None) -> int | Literal["auto"] | None:
-    """The budget of an option: "auto", or a number from 1 on.
+def parse_budget(text: str) -> int | Literal["auto"] | None:
+    """The budget of an option: "auto" measures what pays here, "published" is each paper's own.
 
-    >>> parse_budget("auto"), parse_budget("16"), parse_budget(None)
+    >>> parse_budget("auto"), parse_budget("16"), parse_budget("published")
     ('auto', 16, None)
     """
-    if text is None:
-        return None
-    if text.strip().lower() == "auto":
+    word = text.strip().lower()
+    if word == "auto":
         return "auto"
+    if word == "published":
+        return None
     try:
         number = int(text)
     except ValueError:
         number = 0
     if number < 1:
-        raise PertokenError(f"--budget is auto or a number from 1 on, not {text!r}")
+        raise PertokenError(
+            f"--budget is auto or a number from 1 on, not {text!r} (or published: the papers' own)"
+        )
     return number
 
 
@@ -116,7 +118,7 @@ def _say(result: Comparison, html: Path | None) -> None:
         if html
         else "pertoken compare --html compare.html  shows which token came from where"
     )
-    second = f'pertoken generate --method {best} --stats --budget auto "Tell me about the sea."'
+    second = f'pertoken generate --method {best} --stats "Tell me about the sea."'
     if best.startswith(("hf", "plain")):
         second = "pertoken compare --prompts YOURS.txt --model YOUR_MODEL  runs on your own text"
     typer.echo(f"\nnext: {first}\nnext: {second}", err=True)

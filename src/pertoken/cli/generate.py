@@ -37,9 +37,8 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 256,
     budget: Annotated[
-        str | None,
-        typer.Option(metavar="auto|N", help="Tokens drafted per step; the method's own default."),
-    ] = None,
+        str, typer.Option(metavar="auto|published|N", help="Tokens drafted per step.")
+    ] = "auto",
     sample: Annotated[
         bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")
     ] = False,
