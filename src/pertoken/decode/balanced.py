@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pertoken.decode._edges import EdgeBook
 from pertoken.decode.drafter import Drafter
-from pertoken.decode.goose import BRANCH_DEPTH, NODE_BUDGET, K
+from pertoken.decode.goose import BRANCH_DEPTH, MIN_SCORE, NODE_BUDGET, K
 from pertoken.decode.tables import Successors
 from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree
@@ -84,6 +84,8 @@ class Balanced(Drafter):
                 before = tree.tokens[parent : parent + 1] if parent >= 0 else context[-2:-1]
                 tier, ids, scores = self._table.after([*before, tree.tokens[node]])
                 for rank in range(min(self.k, len(ids), budget - tree.size)):
+                    if scores[rank] < MIN_SCORE:
+                        break
                     key = ("table", tier, rank)
                     prior = 0.5 * scores[rank]
                     self._edges.add(row, node, ids[rank], "table", key, prior)

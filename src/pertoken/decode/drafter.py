@@ -158,4 +158,8 @@ class Drafter:
             raise PertokenError(f"{path} is not a file written by Drafter.save") from error
         if not isinstance(state, dict):
             raise PertokenError(f"{path} is not a file written by Drafter.save")
-        self.load_state_dict(state)
+        try:
+            self.load_state_dict(state)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            self.reset()
+            raise PertokenError(f"{path} lacks a part of what Drafter.save writes") from error

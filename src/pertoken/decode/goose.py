@@ -99,6 +99,7 @@ class Goose(Drafter):
             self.reset()
         self._places = [Places() for _ in self.contexts]
         self._counts = [Continuations() for _ in self.contexts]
+        self._straight = [True] * len(self.contexts)  # the row's last draft was no tree
         for row, prompt in enumerate(self.contexts):
             self._index(row, prompt)
 
@@ -117,11 +118,13 @@ class Goose(Drafter):
     def observe(self, row: int, tree: TokenTree, path: list[int], logits: NodeLogits) -> None:
         """Recycle the guesses behind all nodes, the rejected ones too."""
         if self.branches:
-            # As published, the root is noted by its token alone; the optimal shape knows its past.
-            reach = 1 if self.shape == "paper" else len(self._table.tiers)
+            # As published, the root of a tree is noted by its token alone, that of a chain or a
+            # plain step by its past too; the optimal shape always knows its past.
+            alone = self.shape == "paper" and tree.size > 0 and not self._straight[row]
+            reach = 1 if alone else len(self._table.tiers)
             self._table.write_tree(tree, logits, self.contexts[row][-reach:])
         spine = tree.sources.count("spine")
-        if spine:
+        if spine and not self._straight[row]:
             accepted = sum(tree.sources[node] == "spine" for node in path)
             self._accept_rate += EMA * (accepted / spine - self._accept_rate)
 
@@ -166,14 +169,14 @@ class Goose(Drafter):
 
     # The published recipe (sections 4.2, 4.3, Algorithm 1).
 
-    def _chain(self, row: int) -> tuple[list[int], float]:
+    def _chain(self, row: int, grow: bool = True) -> tuple[list[int], float]:
         """The copy to draft and the confidence in it, in [0, 1]."""
         places = self._places[row]
         if not self.spine:
             return [], 0.0
         tail = self.contexts[row][-max(places.lengths) :]
         chain, confidence = self._match(places, tail)
-        if confidence > 0.6:
+        if grow and confidence > 0.6:
             # Copy on from the end of the copy while the text goes on to match.
             while len(chain) < int(EXTENDED * confidence):
                 more, further = self._match(places, (tail + chain)[-max(places.lengths) :])
@@ -197,12 +200,13 @@ class Goose(Drafter):
         return copy, 0.6 * length / LONG_MATCH
 
     def _grow_paper(self, row: int, tree: TokenTree, budget: int, room: int) -> None:
-        chain, confidence = self._chain(row)
-        chain = chain[:room]
         context = self.contexts[row]
         successors = self._branches_of(context[-2:])
-        if not successors:  # nothing to branch to: the copy alone
-            self._add_spine(row, tree, chain, confidence)
+        chain, confidence = self._chain(row, grow=bool(successors))
+        chain = chain[:room]
+        self._straight[row] = not successors
+        if not successors:  # nothing to branch to: one copy, as it is
+            self._add_spine(row, tree, chain[:budget], confidence)
             return
         # B nodes with the root, more when confident; the spine's share of them.
         nodes = budget + 1
@@ -216,7 +220,7 @@ class Goose(Drafter):
         branches: list[int] = []
 
         # Root branches.
-        of_spine = max(1, int(SPINE_BRANCHES * left)) if spine else 0
+        of_spine = max(1, int(SPINE_BRANCHES * left)) if spine and left > 0 else 0
         skip = chain[0] if spine else None
         branches += self._attach(row, tree, 0, successors, left - of_spine, skip)
 
@@ -225,15 +229,14 @@ class Goose(Drafter):
         total = sum(weights)
         unused = of_spine
         for i, node in enumerate(spine_nodes):
-            if unused < 1:
+            if unused < 1 or i + 1 >= room:
                 break
             width = min(unused, max(1, int(of_spine * weights[i] / total)))
             before = chain[i - 1] if i else context[-1]
             following = chain[i + 1] if i + 1 < spine else None
             guesses = self._branches_of([before, chain[i]])
-            added = self._attach(row, tree, node, guesses, width, following)
-            unused -= len(added)
-            branches += added
+            branches += self._attach(row, tree, node, guesses, width, following)
+            unused -= width  # also where the table had fewer
 
         # Growth of all branch nodes, breadth first.
         for node in branches:  # the list grows behind the loop

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from pertoken.decode.drafter import Drafter
 
 _PREFILL_CHUNK = 512  # prompt tokens whose logits are held at once
+_BY_ROW = {  # processors that treat every row alike, whatever its place in the batch
+    *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"),
+    *("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"),
+    *("NoRepeatNGramLogitsProcessor", "NoBadWordsLogitsProcessor"),
+    "SuppressTokensLogitsProcessor",
+}
+)
 
 
 @dataclass
@@ -73,6 +80,10 @@ def speculate(
     cache or setting that the loop cannot serve.
     """
     started = time.perf_counter()
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise PertokenError(
+            "speculative decoding needs token ids; pass input_ids instead of inputs_embeds"
+        )
     forward = TreeForward(model)
     run = _Run(drafter, forward, input_ids, logits_processor, stopping_criteria, generation_config)
     cache, mask = run.prepare(model_kwargs)
@@ -110,6 +121,7 @@ class _Run:
         self.processor = logits_processor
         self.sample = bool(config.do_sample)
         self.walks_freely = not self.sample and not logits_processor
+        self.by_batch = any(type(one).__name__ not in _BY_ROW for one in logits_processor or [])
         self.max_length: int = config.max_length
         self.stop_ids, self.criteria = _stops(stopping_criteria)
         pad = config._pad_token_tensor
@@ -138,14 +150,13 @@ class _Run:
         """The cache and the 2-D mask of the whole prompt."""
         from transformers import DynamicCache
 
-        if model_kwargs.get("inputs_embeds") is not None:
-            raise PertokenError(
-                "speculative decoding needs token ids; pass input_ids instead of inputs_embeds"
-            )
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             cache = DynamicCache(config=self.forward.model.config.get_text_config(decoder=True))
         refuse_unfit_cache(cache)
+        # A static cache has no room for drafts beyond its end, even such as would be rejected.
+        sizes = [n for layer in cache.layers if (n := getattr(layer, "max_cache_len", None))]
+        self.slots = min(sizes, default=None)
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(self.input_ids) if mask is None else mask.to(self.input_ids.dtype)
         if not bool(mask[:, -1].all()):
@@ -194,21 +205,27 @@ class _Run:
     def step(self, cache: Any, mask: torch.Tensor) -> torch.Tensor:
         """One round for all rows; returns the mask of the text that the cache then holds."""
         started = time.perf_counter()
-        trees = self._draft()
+        trees = self._draft(None if self.slots is None else self.slots - mask.shape[1] - 1)
         sizes = [len(tree) for tree in trees]
         nodes = max(sizes)
         tokens = torch.tensor(
             [tree.tokens + [self.pad] * (nodes - len(tree)) for tree in trees], device=self.device
         )
         if nodes > 1:
+            # A row that is done stays where its text ends: the model may have no further position.
             depths = torch.tensor(
-                [tree.depths + [0] * (nodes - len(tree)) for tree in trees], device=self.device
+                [
+                    [-1] * nodes if row.done else tree.depths + [0] * (nodes - len(tree))
+                    for row, tree in zip(self.rows, trees, strict=True)
+                ],
+                device=self.device,
             )
             visible = torch.stack([ancestor_mask(tree.parents, nodes) for tree in trees])
             visible = visible.to(self.device)
         before = time.perf_counter()
         if nodes == 1:
-            whole = torch.cat((mask, torch.ones_like(tokens)), -1)
+            alive = torch.tensor([[not row.done] for row in self.rows], device=self.device)
+            whole = torch.cat((mask, alive.to(mask.dtype)), -1)
             logits = self.forward.text(tokens, whole, cache)
         else:
             logits = self.forward.tree(tokens, depths, visible, mask, cache)
@@ -231,8 +248,8 @@ class _Run:
 
     # Drafting.
 
-    def _draft(self) -> list[TokenTree]:
-        """One tree per row; a row that is done has a single dummy node."""
+    def _draft(self, most: int | None) -> list[TokenTree]:
+        """One tree per row, of at most `most` nodes; a row that is done has a single dummy node."""
         drafter, planner = self.drafter, self.planner
         trees = []
         for index, row in enumerate(self.rows):
@@ -263,6 +280,8 @@ class _Run:
                     values[rank] += value
             size = planner.nodes(values, len(trees))
             trees = [tree.best(size) for tree in trees]
+        if most is not None:
+            trees = [tree.best(most) for tree in trees]
         for row, tree in zip(self.rows, trees, strict=True):
             if not row.done:
                 self.stats.drafted.update(tree.sources[1:])
@@ -282,7 +301,8 @@ class _Run:
 
     def _walk(self, trees: list[TokenTree], logits: torch.Tensor) -> list[list[int]]:
         """Accept, commit and report for every row; the nodes whose cache rows stay."""
-        if len(trees[0]) == logits.shape[1] == 1 and len({row.length for row in self.rows}) == 1:
+        alive = {row.length for row in self.rows if not row.done}
+        if logits.shape[1] == 1 and len(alive) == 1:
             tokens = self._choose_plain(logits[:, -1])
             chosen: list[tuple[list[int], list[int]]] = [([0], [token]) for token in tokens]
         else:
@@ -294,7 +314,7 @@ class _Run:
                     seen = NodeLogits(logits[index, : len(tree)])
                     chosen.append(_walk_greedy(tree, seen.greedy()))
                 else:
-                    chosen.append(self._walk_processed(row, tree, logits[index]))
+                    chosen.append(self._walk_processed(index, tree, logits[index]))
         kept = []
         for index, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
             if row.done:
@@ -309,13 +329,17 @@ class _Run:
         return kept
 
     def _walk_processed(
-        self, row: _Row, tree: TokenTree, logits: torch.Tensor
+        self, index: int, tree: TokenTree, logits: torch.Tensor
     ) -> tuple[list[int], list[int]]:
         """Walk with processors or sampling: each node visited is treated with its own prefix."""
+        row = self.rows[index]
         node, path, tokens = 0, [0], []
+        # A processor that may hold something per row is shown a batch, the row in its own place.
+        copies, place_of_row = (len(self.rows), index) if self.by_batch else (1, 0)
         length = row.length
         while True:
-            scores = self._processed(row.ids[:, :length], logits[node].unsqueeze(0))[0]
+            prefix = row.ids[:, :length].repeat(copies, 1)
+            scores = self._processed(prefix, logits[node].repeat(copies, 1))[place_of_row]
             if not self.sample:
                 token = int(scores.argmax())
                 child = tree.child(node, token)
@@ -342,7 +366,10 @@ class _Run:
         """One token per row from logits [batch, vocab]: what transformers' own loop does."""
         if self.walks_freely:
             return NodeLogits(logits).greedy()
-        scores = self._processed(torch.cat([row.text for row in self.rows]), logits)
+        # Rows that are done are drawn for too: so does generate, and seeds mean the same.
+        length = next(row.length for row in self.rows if not row.done)
+        prefix = torch.cat([row.ids[:, :length] for row in self.rows])
+        scores = self._processed(prefix, logits)
         if not self.sample:
             found = scores.argmax(-1)
         else:
