@@ -38,7 +38,6 @@ _BY_ROW = {  # processors that treat every row alike, whatever its place in the 
     *("NoRepeatNGramLogitsProcessor", "NoBadWordsLogitsProcessor"),
     "SuppressTokensLogitsProcessor",
 }
-)
 
 
 @dataclass
