@@ -141,9 +141,7 @@ class _Run:
             buffer[0, :length] = ids
             self.rows.append(_Row(buffer, length, length))
         drafter.rows = [row.trace for row in self.rows]
-        self.auto = drafter.budget == "auto"
-        self.planner = Planner(measure_costs(forward)) if self.auto else None
-        self.seconds_forward = 0.0
+        self.planner = Planner(measure_costs(forward)) if drafter.budget == "auto" else None
 
     def prepare(self, model_kwargs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
         """The cache and the 2-D mask of the whole prompt."""
@@ -186,12 +184,9 @@ class _Run:
         chunk = _PREFILL_CHUNK if drafter.wants_prompt else length
         for start in range(seen, length, chunk):
             end = min(start + chunk, length)
-            before = time.perf_counter()
             logits = self.forward.text(
                 self.input_ids[:, start:end], mask[:, :end], cache, all_logits=drafter.wants_prompt
             )
-            self._synchronize()
-            self.seconds_forward += time.perf_counter() - before
             if drafter.wants_prompt:
                 self._show_prompt(logits, mask, start, end)
         self.stats.prefills += 1
@@ -300,6 +295,7 @@ class _Run:
 
     def _walk(self, trees: list[TokenTree], logits: torch.Tensor) -> list[list[int]]:
         """Accept, commit and report for every row; the nodes whose cache rows stay."""
+        seen = [NodeLogits(logits[index, : len(tree)]) for index, tree in enumerate(trees)]
         alive = {row.length for row in self.rows if not row.done}
         if logits.shape[1] == 1 and len(alive) == 1:
             tokens = self._choose_plain(logits[:, -1])
@@ -310,8 +306,7 @@ class _Run:
                 if row.done:
                     chosen.append(([0], [self.pad]))
                 elif self.walks_freely:
-                    seen = NodeLogits(logits[index, : len(tree)])
-                    chosen.append(_walk_greedy(tree, seen.greedy()))
+                    chosen.append(_walk_greedy(tree, seen[index].greedy()))
                 else:
                     chosen.append(self._walk_processed(index, tree, logits[index]))
         kept = []
@@ -322,7 +317,7 @@ class _Run:
             path, tokens = chosen[index]
             sources = [tree.sources[node] for node in path[1:]] + ["bonus"]
             self.stats.row_steps += 1
-            count = self._commit(index, tokens, sources, tree, path, logits[index, : len(tree)])
+            count = self._commit(index, tokens, sources, tree, path, seen[index])
             # The last committed token is never in the cache: it is the next root.
             kept.append(path[:count])
         return kept
@@ -390,7 +385,7 @@ class _Run:
         sources: list[str],
         tree: TokenTree | None = None,
         path: list[int] | None = None,
-        logits: torch.Tensor | None = None,
+        logits: NodeLogits | None = None,
     ) -> int:
         """Append tokens up to the first stop; tell drafter and streamer; the number appended."""
         row = self.rows[index]
@@ -399,7 +394,7 @@ class _Run:
         if tree is not None and path is not None and logits is not None:
             self.stats.dropped += len(path) - min(count, len(path))
             if not row.done or self.drafter.keep:
-                self.drafter.observe(index, tree, path[:count], NodeLogits(logits))
+                self.drafter.observe(index, tree, path[:count], logits)
             self.stats.accepted.update(source for source in sources if source != "bonus")
             self.stats.bonus += sources[-1] == "bonus"
         self.drafter.commit(index, tokens)
