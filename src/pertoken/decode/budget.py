@@ -140,15 +140,14 @@ def measure_costs(forward: TreeForward, *, fresh: bool = False) -> dict[int, flo
     key = _key(forward.model)
     if key not in _measured or fresh:
         path = _path()
-        kept = {} if fresh else _read(path)
-        if key not in kept:
+        kept = None if fresh else _costs(_read(path).get(key))
+        if kept is None:
             before = read_cpu()
-            found = {str(n): seconds for n, seconds in _measure(forward).items()}
-            kept = {**_read(path), key: found}
+            kept = _measure(forward)
             others = foreign_share(before, read_cpu())
             if others is None or others <= FOREIGN_LIMIT:  # else good for this process only
-                _write(path, kept)
-        _measured[key] = {int(n): float(seconds) for n, seconds in kept[key].items()}
+                _write(path, {**_read(path), key: {str(n): kept[n] for n in kept}})
+        _measured[key] = kept
     return _measured[key]
 
 
@@ -211,6 +210,14 @@ def _path() -> Path:
     from pertoken._fetch import cache_root
 
     return cache_root() / "forward-costs.json"
+
+
+def _costs(entry: Any) -> dict[int, float] | None:
+    """Costs as they were kept, or None for what is not such an entry."""
+    try:
+        return {int(n): float(seconds) for n, seconds in entry.items()} or None
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _read(path: Path) -> dict[str, Any]:
