@@ -20,7 +20,7 @@ def acceptance(probs: torch.Tensor, children: torch.Tensor) -> tuple[torch.Tenso
     (all zeros when the children hold all the mass).
 
     >>> accept, rest = acceptance(torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0, 1]))
-    >>> accept.tolist(), [round(p, 6) for p in rest.tolist()]
+    >>> [round(p, 6) for p in accept.tolist()], [round(p, 6) for p in rest.tolist()]
     ([0.5, 0.6], [0.0, 0.0, 1.0])
     """
     probs = probs.double() / probs.double().sum()
