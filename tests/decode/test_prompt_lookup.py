@@ -94,8 +94,8 @@ def test_source_and_learned_probability() -> None:
     before = drafter.propose(0, 2, 9)
     assert before.sources[1:] == ["copy", "copy"]
     for _ in range(50):
-        tree = drafter.propose(0, 2, 9)
-        drafter.observe(0, tree, [0], None)  # never accepted
+        drafter.propose(0, 2, 9)
+        drafter._edges.settle(0, [99])  # never right; the text stays as it is
     after = drafter.propose(0, 2, 9)
     assert after.values[1] < 0.5 * before.values[1]
     assert after.values[2] < after.values[1]
