@@ -32,9 +32,10 @@ from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
 VERSION = 1
 DTYPE = "bfloat16"
 NEW_TOKENS = 128
-PER_GROUP = 8
-FEWER = {"balanced k=5": 4, "token recycling": 4, "lookahead": 4}  # their passes take longest
+SPREAD = 8  # prompts per group chosen evenly over the split's ids …
+PER_GROUP = 4  # … of which the first few are run
 PER_GROUP_ABLATIONS = 1
+FLOAT32_PROMPTS = 2
 
 BARS = {
     "ids identical or numerical tie, all drafters, bfloat16": ">= 1",
@@ -112,14 +113,15 @@ def run(context: Context) -> Reproduction:
     new_tokens = 12 if context.smoke else NEW_TOKENS
     model, tokenizer = context.load()
     rows = context.data("spec-bench", smoke_rows=SMOKE_ROWS)
-    chosen = select(rows, split="report", per_group=1 if context.smoke else PER_GROUP)
+    chosen = select(rows, split="report", per_group=1 if context.smoke else SPREAD)
     prompts = {prompt.question_id: encode(tokenizer, prompt.text) for prompt in chosen}
-    groups = {prompt.question_id: prompt.group for prompt in chosen}
+    every = {prompt.question_id: prompt.group for prompt in chosen}
+    groups = {key: every[key] for key in _first(every, PER_GROUP)}
 
     # Counts first: they do not mind what else runs on the machine.
     counts: dict[str, dict[int, Unit]] = {}
     for name, make in (_drafters() | _ablations()).items():
-        wanted = PER_GROUP_ABLATIONS if name in _ablations() else FEWER.get(name, PER_GROUP)
+        wanted = PER_GROUP_ABLATIONS if name in _ablations() else PER_GROUP
         counts[name] = {
             key: context.remember(
                 ["counts", name, key], partial(decode, model, prompts[key], make, new_tokens)
@@ -136,10 +138,10 @@ def run(context: Context) -> Reproduction:
     return context.reproduction(
         result,
         new_tokens=new_tokens,
-        prompts=len(prompts),
+        prompts=len(groups),
         split="report: odd question ids, first turn, chat template",
         prompts_per_group=PER_GROUP,
-        prompts_per_group_counts=FEWER | {"ablations": PER_GROUP_ABLATIONS},
+        prompts_per_group_ablations=PER_GROUP_ABLATIONS,
         start="every drafter empty on every prompt",
         prefill="included in wall clock, not in tokens per forward",
         looping_outputs=len(looping),
@@ -300,7 +302,7 @@ def _identity_rows(
     for note in notes[:40]:
         rows.append(Row(f"divergence: {note}", 1, unit="text"))
     full = model.float()
-    few = list(plain)[:: max(1, len(plain) // 6)]
+    few = list(plain)[:: max(1, len(plain) // FLOAT32_PROMPTS)]
     straight = {key: decode(full, prompts[key], _timed()["plain"], new_tokens) for key in few}
     shares = []
     for make in (_drafters() | {"goose auto": _timed()["goose auto"]}).values():
