@@ -214,6 +214,14 @@ def test_stop_strings_end_a_text_in_the_middle_of_a_step() -> None:
     for drafter in (Goose(), TokenRecycling(), Oracle(plain)):
         found = model.generate(**inputs, custom_generate=drafter, **options)
         assert torch.equal(found, wanted)
+    own = Goose(tokenizer=tokenizer, stop_strings=[text, "never"])
+    del options["stopping_criteria"]
+    assert torch.equal(model.generate(**inputs, custom_generate=own, **options), wanted)
+
+
+def test_stop_strings_need_a_tokenizer() -> None:
+    with pytest.raises(PertokenError, match="pass tokenizer="):
+        Goose(stop_strings=["end"])
 
 
 class AfterTwice(StoppingCriteria):

@@ -5,6 +5,7 @@ The control of Goose's paper: same table, same number of nodes, no spine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pertoken.decode._edges import EdgeBook
@@ -41,8 +42,15 @@ class Balanced(Drafter):
         keep: bool = False,
         streamer: Any = None,
         tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
-        super().__init__(budget=budget, keep=keep, streamer=streamer, tokenizer=tokenizer)
+        super().__init__(
+            budget=budget,
+            keep=keep,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            stop_strings=stop_strings,
+        )
         if not 1 <= k <= K:
             raise PertokenError(f"a balanced tree has 1 to {K} children per node, not {k}")
         self.k = k

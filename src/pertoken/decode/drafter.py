@@ -8,6 +8,7 @@ whichever of `begin`, `observe`, `observe_prompt` and `commit` it learns from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -32,7 +33,8 @@ class Drafter:
         keep: remember what was learned in the next `generate` call too; see `reset`, `save`.
         streamer: gets the tokens as they are committed. `generate` does not hand its own streamer
             to a callable, so it goes here.
-        tokenizer: needed for the `stop_strings` of a generation config, for the same reason.
+        tokenizer, stop_strings: end a text behind any of these strings; `generate` refuses its own
+            `stop_strings` with a callable, for the same reason.
 
     After a call `stats` counts what happened, and `rows[i]` tells where row i's tokens came from.
     """
@@ -48,6 +50,7 @@ class Drafter:
         keep: bool = False,
         streamer: BaseStreamer | None = None,
         tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
         is_count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
         if budget is not None and budget != "auto" and not is_count:
@@ -58,7 +61,12 @@ class Drafter:
         self.budget = budget
         self.keep = keep
         self.streamer = streamer
+        if isinstance(stop_strings, str):
+            stop_strings = [stop_strings]
+        if stop_strings and tokenizer is None:
+            raise PertokenError("stop_strings need the tokenizer too: pass tokenizer=")
         self.tokenizer = tokenizer
+        self.stop_strings = list(stop_strings)
         self.contexts: list[list[int]] = []
         self.stats = DecodeStats()
         self.rows: list[RowTrace] = []
@@ -139,12 +147,15 @@ class Drafter:
         try:
             part.write_text(json.dumps(self.state_dict()), encoding="utf-8")
             part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise PertokenError(f"cannot write {path}: {error.strerror}") from error
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
     def load(self, path: str | Path) -> None:
-        """Read what was learned from a file that `save` wrote.
+        """Read what was learned from a file that `save` wrote, and keep it from call to call.
 
         Raises PertokenError if the file is missing, not such a file, or of another method.
         """
@@ -163,3 +174,4 @@ class Drafter:
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             self.reset()
             raise PertokenError(f"{path} lacks a part of what Drafter.save writes") from error
+        self.keep = True

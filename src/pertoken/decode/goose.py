@@ -18,6 +18,7 @@ plain decoding at 7B-33B, 12-33 % more accepted tokens than balanced trees of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any, Literal
 
@@ -71,8 +72,15 @@ class Goose(Drafter):
         keep: bool = False,
         streamer: Any = None,
         tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
-        super().__init__(budget=budget, keep=keep, streamer=streamer, tokenizer=tokenizer)
+        super().__init__(
+            budget=budget,
+            keep=keep,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            stop_strings=stop_strings,
+        )
         if shape not in ("paper", "optimal"):
             raise PertokenError(f'shape must be "paper" or "optimal", not {shape!r}')
         self.shape = shape

@@ -22,7 +22,7 @@ times into the text that new n-grams are read from.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pertoken.decode._edges import EdgeBook, bucket
@@ -165,13 +165,20 @@ class Lookahead(Drafter):
         keep: bool = False,
         streamer: Any = None,
         tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
         least = {"window": (window, 1), "ngram": (ngram, 3), "guesses": (guesses, 1)}
         for name, (value, minimum) in least.items():
             if value < minimum:
                 raise PertokenError(f"lookahead needs {name} of at least {minimum}, not {value}")
         self.default_budget = (ngram - 1) * (window + guesses) - 1
-        super().__init__(budget=budget, keep=keep, streamer=streamer, tokenizer=tokenizer)
+        super().__init__(
+            budget=budget,
+            keep=keep,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            stop_strings=stop_strings,
+        )
         self.window = window
         self.ngram = ngram
         self.guesses = guesses

@@ -5,6 +5,7 @@ The denominator of every ratio, and what ``budget="auto"`` falls back to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pertoken.decode.drafter import Drafter
@@ -21,5 +22,14 @@ class Plain(Drafter):
     slug = "plain"
     default_budget = 0
 
-    def __init__(self, *, keep: bool = False, streamer: Any = None, tokenizer: Any = None) -> None:
-        super().__init__(keep=keep, streamer=streamer, tokenizer=tokenizer)
+    def __init__(
+        self,
+        *,
+        keep: bool = False,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
+    ) -> None:
+        super().__init__(
+            keep=keep, streamer=streamer, tokenizer=tokenizer, stop_strings=stop_strings
+        )

@@ -13,7 +13,7 @@ Both scan the whole text in every step; here a table of first places gives the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pertoken.decode._edges import EdgeBook, bucket
@@ -76,8 +76,15 @@ class PromptLookup(Drafter):
         keep: bool = False,
         streamer: Any = None,
         tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
-        super().__init__(budget=budget, keep=keep, streamer=streamer, tokenizer=tokenizer)
+        super().__init__(
+            budget=budget,
+            keep=keep,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            stop_strings=stop_strings,
+        )
         if variant not in _LONGEST:
             raise PertokenError(
                 f"unknown variant {variant!r} of prompt lookup{nearest(variant, _LONGEST)}"

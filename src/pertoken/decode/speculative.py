@@ -122,7 +122,7 @@ class _Run:
         self.walks_freely = not self.sample and not logits_processor
         self.by_batch = any(type(one).__name__ not in _BY_ROW for one in logits_processor or [])
         self.max_length: int = config.max_length
-        self.stop_ids, self.criteria = _stops(stopping_criteria)
+        self.stop_ids, self.criteria = _stops(stopping_criteria, drafter)
         pad = config._pad_token_tensor
         self.pad = int(pad) if pad is not None else 0
         self.device = input_ids.device
@@ -154,6 +154,11 @@ class _Run:
         # A static cache has no room for drafts beyond its end, even such as would be rejected.
         sizes = [n for layer in cache.layers if (n := getattr(layer, "max_cache_len", None))]
         self.slots = min(sizes, default=None)
+        if self.slots is not None and len(self.rows) > 1:
+            raise PertokenError(
+                "a static cache cannot hold rows that accept different numbers of tokens; use the "
+                "default cache for a batch"
+            )
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(self.input_ids) if mask is None else mask.to(self.input_ids.dtype)
         if not bool(mask[:, -1].all()):
@@ -392,10 +397,11 @@ class _Run:
         count = self._until_stop(row, tokens)
         tokens, sources = tokens[:count], sources[:count]
         if tree is not None and path is not None and logits is not None:
-            self.stats.dropped += len(path) - min(count, len(path))
             if not row.done or self.drafter.keep:
                 self.drafter.observe(index, tree, path[:count], logits)
-            self.stats.accepted.update(source for source in sources if source != "bonus")
+            drafted = [source for source in sources if source != "bonus"]
+            self.stats.accepted.update(drafted)
+            self.stats.dropped += len(path) - 1 - len(drafted)
             self.stats.bonus += sources[-1] == "bonus"
         self.drafter.commit(index, tokens)
         row.trace.sources += sources
@@ -438,9 +444,14 @@ def _walk_greedy(tree: TokenTree, best: list[int]) -> tuple[list[int], list[int]
         path.append(node)
 
 
-def _stops(criteria: Any) -> tuple[frozenset[int], Any]:
+def _stops(criteria: Any, drafter: Drafter) -> tuple[frozenset[int], Any]:
     """Stop ids, and the criteria that must be asked token by token (the length limit is known)."""
-    from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+    from transformers.generation import (
+        EosTokenCriteria,
+        MaxLengthCriteria,
+        StoppingCriteriaList,
+        StopStringCriteria,
+    )
 
     stop_ids: set[int] = set()
     others = StoppingCriteriaList()
@@ -449,6 +460,8 @@ def _stops(criteria: Any) -> tuple[frozenset[int], Any]:
             stop_ids.update(one.eos_token_id.flatten().tolist())
         elif type(one) is not MaxLengthCriteria:
             others.append(one)
+    if drafter.stop_strings:
+        others.append(StopStringCriteria(drafter.tokenizer, drafter.stop_strings))
     return frozenset(stop_ids), others
 
 

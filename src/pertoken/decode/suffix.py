@@ -10,7 +10,7 @@ order of equally probable nodes in tree mode.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 from pertoken.decode._edges import EdgeBook, bucket
@@ -53,8 +53,15 @@ class SuffixTree(Drafter):
         keep: bool = False,
         streamer: Any = None,
         tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
-        super().__init__(budget=budget, keep=keep, streamer=streamer, tokenizer=tokenizer)
+        super().__init__(
+            budget=budget,
+            keep=keep,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            stop_strings=stop_strings,
+        )
         if mode not in ("path", "tree"):
             raise PertokenError(f'mode must be "path" or "tree", not {mode!r}')
         if max_depth < 2:

@@ -10,6 +10,7 @@ Published: about 2 x plain decoding on Vicuna-7B/13B/33B, greedy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -79,8 +80,15 @@ class TokenRecycling(Drafter):
         keep: bool = False,
         streamer: Any = None,
         tokenizer: Any = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
-        super().__init__(budget=budget, keep=keep, streamer=streamer, tokenizer=tokenizer)
+        super().__init__(
+            budget=budget,
+            keep=keep,
+            streamer=streamer,
+            tokenizer=tokenizer,
+            stop_strings=stop_strings,
+        )
         self.harvest_prompt = harvest_prompt
         self.wants_prompt = harvest_prompt
         self.reset()
