@@ -1,6 +1,7 @@
 """Balanced (isotropic) trees: the same recycled guesses as Goose, k children at every node.
 
-The control of Goose's paper: same table, same number of nodes, no spine.
+The control of Goose's paper: same table, no spine, and the same number of nodes, stretched where
+Goose would trust a copy of earlier text.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import Any, Literal
 
 from pertoken.decode._edges import EdgeBook
 from pertoken.decode.drafter import Drafter
-from pertoken.decode.goose import BRANCH_DEPTH, MIN_SCORE, NODE_BUDGET, K
-from pertoken.decode.tables import Successors
+from pertoken.decode.goose import BRANCH_DEPTH, MIN_SCORE, NODE_BUDGET, K, matched, stretched
+from pertoken.decode.tables import Places, Successors
 from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree
 from pertoken.errors import PertokenError
@@ -65,6 +66,9 @@ class Balanced(Drafter):
         """Start empty unless told to keep."""
         if not self.keep:
             self.reset()
+        self._places = [Places() for _ in self.contexts]
+        for places, prompt in zip(self._places, self.contexts, strict=True):
+            places.extend(prompt)
 
     def observe_prompt(
         self, row: int, tokens: list[int], logits: NodeLogits, previous: int | None
@@ -80,11 +84,15 @@ class Balanced(Drafter):
         """Learn how often guesses of each rank are right."""
         super().commit(row, tokens)
         self._edges.settle(row, tokens)
+        self._places[row].extend(tokens)
 
     def propose(self, row: int, budget: int, room: int) -> TokenTree:
         """The k best guesses below every node, level by level."""
         context = self.contexts[row]
         tree = self._edges.open(row, TokenTree(context[-1]))
+        places = self._places[row]
+        _, confidence = matched(places, context[-max(places.lengths) :])
+        budget = stretched(budget + 1, confidence) - 1
         node = 0
         while node < len(tree) and tree.size < budget:
             if tree.depths[node] < min(BRANCH_DEPTH, room):

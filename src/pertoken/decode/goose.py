@@ -183,29 +183,18 @@ class Goose(Drafter):
         if not self.spine:
             return [], 0.0
         tail = self.contexts[row][-max(places.lengths) :]
-        chain, confidence = self._match(places, tail)
+        chain, confidence = matched(places, tail, self.consensus)
         if grow and confidence > 0.6:
             # Copy on from the end of the copy while the text goes on to match.
             while len(chain) < int(EXTENDED * confidence):
-                more, further = self._match(places, (tail + chain)[-max(places.lengths) :])
+                end = (tail + chain)[-max(places.lengths) :]
+                more, further = matched(places, end, self.consensus)
                 if not more:
                     break
                 chain = chain + more
                 if confidence == 1.0 and further < 1.0:
                     break
         return chain, confidence
-
-    def _match(self, places: Places, tail: list[int]) -> tuple[list[int], float]:
-        start, agreed = places.find(tail)
-        if start < 0:
-            return [], 0.0
-        copy = places.text[start : start + MAX_CHAIN]
-        length = len(copy)
-        if agreed and self.consensus:
-            return copy, 1.0
-        if length >= LONG_MATCH:
-            return copy, min(0.9, 0.7 + 0.2 * (length - LONG_MATCH) / 12)
-        return copy, 0.6 * length / LONG_MATCH
 
     def _grow_paper(self, row: int, tree: TokenTree, budget: int, room: int) -> None:
         context = self.contexts[row]
@@ -217,8 +206,7 @@ class Goose(Drafter):
             self._add_spine(row, tree, chain[:budget], confidence)
             return
         # B nodes with the root, more when confident; the spine's share of them.
-        nodes = budget + 1
-        nodes += int(confidence * (nodes * (EXTENDED - NODE_BUDGET) // NODE_BUDGET))
+        nodes = stretched(budget + 1, confidence)
         rate = self._accept_rate
         share = 0.15 if rate < 0.2 else 0.30 if rate < 0.4 else 0.50
         share += confidence * (1.0 - share)
@@ -384,6 +372,32 @@ class Goose(Drafter):
             prior = _table_prior(kind // 4, score)
             found.append((token, "branch", key, prior, 0))
         return found
+
+
+def matched(places: Places, tail: list[int], consensus: bool = True) -> tuple[list[int], float]:
+    """The copy behind the first place of the text's last n-gram, and the confidence in it, 0 to 1.
+
+    Section 4.3: 1 where all earlier places agree on the next token, else it grows with the length.
+    """
+    start, agreed = places.find(tail)
+    if start < 0:
+        return [], 0.0
+    copy = places.text[start : start + MAX_CHAIN]
+    length = len(copy)
+    if agreed and consensus:
+        return copy, 1.0
+    if length >= LONG_MATCH:
+        return copy, min(0.9, 0.7 + 0.2 * (length - LONG_MATCH) / 12)
+    return copy, 0.6 * length / LONG_MATCH
+
+
+def stretched(nodes: int, confidence: float) -> int:
+    """The budget of a step, root included: up to two thirds more than `nodes` when confident.
+
+    >>> stretched(60, 0.0), stretched(60, 0.5), stretched(60, 1.0)
+    (60, 80, 100)
+    """
+    return nodes + int(confidence * (nodes * (EXTENDED - NODE_BUDGET) // NODE_BUDGET))
 
 
 def _length_bucket(length: int) -> int:
