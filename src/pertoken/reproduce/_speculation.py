@@ -105,20 +105,28 @@ def fair_share(
     reference: Mapping[Any, Unit],
     new_tokens: int,
     stops: frozenset[int],
+    judged: dict[Any, Any],
 ) -> tuple[float, list[str]]:
-    """(share of outputs identical to the reference or split by a numerical tie, the notes)."""
+    """(share of outputs identical to the reference or split by a numerical tie, the notes).
+
+    judged: verdicts by prompt and text. Judging a divergence takes many forwards, and most
+    drafters part from plain decoding at the same close call and write the same text behind it.
+    """
     from pertoken.testing.divergence import compare_ids
 
     fine, notes = 0, []
     for key, unit in units.items():
-        verdict = compare_ids(
-            model,
-            prompts[key],
-            reference[key]["ids"],
-            unit["ids"],
-            max_new_tokens=new_tokens,
-            stops=stops,
-        )
+        text = (key, tuple(unit["ids"]))
+        if text not in judged:
+            judged[text] = compare_ids(
+                model,
+                prompts[key],
+                reference[key]["ids"],
+                unit["ids"],
+                max_new_tokens=new_tokens,
+                stops=stops,
+            )
+        verdict = judged[text]
         fine += verdict.outcome != "different"
         if verdict.outcome != "identical":
             notes.append(f"{key}: {verdict.outcome}, {verdict.divergence}")

@@ -290,12 +290,13 @@ def _identity_rows(
     """Every output against plain decoding; each divergence is named in the row's note."""
     shares, notes = [], []
     stops = stop_ids(model)
+    judged: dict[Any, Any] = {}
     runs = dict(counts)
     for name in ("goose auto", KEPT):
         runs[name] = {key: unit[name] for key, unit in timed.items()}
     for name, units in runs.items():
         units = {key: unit for key, unit in units.items() if key in plain}
-        share, found = fair_share(model, prompts, units, plain, new_tokens, stops)
+        share, found = fair_share(model, prompts, units, plain, new_tokens, stops, judged)
         shares.append(share)
         notes += [f"{name} {note}" for note in found]
     rows = [
@@ -310,13 +311,14 @@ def _identity_rows(
     ]
     for note in notes[:40]:
         rows.append(Row(f"divergence: {note}", 1, unit="text"))
+    judged = {}
     full = model.float()
     few = list(plain)[:: max(1, len(plain) // FLOAT32_PROMPTS)]
     straight = {key: decode(full, prompts[key], _timed()["plain"], new_tokens) for key in few}
     shares = []
     for make in (_drafters() | {"goose auto": _timed()["goose auto"]}).values():
         units = {key: decode(full, prompts[key], make, new_tokens) for key in few}
-        share, found = fair_share(full, prompts, units, straight, new_tokens, stops)
+        share, found = fair_share(full, prompts, units, straight, new_tokens, stops, judged)
         shares.append(share)
         rows += [Row(f"divergence, float32: {note}", 1, unit="text") for note in found]
     rows.append(

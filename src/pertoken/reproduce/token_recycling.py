@@ -88,6 +88,7 @@ def run(context: Context) -> Reproduction:
     def seconds(name: str) -> list[float]:
         return [units[key][name]["seconds"] for key in kept]
 
+    judged: dict[Any, Any] = {}
     shares = [
         fair_share(
             model,
@@ -96,6 +97,7 @@ def run(context: Context) -> Reproduction:
             {key: unit["plain"] for key, unit in units.items()},
             new_tokens,
             stop_ids(model),
+            judged,
         )
         for name in names
     ]
