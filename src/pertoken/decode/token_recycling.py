@@ -64,7 +64,8 @@ class TokenRecycling(Drafter):
         keep: the matrix survives to the next call, as it does in the published runs ("hot start").
 
     The published code lets the order of writes decide when a token stands at several nodes; here
-    the last node wins, and a matrix that is still zero proposes token 0.
+    the last node wins, and a matrix that is still zero proposes token 0. With ``keep`` the
+    pass that ends a text is noted too, which the published code skips.
 
     Example: ``model.generate(**inputs, max_new_tokens=64, custom_generate=TokenRecycling())``
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
+from random import Random
 from typing import Any
 
 from pertoken.reproduce._context import Context
@@ -32,10 +33,9 @@ from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
 VERSION = 1
 DTYPE = "bfloat16"
 NEW_TOKENS = 128
-SPREAD = 8  # prompts per group chosen evenly over the split's ids …
-PER_GROUP = 2  # … of which the first few are run
-PER_GROUP_ABLATIONS = 1
-FLOAT32_PROMPTS = 2
+PER_GROUP = 8  # spread evenly over the split's ids
+PER_GROUP_ABLATIONS = 2
+FLOAT32_PROMPTS = 6
 
 BARS = {
     "ids identical or numerical tie, all drafters, bfloat16": ">= 1",
@@ -113,10 +113,9 @@ def run(context: Context) -> Reproduction:
     new_tokens = 12 if context.smoke else NEW_TOKENS
     model, tokenizer = context.load()
     rows = context.data("spec-bench", smoke_rows=SMOKE_ROWS)
-    chosen = select(rows, split="report", per_group=1 if context.smoke else SPREAD)
+    chosen = select(rows, split="report", per_group=1 if context.smoke else PER_GROUP)
     prompts = {prompt.question_id: encode(tokenizer, prompt.text) for prompt in chosen}
-    every = {prompt.question_id: prompt.group for prompt in chosen}
-    groups = {key: every[key] for key in _first(every, PER_GROUP)}
+    groups = {prompt.question_id: prompt.group for prompt in chosen}
 
     # Counts first: they do not mind what else runs on the machine.
     counts: dict[str, dict[int, Unit]] = {}
@@ -167,7 +166,7 @@ def _run_timed(
     keys: list[int],
     new_tokens: int,
 ) -> dict[int, dict[str, Any]]:
-    """For every prompt all contenders in turn, each once, the order turning from prompt to prompt.
+    """For every prompt all contenders in turn, each once, in shuffled order.
 
     A round in which others used the machine is marked as dropped.
     """
@@ -181,11 +180,11 @@ def _run_timed(
 
     def once(number: int) -> dict[str, Any]:
         names = list(makes)
-        start = number % len(names)
+        Random(context.seed + number).shuffle(names)  # nobody always follows the same one
         ids = prompts[keys[number]]
         contenders = {
             name: partial(_ignore_index, partial(decode, model, ids, makes[name], new_tokens))
-            for name in names[start:] + names[:start]
+            for name in names
         }
         # No second try: the drafter that keeps what it learned would know the prompt.
         run = alternate(contenders, 1, retries=0, watch=0.0 if context.smoke else 0.5)

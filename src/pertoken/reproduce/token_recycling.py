@@ -8,6 +8,7 @@ The matrix of the hot runs lives through all prompts, in their order, as in the 
 from __future__ import annotations
 
 from functools import partial
+from random import Random
 from typing import Any
 
 from pertoken.reproduce._context import Context
@@ -28,7 +29,7 @@ from pertoken.reproduce._speculation import (
 VERSION = 1
 DTYPE = "bfloat16"
 NEW_TOKENS = 128
-PER_GROUP = 1
+PER_GROUP = 2
 
 BARS = {
     "ids identical or numerical tie": ">= 1",
@@ -70,10 +71,9 @@ def run(context: Context) -> Reproduction:
     units: dict[int, dict[str, Any]] = {}
     kept = []
     for number, key in enumerate(context.track(list(prompts), "token recycling")):
-        start = number % len(names)
+        order = Random(context.seed + number).sample(names, len(names))
         turn = {
-            name: partial(_run, model, prompts[key], contenders[name], new_tokens)
-            for name in names[start:] + names[:start]
+            name: partial(_run, model, prompts[key], contenders[name], new_tokens) for name in order
         }
         # No second try: the hot matrices have seen the prompt then.
         run = alternate(turn, 1, retries=0, watch=0.0 if context.smoke else 0.5)
