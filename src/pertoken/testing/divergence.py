@@ -48,7 +48,8 @@ class Divergence:
     top2_gap: float | None = None
     """Best minus second-best logit at this step."""
     noise: float | None = None
-    """Largest change of a contender's logit between forward shapes at the last positions."""
+    """Largest change of a contender's logit between forward shapes at the last positions, and no
+    less than the last bit of the greatest logit."""
 
     @property
     def is_tie(self) -> bool:
@@ -159,8 +160,10 @@ def measure(
     single = shapes["1"]
     moved = [_moved(single, logits) for logits in shapes.values()]
     moved += [_moved(plain[None], logits[-1:]) for logits in shapes.values()]
-    # generate rounds scores to float32 before it picks, whatever the model's dtype.
-    ulp = torch.finfo(torch.float32).eps * float(plain.abs().max())
+    # One last bit is always in doubt: that of the model's dtype, or of the float32 that generate
+    # rounds scores to before it picks. Some processors show no movement between shapes at all.
+    eps = max(torch.finfo(dtype).eps for dtype in (model.dtype, torch.float32))
+    ulp = eps * float(plain.abs().max())
     top2 = plain.topk(min(2, len(plain))).values
     whole = shapes["whole"][-1]
     return Divergence(
