@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from random import Random
 from typing import Any
@@ -31,15 +32,17 @@ from pertoken.reproduce._speculation import (
 from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
 
 VERSION = 1
-DTYPE = "bfloat16"
+DTYPE = "float32"  # processors without bfloat16 kernels verify trees in it at a crawl
 NEW_TOKENS = 128
 PER_GROUP = 8  # spread evenly over the split's ids
-PER_GROUP_ABLATIONS = 2
-FLOAT32_PROMPTS = 6
+PER_GROUP_TIMED = 4
+PER_GROUP_ABLATIONS = 1
+BFLOAT16 = {"prompts": 6, "new_tokens": 48, "nodes": 16}
+COSTS = (2, 8, 16, 32, 64)  # tokens per pass whose measured cost is shown
 
 BARS = {
+    "ids identical or numerical tie, all drafters, float32": ">= 1",
     "ids identical or numerical tie, all drafters, bfloat16": ">= 1",
-    "ids identical or numerical tie, float32": ">= 1",
     "ids identical, float64, nine tiny models, batch 1 and 4": ">= 1",
     "batch of 8 unequal prompts = 8 single runs, token by token": ">= 1",
     "sampling: chi-square p, smallest of all drafters": "> 0.001",
@@ -109,7 +112,7 @@ def _timed() -> dict[str, Make]:
 
 
 def run(context: Context) -> Reproduction:
-    """All rows; about an hour on two cores."""
+    """All rows; about three hours on two cores; the counts alone mind no other load."""
     new_tokens = 12 if context.smoke else NEW_TOKENS
     model, tokenizer = context.load()
     rows = context.data("spec-bench", smoke_rows=SMOKE_ROWS)
@@ -117,22 +120,16 @@ def run(context: Context) -> Reproduction:
     prompts = {prompt.question_id: encode(tokenizer, prompt.text) for prompt in chosen}
     groups = {prompt.question_id: prompt.group for prompt in chosen}
 
-    # Counts first: they do not mind what else runs on the machine.
-    counts: dict[str, dict[int, Unit]] = {}
-    for name, make in (_drafters() | _ablations()).items():
-        wanted = PER_GROUP_ABLATIONS if name in _ablations() else PER_GROUP
-        counts[name] = {
-            key: context.remember(
-                ["counts", name, key], partial(decode, model, prompts[key], make, new_tokens)
-            )
-            for key in context.track(_first(groups, wanted), name)
-        }
-    result = _lossless_rows(context, new_tokens)
-    timed = _run_timed(context, model, prompts, list(groups), new_tokens)
-    plain = {key: unit["plain"] for key, unit in timed.items()}
-    result += _identity_rows(model, prompts, counts, timed, plain, new_tokens)
+    counts = _counts(context, model, prompts, groups, new_tokens)
+    result = _identity_rows(context, model, prompts, counts, new_tokens)
+    result += _bfloat16_rows(context, prompts)
+    result += _lossless_rows(context, new_tokens)
+    timed_keys = _first(groups, PER_GROUP_TIMED)
+    timed = _run_timed(context, model, prompts, timed_keys, new_tokens)
     result += _accepted_rows(context, counts)
     result += _speed_rows(context, timed, groups)
+    result += _cost_rows(model)
+    plain = counts["plain"]
     looping = [k for k in groups if repeated_4gram_share(plain[k]["ids"]) >= LOOPING_SHARE]
     return context.reproduction(
         result,
@@ -140,12 +137,33 @@ def run(context: Context) -> Reproduction:
         prompts=len(groups),
         split="report: odd question ids, first turn, chat template",
         prompts_per_group=PER_GROUP,
+        prompts_per_group_timed=PER_GROUP_TIMED,
         prompts_per_group_ablations=PER_GROUP_ABLATIONS,
         start="every drafter empty on every prompt",
         prefill="included in wall clock, not in tokens per forward",
         looping_outputs=len(looping),
         timing=_noise(timed),
     )
+
+
+def _counts(
+    context: Context,
+    model: Any,
+    prompts: Mapping[int, list[int]],
+    groups: Mapping[int, str],
+    new_tokens: int,
+) -> dict[str, dict[int, Unit]]:
+    """Every drafter on every prompt: what does not mind what else runs on the machine."""
+    counts: dict[str, dict[int, Unit]] = {}
+    for name, make in ({"plain": _timed()["plain"]} | _drafters() | _ablations()).items():
+        wanted = PER_GROUP_ABLATIONS if name in _ablations() else PER_GROUP
+        counts[name] = {
+            key: context.remember(
+                ["counts", name, key], partial(decode, model, prompts[key], make, new_tokens)
+            )
+            for key in context.track(_first(groups, wanted), name)
+        }
+    return counts
 
 
 def _first(groups: Mapping[int, str], wanted: int) -> list[int]:
@@ -279,56 +297,70 @@ def _lossless_rows(context: Context, new_tokens: int) -> list[Row]:
 
 
 def _identity_rows(
+    context: Context,
     model: Any,
     prompts: Mapping[int, list[int]],
     counts: Mapping[str, Mapping[int, Unit]],
-    timed: Mapping[int, Mapping[str, Any]],
-    plain: Mapping[int, Unit],
     new_tokens: int,
 ) -> list[Row]:
-    """Every output against plain decoding; each divergence is named in the row's note."""
-    shares, notes = [], []
-    stops = stop_ids(model)
+    """Every output against plain decoding; each divergence is a row."""
+    found = _judged(model, prompts, counts, new_tokens, str(context.dtype))
+    found[0].paper, found[0].paper_setting = 1.0, "claimed lossless under greedy decoding, fp16"
+    return found
+
+
+def _bfloat16_rows(context: Context, prompts: Mapping[int, list[int]]) -> list[Row]:
+    """The same in bfloat16, on few prompts with small trees."""
+    import torch
+
+    from pertoken.loading import load
+
+    new_tokens = 12 if context.smoke else BFLOAT16["new_tokens"]
+    model = context.load()[0] if context.smoke else load(context.model, dtype="bfloat16")[0]
+    if context.smoke:
+        model = deepcopy(model).to(torch.bfloat16)
+    few = list(prompts)[:: max(1, len(prompts) // BFLOAT16["prompts"])]
+    makes = {name: partial(_with_budget, make, BFLOAT16["nodes"]) for name, make in _all().items()}
+    units = {
+        name: {
+            key: context.remember(
+                ["bfloat16", name, key], partial(decode, model, prompts[key], make, new_tokens)
+            )
+            for key in context.track(few, f"bfloat16, {name}")
+        }
+        for name, make in makes.items()
+    }
+    return _judged(model, prompts, units, new_tokens, "bfloat16")
+
+
+def _judged(
+    model: Any,
+    prompts: Mapping[int, list[int]],
+    runs: Mapping[str, Mapping[int, Unit]],
+    new_tokens: int,
+    dtype: str,
+) -> list[Row]:
     judged: dict[Any, Any] = {}
-    runs = dict(counts)
-    for name in ("goose auto", KEPT):
-        runs[name] = {key: unit[name] for key, unit in timed.items()}
+    shares, notes = [], []
     for name, units in runs.items():
-        units = {key: unit for key, unit in units.items() if key in plain}
-        share, found = fair_share(model, prompts, units, plain, new_tokens, stops, judged)
+        share, found = fair_share(
+            model, prompts, units, runs["plain"], new_tokens, stop_ids(model), judged
+        )
         shares.append(share)
         notes += [f"{name} {note}" for note in found]
-    rows = [
-        Row(
-            "ids identical or numerical tie, all drafters, bfloat16",
-            min(shares),
-            unit="share",
-            paper=1.0,
-            paper_setting="claimed lossless under greedy decoding, fp16",
-            why=f"{len(notes)} texts part at a numerical tie" if notes else "",
-        )
-    ]
-    for note in notes[:40]:
-        rows.append(Row(f"divergence: {note}", 1, unit="text"))
-    judged = {}
-    full = model.float()
-    few = list(plain)[:: max(1, len(plain) // FLOAT32_PROMPTS)]
-    straight = {key: decode(full, prompts[key], _timed()["plain"], new_tokens) for key in few}
-    shares = []
-    for make in (_drafters() | {"goose auto": _timed()["goose auto"]}).values():
-        units = {key: decode(full, prompts[key], make, new_tokens) for key in few}
-        share, found = fair_share(full, prompts, units, straight, new_tokens, stops, judged)
-        shares.append(share)
-        rows += [Row(f"divergence, float32: {note}", 1, unit="text") for note in found]
-    rows.append(
-        Row(
-            "ids identical or numerical tie, float32",
-            min(shares),
-            unit="share",
-            why=f"{len(few)} prompts, all drafters",
-        )
+    texts = sum(len(units) for units in runs.values())
+    row = Row(
+        f"ids identical or numerical tie, all drafters, {dtype}",
+        min(shares),
+        unit="share",
+        why=f"{texts} texts of {len(runs['plain'])} prompts, {new_tokens} tokens; "
+        f"{len(notes)} part at a numerical tie",
     )
-    return rows
+    return [row, *(Row(f"divergence, {dtype}: {note}", 1, unit="text") for note in notes[:40])]
+
+
+def _all() -> dict[str, Make]:
+    return {"plain": _timed()["plain"]} | _drafters() | {"goose auto": _timed()["goose auto"]}
 
 
 def _accepted_rows(context: Context, counts: Mapping[str, Mapping[int, Unit]]) -> list[Row]:
@@ -457,6 +489,21 @@ def _speed_rows(
                 else "",
             )
         )
+    return rows
+
+
+def _cost_rows(model: Any) -> list[Row]:
+    """What a pass over several tokens costs here: it bounds what any drafter can bring."""
+    from pertoken.decode.budget import measure_costs
+    from pertoken.decode.forward import TreeForward
+
+    costs = measure_costs(TreeForward(model))
+    rows = [Row("cost of a pass over 1 token", 1000 * costs[1], unit="ms")]
+    rows += [
+        Row(f"cost of a pass over {n} tokens over one token", costs[n] / costs[1], unit="x")
+        for n in COSTS
+        if n in costs
+    ]
     return rows
 
 
