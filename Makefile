@@ -41,8 +41,13 @@ readme: $(STAMP) ## write the README tables from reports/ and the catalogue
 reproduce: $(STAMP) ## check the papers' claims (ARGS="goose", default --all)
 	$(BIN)/pertoken reproduce $(or $(ARGS),--all)
 
-bench: $(STAMP) ## time every method against plain decoding, alone on the machine
-	$(BIN)/pertoken compare --max-new-tokens 128 $(ARGS)
+# The texts are kept per ARGS, so that an interrupted bench goes on and another one starts anew.
+TEXTS = build/bench/texts-$(firstword $(shell echo '$(ARGS)' | cksum)).jsonl
+bench: $(STAMP) ## time every method beside transformers' own (ARGS="--per-group 2" or "--prompts sample")
+	$(BIN)/python bench/greedy_texts.py --out $(TEXTS) $(ARGS)
+	$(BIN)/python bench/run.py --texts $(TEXTS) --out build/bench/decode.json \
+	  hf plain hf-prompt-lookup prompt-lookup lookahead suffix \
+	  token-recycling:budget=auto goose:budget=auto
 
 new: $(STAMP) ## start the files of a paper (SLUG=my-paper, ARGS="--title ... --family decode")
 	@test -n "$(SLUG)" || { echo "error: say which paper: make new SLUG=my-paper" >&2; exit 2; }

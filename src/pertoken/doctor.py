@@ -18,7 +18,7 @@ from typing import Any
 
 from pertoken._fetch import cache_root, read_stamp
 
-__all__ = ["diagnose", "dtype_speeds", "kept", "long_lines", "short_lines"]
+__all__ = ["advice", "diagnose", "dtype_speeds", "kept", "long_lines", "short_lines"]
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy")
 OPTIONAL = {
@@ -90,6 +90,22 @@ def dtype_speeds() -> dict[str, dict[str, float]]:
     return speeds
 
 
+def advice(speeds: dict[str, dict[str, float]]) -> str | None:
+    """One sentence where bfloat16 multiplies so slowly that only one token at a time pays.
+
+    >>> fast, slow = {"gflops": 80.0}, {"gflops": 0.8}
+    >>> advice({"float32": fast, "bfloat16": fast})
+    >>> advice({"float32": fast, "bfloat16": slow})
+    'bfloat16 has no fast matrix product on this processor: long prompts and drafts want float32'
+    """
+    if not speeds or 4 * speeds["bfloat16"]["gflops"] > speeds["float32"]["gflops"]:
+        return None
+    return (
+        "bfloat16 has no fast matrix product on this processor: long prompts and drafts want "
+        "float32"
+    )
+
+
 def _seconds(call: Any) -> float:
     """The best of several calls within about a fifth of a second, after one to warm up."""
     call()
@@ -135,6 +151,7 @@ def short_lines(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"{name}: {speed['gflops']:g} GFLOP/s, reads weights at {speed['gb_per_s']:g} GB/s"
         )
+    lines += filter(None, [advice(facts["speed"])])
     names = ", ".join(entry["name"] for entry in facts["models"]) or "none yet"
     lines.append(f"models here: {names} ({facts['cache']}, {facts['free_gb']:g} GB free)")
     if any("de-quantised" in entry["weights"] for entry in facts["models"]):
@@ -157,6 +174,8 @@ def long_lines(facts: dict[str, Any]) -> list[str]:
             f"{name:<13} {speed['gflops']:g} GFLOP/s matrix product, "
             f"{speed['gb_per_s']:g} GB/s weights read"
         )
+    hint = advice(facts["speed"])
+    lines += [f"{'':<13} {hint}"] if hint else []
     lines.append(f"cache         {facts['cache']} ({facts['free_gb']:g} GB free on its disk)")
     for kind in ("models", "data"):
         for entry in facts[kind] or [None]:

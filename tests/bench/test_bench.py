@@ -135,6 +135,33 @@ def test_greedy_texts_are_generates_own_and_resume(tmp_path: Path) -> None:
     assert lines[1]["output_ids"] == plain[0, 2:].tolist()
 
 
+def test_texts_of_a_split_a_file_or_the_sample(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    from pertoken.samples import SAMPLE
+
+    texts = load("greedy_texts")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("one\ntwo\n")
+    assert texts.choose(Namespace(prompts=str(mine))) == [(0, "", "one"), (1, "", "two")]
+    found = texts.choose(Namespace(prompts="sample"))
+    assert [text for _, _, text in found] == [prompt.text for prompt in SAMPLE]
+
+
+def test_a_missing_prompt_file_is_one_line(tmp_path: Path) -> None:
+    arguments = ["--out", str(tmp_path / "texts.jsonl"), "--prompts", str(tmp_path / "none.txt")]
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "greedy_texts.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "none.txt" in done.stderr
+    assert not (tmp_path / "texts.jsonl").exists()
+
+
 def test_run_reads_contenders_and_counts_per_kept_round() -> None:
     from pertoken.timing import AlternatingRun, Round, Timed
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pertoken.decode import Goose, TokenTree
+from pertoken.decode import _chances as chance
 from pertoken.decode.tables import Continuations, Places, Successors
 from pertoken.decode.topk import NodeLogits
 from pertoken.errors import PertokenError
@@ -326,6 +329,32 @@ def test_the_prompt_is_noted_and_the_last_of_repeated_tokens_wins() -> None:
     table.write_text([9], NodeLogits(raw[:1]), 6)
     assert table.after([6, 9])[:2] == (2, ids[0])
     assert table.after([7]) == (0, [], [])
+
+
+def test_the_table_forgets_the_older_half_when_full() -> None:
+    table = Successors(2, orders=1, limit=4)
+    raw = torch.randn(1, 50, generator=torch.Generator().manual_seed(1))
+    for token in range(5):
+        table.write_text([token], NodeLogits(raw), None)
+    assert [bool(table.after([token])[0]) for token in range(5)] == [False, False, True, True, True]
+
+
+@given(
+    match=st.integers(0, 8),
+    share=st.floats(0, 1),
+    tier=st.integers(1, 3),
+    score=st.floats(0, 1),
+)
+def test_chances_are_probabilities_and_grow_with_the_evidence(
+    match: int, share: float, tier: int, score: float
+) -> None:
+    for found in (chance.both(match, share, tier, score), chance.copy(match, share)):
+        assert 0 < found < 1
+    assert chance.both(match, share, tier, score) <= chance.both(match + 1, share, tier, score)
+    assert chance.copy(match, share) <= chance.copy(match + 1, share)
+    first, second = (chance.table(tier, rank, score, copies=False) for rank in (0, 1))
+    assert 0 < chance.table(tier, 0, score, copies=True) < first < 1
+    assert second < first <= chance.table(tier, 0, min(1.0, score + 0.1), copies=False)
 
 
 # Never worse than either source alone, on the same tree.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pertoken.decode import speculative
+from pertoken.decode import _choose, speculative
 from pertoken.decode.drafter import Drafter
 from pertoken.decode.forward import TreeForward
 from pertoken.decode.tree import TokenTree, ancestor_mask
@@ -293,6 +293,6 @@ def test_a_residual_without_renormalisation_in_the_loop_is_found(
         return int(torch.multinomial(left, 1)), -1
 
     model = tiny_model("llama", vocab_size=8)
-    monkeypatch.setattr(speculative, "recursive_rejection", unnormalised)
+    monkeypatch.setattr(_choose, "recursive_rejection", unnormalised)
     with pytest.raises(LawBroken, match="not the model's distribution"):
         check_distribution(Stubborn(model), model, PROMPT, draws=8000)

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from math import exp, log
 from typing import Any, Literal
 
+from pertoken.decode import _chances as chance
 from pertoken.decode._edges import EdgeBook, bucket
 from pertoken.decode.drafter import Drafter
 from pertoken.decode.tables import Continuations, Places, Successors
@@ -40,8 +40,6 @@ MAX_CHAIN = 20  # tokens copied per match
 LONG_MATCH = 8
 EMA = 0.3
 BRANCH_DEPTH = 6
-
-_SHORTER = 20  # kinds of match from here on: half the context, which the whole one outvoted
 
 
 class Goose(Drafter):
@@ -287,8 +285,8 @@ class Goose(Drafter):
                 break
             if token == skip or tree.child(parent, token) >= 0:
                 continue
-            key = ("branch", tier, rank, _score_bucket(score))
-            prior = _table_prior(tier, rank, score, copies=skip is not None)
+            key = ("branch", tier, rank, chance.score_kind(score))
+            prior = chance.table(tier, rank, score, copies=skip is not None)
             node = self._edges.add(row, parent, token, "branch", key, prior)
             self._scores[node] = score
             added.append(node)
@@ -309,10 +307,10 @@ class Goose(Drafter):
             if tree.depths[node] < room:
                 found = self._candidates(counts, tail, agreed)
                 for token, source, key, prior, agreement in found:
-                    chance = value * estimate(key, prior)
-                    if chance > 1e-3:
+                    reached = value * estimate(key, prior)
+                    if reached > 1e-3:
                         order += 1
-                        entry = (-chance, order, node, token, source, key, prior, tail, agreement)
+                        entry = (-reached, order, node, token, source, key, prior, tail, agreement)
                         heappush(heap, entry)
             if not heap or tree.size >= budget:
                 return
@@ -343,13 +341,13 @@ class Goose(Drafter):
                 majority = 2 * (4 * count // total) + (place == 0)
                 if count == total > 1 and self.consensus:
                     majority = 10 if total == 2 else 11
-                copies[token] = (_length_bucket(agreement), majority, count / total)
+                copies[token] = (chance.match_kind(agreement), majority, count / total)
             if length > 1 and len(following) < 4:  # what a shorter context adds
                 shorter, others, _ = counts.after(tail, max(1, length // 2))
                 for place, token in enumerate(others):
                     if place == 4:
                         break
-                    copies.setdefault(token, (_SHORTER + shorter, int(place == 0), 0.0))
+                    copies.setdefault(token, (chance.SHORTER + shorter, int(place == 0), 0.0))
         tier, ids, scores = self._table.after(tail) if self.branches else (0, [], [])
         guesses = dict(zip(ids, enumerate(scores), strict=True))
         known = bool(guesses)
@@ -358,16 +356,16 @@ class Goose(Drafter):
             key: tuple[Any, ...]
             if known and token not in guesses:
                 key = ("copy", match, majority)
-                prior = _copy_prior(match, share)
+                prior = chance.copy(match, share)
             else:
                 score = guesses.pop(token)[1] if known else 0.5
-                key = ("both", match, majority, tier, _score_bucket(score) if known else -1)
-                prior = _both_prior(match, share, tier, score)
+                key = ("both", match, majority, tier, chance.score_kind(score) if known else -1)
+                prior = chance.both(match, share, tier, score)
             found.append((token, "spine", key, prior, agreement))
         for token, (rank, score) in guesses.items():
             if score >= MIN_SCORE:
-                key = ("table", tier, min(rank, 3), _score_bucket(score), bool(copies))
-                prior = _table_prior(tier, rank, score, bool(copies))
+                key = ("table", tier, min(rank, 3), chance.score_kind(score), bool(copies))
+                prior = chance.table(tier, rank, score, bool(copies))
                 found.append((token, "branch", key, prior, 0))
         return found
 
@@ -396,48 +394,6 @@ def stretched(nodes: int, confidence: float) -> int:
     (60, 80, 100)
     """
     return nodes + int(confidence * (nodes * (EXTENDED - NODE_BUDGET) // NODE_BUDGET))
-
-
-def _length_bucket(length: int) -> int:
-    return length if length <= 5 else 6 if length <= 8 else 7 if length <= 16 else 8
-
-
-def _score_bucket(score: float) -> int:
-    for place, limit in enumerate((0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95)):
-        if score < limit:
-            return place
-    return 7
-
-
-# Chances before anything is learned: logistic fits to what was accepted on the even question ids
-# of Spec-Bench with SmolLM2. They are a start; what is observed soon outweighs them.
-_TIER = (0.0, 0.0, 0.3, 0.4)  # guesses behind one, two, three known tokens
-
-
-def _table_prior(tier: int, rank: int, score: float, copies: bool) -> float:
-    """Chance of a recycled guess; copies: whether earlier text offers other tokens here."""
-    z = -1.25 + 0.57 * _logit(score) + 0.86 * (rank == 0) - 0.79 * copies
-    return _chance(z + _TIER[tier])
-
-
-def _both_prior(match: int, share: float, tier: int, score: float) -> float:
-    """Chance of a copied token that is also a recycled guess."""
-    z = -1.2 if match > _SHORTER else 0.23 * match + 1.1 * share - 1.6
-    return _chance(z + 0.43 * _logit(score) + _TIER[tier])
-
-
-def _copy_prior(match: int, share: float) -> float:
-    """Chance of a copied token that the model did not guess when it last was here."""
-    return 0.02 if match > _SHORTER else _chance(0.39 * match + 2.5 * share - 4.8)
-
-
-def _logit(score: float) -> float:
-    score = min(0.99, max(0.01, score))
-    return log(score / (1.0 - score))
-
-
-def _chance(z: float) -> float:
-    return 1.0 / (1.0 + exp(-z))
 
 
 def _flat(key: Any) -> tuple[Any, ...]:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from pertoken.decode._choose import Chooser, Walk, walk_greedy
 from pertoken.decode._settings import refuse_settings, stops
-from pertoken.decode.accept import recursive_rejection
 from pertoken.decode.budget import Planner, measure_costs
 from pertoken.decode.forward import TreeForward
 from pertoken.decode.rows import keep_rows, refuse_unfit_cache, start_recording, stop_recording
@@ -33,12 +33,6 @@ if TYPE_CHECKING:
     from pertoken.decode.drafter import Drafter
 
 _PREFILL_CHUNK = 512  # prompt tokens whose logits are held at once
-_BY_ROW = {  # processors that treat every row alike, whatever its place in the batch
-    *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"),
-    *("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"),
-    *("NoRepeatNGramLogitsProcessor", "NoBadWordsLogitsProcessor"),
-    "SuppressTokensLogitsProcessor",
-}
 
 
 @dataclass
@@ -118,10 +112,9 @@ class _Run:
         refuse_settings(config, drafter, input_ids)
         self.drafter, self.forward = drafter, forward
         self.input_ids = input_ids
-        self.processor = logits_processor
-        self.sample = bool(config.do_sample)
-        self.walks_freely = not self.sample and not logits_processor
-        self.by_batch = any(type(one).__name__ not in _BY_ROW for one in logits_processor or [])
+        self.chooser = Chooser(
+            logits_processor, sample=bool(config.do_sample), rows=input_ids.shape[0]
+        )
         self.max_length: int = config.max_length
         self.stop_ids, self.criteria = stops(stopping_criteria, drafter)
         pad = config._pad_token_tensor
@@ -305,16 +298,18 @@ class _Run:
         alive = {row.length for row in self.rows if not row.done}
         if logits.shape[1] == 1 and len(alive) == 1:
             tokens = self._choose_plain(logits[:, -1])
-            chosen: list[tuple[list[int], list[int]]] = [([0], [token]) for token in tokens]
+            chosen: list[Walk] = [([0], [token]) for token in tokens]
         else:
             chosen = []
             for index, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
                 if row.done:
                     chosen.append(([0], [self.pad]))
-                elif self.walks_freely:
-                    chosen.append(_walk_greedy(tree, seen[index].greedy()))
+                elif self.chooser.freely:
+                    chosen.append(walk_greedy(tree, seen[index].greedy()))
                 else:
-                    chosen.append(self._walk_processed(index, tree, logits[index]))
+                    chosen.append(
+                        self.chooser.walk(index, row.ids, row.length, tree, logits[index])
+                    )
         kept = []
         for index, (row, tree) in enumerate(zip(self.rows, trees, strict=True)):
             if row.done:
@@ -328,54 +323,11 @@ class _Run:
             kept.append(path[:count])
         return kept
 
-    def _walk_processed(
-        self, index: int, tree: TokenTree, logits: torch.Tensor
-    ) -> tuple[list[int], list[int]]:
-        """Walk with processors or sampling: each node visited is treated with its own prefix."""
-        row = self.rows[index]
-        node, path, tokens = 0, [0], []
-        # A processor that may hold something per row is shown a batch, the row in its own place.
-        copies, place_of_row = (len(self.rows), index) if self.by_batch else (1, 0)
-        length = row.length
-        while True:
-            prefix = row.ids[:, :length].repeat(copies, 1)
-            scores = self._processed(prefix, logits[node].repeat(copies, 1))[place_of_row]
-            if not self.sample:
-                token = int(scores.argmax())
-                child = tree.child(node, token)
-            else:
-                children = tree.children(node)
-                drafts = torch.tensor([tree.tokens[i] for i in children], device=self.device)
-                probs = scores.softmax(-1)
-                token, place = recursive_rejection(probs, drafts.long())
-                child = children[place] if place >= 0 else -1
-            tokens.append(token)
-            if child < 0 or length + 1 >= self.max_length:
-                return path, tokens
-            row.ids[0, length] = token
-            length += 1
-            node = child
-            path.append(node)
-
-    def _processed(self, prefix: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        scores = logits.to(dtype=torch.float32, copy=True)  # as generate does, before processors
-        processed: torch.Tensor = self.processor(prefix, scores) if self.processor else scores
-        return processed
-
     def _choose_plain(self, logits: torch.Tensor) -> list[int]:
-        """One token per row from logits [batch, vocab]: what transformers' own loop does."""
-        if self.walks_freely:
-            return NodeLogits(logits).greedy()
+        """One token per row from logits [batch, vocab]; all rows that go on are of one length."""
         # Rows that are done are drawn for too: so does generate, and seeds mean the same.
         length = next(row.length for row in self.rows if not row.done)
-        prefix = torch.cat([row.ids[:, :length] for row in self.rows])
-        scores = self._processed(prefix, logits)
-        if not self.sample:
-            found = scores.argmax(-1)
-        else:
-            found = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
-        tokens: list[int] = found.tolist()
-        return tokens
+        return self.chooser.one_each([row.ids[:, :length] for row in self.rows], logits)
 
     # Committing.
 
@@ -431,15 +383,3 @@ class _Run:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _walk_greedy(tree: TokenTree, best: list[int]) -> tuple[list[int], list[int]]:
-    """Follow the model's own choices: accepted nodes from the root, and the tokens committed."""
-    node, path, tokens = 0, [0], []
-    while True:
-        token = best[node]
-        tokens.append(token)
-        node = tree.child(node, token)
-        if node < 0:
-            return path, tokens
-        path.append(node)

@@ -8,10 +8,14 @@ what followed them. All are plain dictionaries: a step looks up some dozens of e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree
+
+LIMIT = 65_536
+"""Contexts remembered per tier, about 100 MB in all."""
 
 Guess = tuple[list[int], list[float]]  # ids and scores, best first
 
@@ -20,11 +24,13 @@ class Successors:
     """Top-`k` tables of the model's logits, by the last 1 … `orders` tokens.
 
     Scores are the softmax over the k kept logits, so they sum to 1 within the k. A context seen
-    again is overwritten: the last pass, and within a pass the last node, wins.
+    again is overwritten: the last pass, and within a pass the last node, wins. Beyond `limit`
+    contexts of one length the half that was met first is forgotten.
     """
 
-    def __init__(self, k: int = 10, orders: int = 2) -> None:
+    def __init__(self, k: int = 10, orders: int = 2, limit: int = LIMIT) -> None:
         self.k = k
+        self.limit = limit
         self.tiers: list[dict[tuple[int, ...], Guess]] = [{} for _ in range(orders)]
 
     def after(self, tail: Sequence[int]) -> tuple[int, list[int], list[float]]:
@@ -46,7 +52,7 @@ class Successors:
         for i, guess in enumerate(self._guesses(logits)):
             for order in range(1, min(len(self.tiers), i + shift + 1) + 1):
                 end = i + shift + 1
-                self.tiers[order - 1][tuple(text[end - order : end])] = guess
+                self._write(order, tuple(text[end - order : end]), guess)
 
     def write_tree(self, tree: TokenTree, logits: NodeLogits, tail: Sequence[int]) -> None:
         """Take the logits of all nodes of a tree; tail: text up to and including its root.
@@ -64,7 +70,14 @@ class Successors:
                 context = (*tails[parent], tree.tokens[node])[-longest:]
             tails.append(context)
             for order in range(1, len(context) + 1):
-                self.tiers[order - 1][context[-order:]] = guess
+                self._write(order, context[-order:], guess)
+
+    def _write(self, order: int, context: tuple[int, ...], guess: Guess) -> None:
+        tier = self.tiers[order - 1]
+        tier[context] = guess
+        if len(tier) > self.limit:
+            for old in list(islice(tier, self.limit // 2)):
+                del tier[old]
 
     def _guesses(self, logits: NodeLogits) -> list[Guess]:
         ids, values = logits.top(self.k)
