@@ -7,9 +7,10 @@
 
 `arctic` needs numpy and arctic-inference alone, no torch. It replays the greedy texts: a draft is
 accepted as far as it equals the text, and every forward adds the model's own next token, which is
-what verification by the same model would do. `ours` decodes for real, because Goose learns from the
-logits of rejected tokens, and checks that it wrote the same text. All contenders see every prompt
-once, in the order of the file, and may draft as many tokens (`--budget`). Two settings each:
+what verification by the same model would do. `ours` replays our suffix drafter in the same way and
+decodes with Goose for real, because Goose learns from the logits of rejected tokens, and says
+whether it wrote the same text (`--only` chooses contenders: decoding takes minutes). All see every
+prompt once, in the order of the file, and may draft as many tokens (`--budget`). Two settings each:
 
     cold  nothing is carried from one prompt to the next
     warm  outputs of earlier prompts may be drafted from
@@ -27,6 +28,12 @@ from typing import Any
 
 Speculate = Callable[[list[int]], tuple[Sequence[int], Sequence[int]]]
 """Context ids -> (drafted tokens, index of each one's parent in the draft, -1 for none)."""
+
+OURS = [
+    f"{kind} {setting}"
+    for setting in ("cold", "warm")
+    for kind in ("suffix path", "suffix tree", "goose paper", "goose optimal")
+]
 
 
 def accepted(tokens: Sequence[int], parents: Sequence[int], truth: Sequence[int]) -> int:
@@ -111,6 +118,33 @@ def run_arctic(texts: list[dict[str, Any]], budget: int, tree: bool, warm: bool)
             lambda ids, number=number: cache.add_active_response(number, array(ids)),
         )
         cache.stop_request(number)
+        results.append(_labelled(text, result, seconds_draft=spent[0]))
+    return results
+
+
+def replay_ours(texts: list[dict[str, Any]], drafter: Any, budget: int) -> list[Any]:
+    """Replay every text through one of our drafters that learns from text alone, in order."""
+    results = []
+    for text in texts:
+        prompt, output = text["prompt_ids"], text["output_ids"]
+        drafter.contexts = [list(prompt)]
+        drafter.begin(1 + max(*prompt, *output))
+        spent = [0.0]
+
+        def speculate(
+            context: list[int],
+            end: int = len(prompt) + len(output),
+            spent: list[float] = spent,
+        ) -> tuple[Sequence[int], Sequence[int]]:
+            room = end - len(context) - 1  # the model's own token takes one place
+            if room < 1:
+                return (), ()
+            began = time.perf_counter()
+            tree = drafter.propose(0, budget, room)
+            spent[0] += time.perf_counter() - began
+            return tree.tokens[1:], [parent - 1 for parent in tree.parents[1:]]
+
+        result = replay(prompt, output, speculate, lambda ids: drafter.commit(0, ids))
         results.append(_labelled(text, result, seconds_draft=spent[0]))
     return results
 
@@ -207,6 +241,7 @@ def main() -> int:
         if step == "ours":
             own.add_argument("--model", default="smollm2")
             own.add_argument("--dtype", default="float32")
+            own.add_argument("--only", nargs="+", choices=OURS, metavar="NAME", help=f"of {OURS}")
     steps.add_parser("table").add_argument("files", type=Path, nargs="+")
     given = parser.parse_args()
     if given.step == "table":
@@ -233,28 +268,29 @@ def main() -> int:
         }
         peer = {"arctic-inference": version("arctic-inference")}
     else:
-        results, peer = _decode_ours(texts, given), {}
+        results, peer = _ours(texts, given), {}
     settings = {"budget": given.budget, "prompts": len(texts), "versions": peer}
     given.out.write_text(json.dumps({"settings": settings, "results": results}), encoding="utf-8")
     print(table(results))
     return 0
 
 
-def _decode_ours(texts: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, list[Any]]:
+def _ours(texts: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, list[Any]]:
     import pertoken
     from pertoken.decode import Goose, SuffixTree
 
-    model, _ = pertoken.load(given.model, dtype=given.dtype)
+    model = None
     results = {}
-    for setting, keep in (("cold", False), ("warm", True)):
-        drafters = {
-            "suffix path": SuffixTree(mode="path", budget=given.budget, keep=keep),
-            "suffix tree": SuffixTree(mode="tree", budget=given.budget, keep=keep),
-            "goose paper": Goose(shape="paper", budget=given.budget, keep=keep),
-            "goose optimal": Goose(shape="optimal", budget=given.budget, keep=keep),
-        }
-        for name, drafter in drafters.items():
-            results[f"{name} {setting}"] = run_ours(texts, model, drafter)
+    for name in given.only or OURS:
+        kind, how, setting = name.split()
+        keep = setting == "warm"
+        if kind == "suffix":
+            drafter = SuffixTree(mode=how, budget=given.budget, keep=keep)
+            results[name] = replay_ours(texts, drafter, given.budget)
+        else:
+            if model is None:
+                model, _ = pertoken.load(given.model, dtype=given.dtype)
+            results[name] = run_ours(texts, model, Goose(shape=how, budget=given.budget, keep=keep))
     return results
 
 

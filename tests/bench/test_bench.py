@@ -75,6 +75,29 @@ def test_a_drafter_that_knows_all_gets_one_more_token_a_forward() -> None:
     assert [context[-1] for context in seen] == [1, 5, 9]
 
 
+@pytest.mark.parametrize("mode", ["path", "tree"])
+def test_our_suffix_drafter_replayed_is_the_one_that_decodes(mode: str) -> None:
+    import torch
+
+    from pertoken.decode import SuffixTree
+    from pertoken.testing import tiny_model
+
+    model = tiny_model("llama", vocab_size=8)
+    texts = []
+    for number, prompt in enumerate([[1, 2, 3, 1, 2], [5, 6, 5, 6, 7, 5, 6]]):
+        plain = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)
+        output = plain[0, len(prompt) :].tolist()
+        about = {"question_id": number, "category": "qa"}
+        texts.append({**about, "prompt_ids": prompt, "output_ids": output})
+    for keep in (False, True):
+        real = peer.run_ours(texts, model, SuffixTree(mode=mode, budget=6, keep=keep))
+        again = peer.replay_ours(texts, SuffixTree(mode=mode, budget=6, keep=keep), 6)
+        assert all(row["identical"] for row in real)
+        figures = ("tokens", "forwards", "drafted", "hit")
+        assert [[r[f] for f in figures] for r in real] == [[r[f] for f in figures] for r in again]
+    assert sum(row["hit"] for row in again) > 0
+
+
 def test_the_table_counts_common_prompts_and_splits_off_loops() -> None:
     def row(question: int, tokens: int, looping: bool = False) -> dict[str, object]:
         return {
