@@ -46,6 +46,9 @@ def reproduce(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option(help="Processes for what is not timed, of one thread each.")
+    ] = 1,
     reasons: Annotated[
         bool,
         typer.Option(
@@ -82,6 +85,7 @@ def reproduce(
             data=data,
             out=out,
             resume=resume,
+            jobs=jobs,
             progress=not as_json and console.is_terminal,
             console=console,
         )

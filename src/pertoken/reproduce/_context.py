@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +15,7 @@ from pertoken.reproduce._report import Reproduction, Row
 if TYPE_CHECKING:
     from rich.console import Console
 
+K = TypeVar("K")
 T = TypeVar("T")
 TINY = "tiny"  # the model of every smoke run: random, so no figure of it means anything
 
@@ -28,6 +30,7 @@ class Context:
     data_path: file or folder of the caller with the data, None to fetch it.
     out_dir: folder the report goes to, None where none is written; extra files may go there too.
     console: for messages, on stderr; the result alone goes to stdout.
+    jobs: processes for units that are not timed, see `remember_all`.
     """
 
     slug: str
@@ -42,6 +45,9 @@ class Context:
     progress: bool = False
     console: Console | None = None
     checkpoint: Checkpoint | None = None
+    jobs: int = 1
+    job: dict[str, Any] = field(default_factory=dict)  # what a helper is told, see `_jobs`
+    helper: bool = False
     loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False)
 
     def load(self) -> tuple[Any, Any]:
@@ -71,6 +77,37 @@ class Context:
             return compute()
         value: T = self.checkpoint.remember(key, compute)
         return value
+
+    def remember_all(
+        self, units: Mapping[K, tuple[object, Callable[[], T]]], what: str
+    ) -> dict[K, T]:
+        """Many units like those of `remember`, in `jobs` processes: counts, never timings.
+
+        units: (key, compute) by any name of your own. Call it once, before anything that takes
+        long: helpers run up to here and end.
+        """
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            return {name: compute() for name, (_, compute) in self._watched(units, what)}
+        from pertoken.reproduce._jobs import HelperDone, helpers, one_thread
+
+        alone = self.jobs == 1 and not self.helper
+        count = 0 if self.helper else self.jobs - 1
+        with contextlib.nullcontext() if alone else one_thread(), helpers(self.job, count) as said:
+            for _, (key, compute) in self._watched(units, what):
+                if checkpoint.claim(key):
+                    checkpoint.remember(key, compute)
+            if self.helper:
+                raise HelperDone
+            found = {name: checkpoint.wait(key, run) for name, (key, run) in units.items()}
+        for complaint in said:
+            self.say(f"{self.slug}: a helper process ended early: {complaint}")
+        return found
+
+    def _watched(
+        self, units: Mapping[K, tuple[object, Callable[[], T]]], what: str
+    ) -> Iterator[tuple[K, tuple[object, Callable[[], T]]]]:
+        return self.track(list(units.items()), what)
 
     def track(self, items: Sequence[T] | Iterable[T], what: str) -> Iterator[T]:
         """Iterate with a progress bar on stderr, where one is wanted."""

@@ -73,6 +73,7 @@ def reproduce(
     data: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    jobs: int = 1,
     progress: bool = False,
     console: Console | None = None,
 ) -> Report:
@@ -83,6 +84,7 @@ def reproduce(
     model, dtype, seed: over what the reproduction declares.
     data: file or folder with the data; fetched or taken from the cache where not given.
     resume: go on behind the units an interrupted run with the same settings and code finished.
+    jobs: processes that share the units which are not timed, of one thread each.
 
     >>> import pertoken
     >>> report = pertoken.reproduce("goose", smoke=True)  # doctest: +SKIP
@@ -99,6 +101,7 @@ def reproduce(
         data=data,
         out=out,
         resume=resume,
+        jobs=jobs,
         progress=progress,
         console=console,
     )
@@ -116,10 +119,17 @@ def run_module(
     data: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    jobs: int = 1,
+    helper: bool = False,
     progress: bool = False,
     console: Console | None = None,
 ) -> Report:
-    """Like `reproduce`, for any object with ``BARS`` and ``run(context)``."""
+    """Like `reproduce`, for any object with ``BARS`` and ``run(context)``.
+
+    helper: join the run of another process, see `_jobs`.
+    """
+    if jobs < 1:
+        raise PertokenError(f"--jobs must be 1 or more, got {jobs}")
     bars = freeze(getattr(module, "BARS", None), f"the reproduction of {slug}")
     reasons = _reasons(module, bars, slug)
     context = Context(
@@ -134,11 +144,22 @@ def run_module(
         out_dir=_folder(out, smoke),
         progress=progress,
         console=console,
+        jobs=jobs,
+        helper=helper,
     )
+    context.job = {
+        "module": getattr(module, "__name__", ""),
+        "slug": slug,
+        "model": model,
+        "dtype": dtype,
+        "seed": seed,
+        "device": device,
+        "data": None if data is None else str(data),
+    }
     settings = _settings(context)
     checkpoint = None if smoke else _checkpoint(module, context, settings, resume)
     context.checkpoint = checkpoint
-    if checkpoint is not None and resume:
+    if checkpoint is not None and resume and not helper:
         context.say(f"{slug}: {checkpoint.resumed} finished units found")
     started = time.monotonic()
     result = module.run(context)
@@ -249,7 +270,9 @@ def _checkpoint(
         "code": code_digest(PACKAGE, source),
         "versions": {k: v for k, v in versions().items() if k != "commit"},
     }
-    return Checkpoint(_cache() / "reproduce", context.slug, everything, resume=resume)
+    return Checkpoint(
+        _cache() / "reproduce", context.slug, everything, resume=resume, helper=context.helper
+    )
 
 
 def _cache() -> Path:

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
-from random import Random
 from typing import Any
 
 from pertoken.reproduce._context import Context
+from pertoken.reproduce._goose_speed import cost_rows, noise, run_timed, speed_rows, timed
 from pertoken.reproduce._report import Reproduction, Row
 from pertoken.reproduce._spec_bench import encode, select
 from pertoken.reproduce._speculation import (
@@ -26,7 +26,6 @@ from pertoken.reproduce._speculation import (
     enumeration_error,
     fair_share,
     ratio_row,
-    speed_row,
     stop_ids,
 )
 from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
@@ -38,7 +37,7 @@ PER_GROUP = 8  # spread evenly over the split's ids
 PER_GROUP_TIMED = 4
 PER_GROUP_ABLATIONS = 1
 BFLOAT16 = {"prompts": 6, "new_tokens": 48, "nodes": 16}
-COSTS = (2, 8, 16, 32, 64)  # tokens per pass whose measured cost is shown
+DRAWS = 20_000
 
 BARS = {
     "ids identical or numerical tie, all drafters, float32": ">= 1",
@@ -62,7 +61,6 @@ BARS = {
     "share of a step outside the model, goose (auto budget)": "<= 0.08",
 }
 REASONS: dict[str, str] = {}
-KEPT = "goose auto, kept"  # one object for all prompts, in their order
 
 
 def _drafters() -> dict[str, Make]:
@@ -99,18 +97,6 @@ def _ablations() -> dict[str, Make]:
     }
 
 
-def _timed() -> dict[str, Make]:
-    from pertoken.decode import Goose, Plain, PromptLookup
-
-    return {
-        "plain": Plain,
-        "goose auto": lambda: Goose(budget="auto"),
-        "prompt lookup": PromptLookup,
-        "hf": dict,
-        "hf prompt lookup": lambda: {"prompt_lookup_num_tokens": 10},
-    }
-
-
 def run(context: Context) -> Reproduction:
     """All rows; about three hours on two cores; the counts alone mind no other load."""
     new_tokens = 12 if context.smoke else NEW_TOKENS
@@ -120,15 +106,20 @@ def run(context: Context) -> Reproduction:
     prompts = {prompt.question_id: encode(tokenizer, prompt.text) for prompt in chosen}
     groups = {prompt.question_id: prompt.group for prompt in chosen}
 
-    counts = _counts(context, model, prompts, groups, new_tokens)
-    result = _identity_rows(context, model, prompts, counts, new_tokens)
-    result += _bfloat16_rows(context, prompts)
-    result += _lossless_rows(context, new_tokens)
+    found = _count(context, model, prompts, groups)
+    counts = found["counts"]
+    result = _identity_rows(model, prompts, counts, new_tokens, str(context.dtype))
+    half = _in_bfloat16(context)
+    tokens = 12 if context.smoke else BFLOAT16["new_tokens"]
+    result += _identity_rows(half, prompts, found["bfloat16"], tokens, "bfloat16")
+    result[0].paper, result[0].paper_setting = 1.0, "claimed lossless under greedy decoding, fp16"
+    result += _exact_rows(context)
+    result += _sampling_rows(context, found["chi-square"])
     timed_keys = _first(groups, PER_GROUP_TIMED)
-    timed = _run_timed(context, model, prompts, timed_keys, new_tokens)
+    turns = run_timed(context, model, prompts, timed_keys, new_tokens)
     result += _accepted_rows(context, counts)
-    result += _speed_rows(context, timed, groups)
-    result += _cost_rows(model)
+    result += speed_rows(context, turns, groups)
+    result += cost_rows(model)
     plain = counts["plain"]
     looping = [k for k in groups if repeated_4gram_share(plain[k]["ids"]) >= LOOPING_SHARE]
     return context.reproduction(
@@ -142,28 +133,71 @@ def run(context: Context) -> Reproduction:
         start="every drafter empty on every prompt",
         prefill="included in wall clock, not in tokens per forward",
         looping_outputs=len(looping),
-        timing=_noise(timed),
+        timing=noise(turns),
     )
 
 
-def _counts(
+def _count(
     context: Context,
     model: Any,
     prompts: Mapping[int, list[int]],
     groups: Mapping[int, str],
-    new_tokens: int,
-) -> dict[str, dict[int, Unit]]:
-    """Every drafter on every prompt: what does not mind what else runs on the machine."""
-    counts: dict[str, dict[int, Unit]] = {}
-    for name, make in ({"plain": _timed()["plain"]} | _drafters() | _ablations()).items():
-        wanted = PER_GROUP_ABLATIONS if name in _ablations() else PER_GROUP
-        counts[name] = {
-            key: context.remember(
-                ["counts", name, key], partial(decode, model, prompts[key], make, new_tokens)
-            )
-            for key in context.track(_first(groups, wanted), name)
-        }
-    return counts
+) -> dict[str, dict[str, dict[int, Any]]]:
+    """What does not mind what else runs on the machine: "counts", "bfloat16", "chi-square".
+
+    Units by drafter and prompt: every drafter in the run's own type, the same in bfloat16 on few
+    prompts with small trees, and (prompt 0) p-values of sampling.
+    """
+    units: dict[tuple[str, str, int], tuple[object, Callable[[], Any]]] = {}
+
+    def add(kind: str, name: str, key: int, compute: Callable[[], Any]) -> None:
+        units[kind, name, key] = ([kind, name, key], compute)
+
+    plain = {"plain": timed()["plain"]}
+    new_tokens = 12 if context.smoke else NEW_TOKENS
+    for name, make in (plain | _drafters() | _ablations()).items():
+        for key in _first(groups, PER_GROUP_ABLATIONS if name in _ablations() else PER_GROUP):
+            add("counts", name, key, partial(decode, model, prompts[key], make, new_tokens))
+
+    few = list(prompts)[:: max(1, len(prompts) // BFLOAT16["prompts"])]
+    new_tokens = 12 if context.smoke else BFLOAT16["new_tokens"]
+    half = _in_bfloat16(context)
+    for name, make in (plain | _drafters() | {"goose auto": timed()["goose auto"]}).items():
+        small = partial(_with_budget, make, BFLOAT16["nodes"])
+        for key in few:
+            add("bfloat16", name, key, partial(decode, half, prompts[key], small, new_tokens))
+
+    # Four tokens over eight leave room for two drafted levels: small trees say as much as large.
+    draws = 300 if context.smoke else DRAWS
+    for name, make in (_drafters() | {"optimal, auto": timed()["goose auto"]}).items():
+        add("chi-square", name, 0, partial(_p_value, partial(_with_budget, make, 8), draws))
+
+    found: dict[str, dict[str, dict[int, Any]]] = {}
+    for (kind, name, key), value in context.remember_all(units, "counts").items():
+        found.setdefault(kind, {}).setdefault(name, {})[key] = value
+    return found
+
+
+def _in_bfloat16(context: Context) -> Any:
+    import torch
+
+    from pertoken.loading import load
+
+    if context.smoke:
+        return deepcopy(context.load()[0]).to(torch.bfloat16)
+    return load(context.model, device=context.device, dtype="bfloat16")[0]
+
+
+def _p_value(make: Make, draws: int) -> float:
+    from pertoken.testing import check_distribution
+
+    return check_distribution(make(), _over_eight(), [1, 2, 3, 1, 2], draws=draws).p_value
+
+
+def _over_eight() -> Any:
+    from pertoken.testing import tiny_model
+
+    return tiny_model("llama", vocab_size=8, seed=1)
 
 
 def _first(groups: Mapping[int, str], wanted: int) -> list[int]:
@@ -177,46 +211,6 @@ def _first(groups: Mapping[int, str], wanted: int) -> list[int]:
     return chosen
 
 
-def _run_timed(
-    context: Context,
-    model: Any,
-    prompts: Mapping[int, list[int]],
-    keys: list[int],
-    new_tokens: int,
-) -> dict[int, dict[str, Any]]:
-    """For every prompt all contenders in turn, each once, in shuffled order.
-
-    A round in which others used the machine is marked as dropped.
-    """
-    from pertoken.decode import Goose
-    from pertoken.timing import alternate, bandwidth, bytes_per_token
-
-    for make in _timed().values():  # warm up, and measure the costs
-        decode(model, prompts[keys[0]][:16], make, 8)
-    kept = Goose(budget="auto", keep=True)
-    makes = _timed() | {KEPT: lambda: kept}
-
-    def once(number: int) -> dict[str, Any]:
-        names = list(makes)
-        Random(context.seed + number).shuffle(names)  # nobody always follows the same one
-        ids = prompts[keys[number]]
-        contenders = {
-            name: partial(_ignore_index, partial(decode, model, ids, makes[name], new_tokens))
-            for name in names
-        }
-        # No second try: the drafter that keeps what it learned would know the prompt.
-        run = alternate(contenders, 1, retries=0, watch=0.0 if context.smoke else 0.5)
-        rounds = run.kept or run.dropped
-        unit = {name: call.value for name, call in rounds[0].calls.items()}
-        limit = bandwidth(0.05) / bytes_per_token(model)
-        return unit | {"kept": bool(run.kept), "foreign": rounds[0].foreign, "limit": limit}
-
-    return {
-        key: context.remember(["timed", key], partial(once, number))
-        for number, key in enumerate(context.track(keys, "wall clock"))
-    }
-
-
 def _with_budget(make: Make, budget: int) -> Any:
     drafter = make()
     if drafter.budget is None and drafter.slug != "lookahead":  # its window needs its size
@@ -224,18 +218,14 @@ def _with_budget(make: Make, budget: int) -> Any:
     return drafter
 
 
-def _ignore_index(run: Callable[[], Unit], _: int) -> Unit:
-    return run()
-
-
-def _lossless_rows(context: Context, new_tokens: int) -> list[Row]:
-    """Exactness on tiny random models, and float32 on the real one."""
+def _exact_rows(context: Context) -> list[Row]:
+    """Token by token on tiny random models in float64, batches included."""
     import torch
 
-    from pertoken.testing import ARCHITECTURES, check_distribution, tiny_model
+    from pertoken.testing import ARCHITECTURES, tiny_model
 
     names = ["llama", "gemma3"] if context.smoke else [*ARCHITECTURES, "qwen3-sliding"]
-    setups: dict[str, Make] = _drafters() | {"optimal, auto": _timed()["goose auto"]}
+    setups: dict[str, Make] = _drafters() | {"optimal, auto": timed()["goose auto"]}
     same = batches = total = 0
     for name in names:
         tiny = tiny_model(name)
@@ -265,81 +255,39 @@ def _lossless_rows(context: Context, new_tokens: int) -> list[Row]:
                 torch.equal(s, r[20:]) for s, r in zip(single, straight, strict=True)
             )
             batches += all(torch.equal(s, r[20:]) for s, r in zip(single, eight, strict=True))
-    rows = [
+    return [
         Row("ids identical, float64, nine tiny models, batch 1 and 4", same / total, "share"),
         Row("batch of 8 unequal prompts = 8 single runs, token by token", batches / total, "share"),
     ]
-    small = tiny_model("llama", vocab_size=8, seed=1)
-    draws = 300 if context.smoke else 20_000
 
-    def p_value(make: Make) -> float:
-        return check_distribution(make(), small, [1, 2, 3, 1, 2], draws=draws).p_value
 
-    # Four tokens over eight leave room for two drafted levels: small trees say as much as large.
-    shallow = {name: partial(_with_budget, make, 8) for name, make in setups.items()}
-    values = {
-        name: context.remember(["chi-square", name], partial(p_value, make))
-        for name, make in shallow.items()
-    }
+def _sampling_rows(context: Context, found: Mapping[str, Mapping[int, float]]) -> list[Row]:
+    import torch
+
+    values = {name: units[0] for name, units in found.items()}
     least = min(values, key=lambda name: values[name])
-    rows.append(
+    draws = 300 if context.smoke else DRAWS
+    error = enumeration_error(_over_eight(), torch.tensor([[1, 2, 3, 1, 2]]))
+    return [
         Row(
             "sampling: chi-square p, smallest of all drafters",
             values[least],
             unit="p",
             paper_setting="greedy only in the paper",
             why=f"{draws} draws of 4 tokens over 8; smallest for {least}",
-        )
-    )
-    error = enumeration_error(small, torch.tensor([[1, 2, 3, 1, 2]]))
-    rows.append(Row("sampling: one step by exact enumeration, greatest error", error, unit="p"))
-    return rows
+        ),
+        Row("sampling: one step by exact enumeration, greatest error", error, unit="p"),
+    ]
 
 
 def _identity_rows(
-    context: Context,
-    model: Any,
-    prompts: Mapping[int, list[int]],
-    counts: Mapping[str, Mapping[int, Unit]],
-    new_tokens: int,
-) -> list[Row]:
-    """Every output against plain decoding; each divergence is a row."""
-    found = _judged(model, prompts, counts, new_tokens, str(context.dtype))
-    found[0].paper, found[0].paper_setting = 1.0, "claimed lossless under greedy decoding, fp16"
-    return found
-
-
-def _bfloat16_rows(context: Context, prompts: Mapping[int, list[int]]) -> list[Row]:
-    """The same in bfloat16, on few prompts with small trees."""
-    import torch
-
-    from pertoken.loading import load
-
-    new_tokens = 12 if context.smoke else BFLOAT16["new_tokens"]
-    model = context.load()[0] if context.smoke else load(context.model, dtype="bfloat16")[0]
-    if context.smoke:
-        model = deepcopy(model).to(torch.bfloat16)
-    few = list(prompts)[:: max(1, len(prompts) // BFLOAT16["prompts"])]
-    makes = {name: partial(_with_budget, make, BFLOAT16["nodes"]) for name, make in _all().items()}
-    units = {
-        name: {
-            key: context.remember(
-                ["bfloat16", name, key], partial(decode, model, prompts[key], make, new_tokens)
-            )
-            for key in context.track(few, f"bfloat16, {name}")
-        }
-        for name, make in makes.items()
-    }
-    return _judged(model, prompts, units, new_tokens, "bfloat16")
-
-
-def _judged(
     model: Any,
     prompts: Mapping[int, list[int]],
     runs: Mapping[str, Mapping[int, Unit]],
     new_tokens: int,
     dtype: str,
 ) -> list[Row]:
+    """Every text against that of plain decoding; each divergence is a row."""
     judged: dict[Any, Any] = {}
     shares, notes = [], []
     for name, units in runs.items():
@@ -357,10 +305,6 @@ def _judged(
         f"{len(notes)} part at a numerical tie",
     )
     return [row, *(Row(f"divergence, {dtype}: {note}", 1, unit="text") for note in notes[:40])]
-
-
-def _all() -> dict[str, Make]:
-    return {"plain": _timed()["plain"]} | _drafters() | {"goose auto": _timed()["goose auto"]}
 
 
 def _accepted_rows(context: Context, counts: Mapping[str, Mapping[int, Unit]]) -> list[Row]:
@@ -401,119 +345,3 @@ def _accepted_rows(context: Context, counts: Mapping[str, Mapping[int, Unit]]) -
             )
         )
     return rows
-
-
-def _speed_rows(
-    context: Context, timed: Mapping[int, Mapping[str, Any]], groups: Mapping[int, str]
-) -> list[Row]:
-    kept = {key: unit for key, unit in timed.items() if unit["kept"]}
-    calm = {
-        key: unit
-        for key, unit in kept.items()
-        if repeated_4gram_share(unit["plain"]["ids"]) < LOOPING_SHARE
-    }
-
-    def row(metric: str, fast: str, slow: str, units: Any = None, **more: Any) -> Row:
-        units = list((kept if units is None else units).values())
-        seconds = {name: [u[name]["seconds"] for u in units] for name in (fast, slow)}
-        return speed_row(metric, seconds[fast], seconds[slow], context.seed, **more)
-
-    claim = {"paper": "1.9-4.3", "paper_setting": "7B-33B, GPU, fp16, batch 1"}
-    metric = "wall clock: goose (auto budget) over plain"
-    rows = [row(f"{metric}, all", "goose auto", "plain", **claim)]
-    by_group = []
-    for group in dict.fromkeys(groups.values()):
-        units = {key: unit for key, unit in kept.items() if groups[key] == group}
-        by_group.append(row(f"{metric}, {group}", "goose auto", "plain", units))
-    ranked = sorted(by_group, key=lambda r: r.here)
-    for word, found in (("best", ranked[-1]), ("worst", ranked[0])):
-        rows.append(
-            Row(
-                f"{metric}, {word} group",
-                found.here,
-                unit="x",
-                interval=found.interval,
-                baseline=1.0,
-                why=found.metric.rpartition(", ")[2],
-            )
-        )
-    rows += by_group
-    rows += [
-        row(f"{metric}, outputs that do not loop", "goose auto", "plain", calm),
-        row(f"{metric}, kept from prompt to prompt", KEPT, "plain"),
-        row(f"{metric}, kept from prompt to prompt, outputs that do not loop", KEPT, "plain", calm),
-        row("wall clock: our plain loop over transformers' generate", "plain", "hf"),
-        row(
-            "wall clock: our prompt lookup over transformers'", "prompt lookup", "hf prompt lookup"
-        ),
-        row(
-            "wall clock: our prompt lookup over transformers', outputs that do not loop",
-            "prompt lookup",
-            "hf prompt lookup",
-            calm,
-        ),
-        row("wall clock: transformers' prompt lookup over plain", "hf prompt lookup", "plain"),
-        row("wall clock: our prompt lookup over plain", "prompt lookup", "plain"),
-    ]
-    goose = [unit["goose auto"] for unit in kept.values()]
-    outside = sum(unit["seconds_outside"] for unit in goose)
-    steps = sum(unit["seconds_steps"] for unit in goose)
-    rows.append(
-        Row(
-            "share of a step outside the model, goose (auto budget)",
-            outside / steps if steps else float("nan"),
-            unit="share",
-        )
-    )
-    rows.append(Row("accepted per forward: goose (auto budget)", accepted(goose), unit="tokens"))
-    rows.append(
-        Row(
-            "accepted per forward: goose (auto budget), kept from prompt to prompt",
-            accepted(unit[KEPT] for unit in kept.values()),
-            unit="tokens",
-        )
-    )
-    for name in (*_timed(), KEPT):
-        tokens = sum(len(unit[name]["ids"]) for unit in kept.values())
-        seconds = sum(unit[name]["seconds"] for unit in kept.values())
-        speed = tokens / seconds if seconds else float("nan")
-        limits = sorted(unit["limit"] for unit in kept.values())
-        limit = limits[len(limits) // 2] if limits else float("nan")
-        rows.append(
-            Row(
-                f"speed: {name}",
-                speed,
-                unit="tokens/s",
-                why=f"{speed / limit:.0%} of what the memory's bandwidth allows for one-token steps"
-                if limits
-                else "",
-            )
-        )
-    return rows
-
-
-def _cost_rows(model: Any) -> list[Row]:
-    """What a pass over several tokens costs here: it bounds what any drafter can bring."""
-    from pertoken.decode.budget import measure_costs
-    from pertoken.decode.forward import TreeForward
-
-    costs = measure_costs(TreeForward(model))
-    rows = [Row("cost of a pass over 1 token", 1000 * costs[1], unit="ms")]
-    rows += [
-        Row(f"cost of a pass over {n} tokens over one token", costs[n] / costs[1], unit="x")
-        for n in COSTS
-        if n in costs
-    ]
-    return rows
-
-
-def _noise(timed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    from pertoken.timing import FOREIGN_LIMIT
-
-    shares = [unit["foreign"] for unit in timed.values() if unit["foreign"] is not None]
-    return {
-        "rounds_kept": sum(bool(unit["kept"]) for unit in timed.values()),
-        "rounds_dropped": sum(not unit["kept"] for unit in timed.values()),
-        "foreign_share_max": max(shares, default=None),
-        "foreign_limit": FOREIGN_LIMIT,
-    }
