@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pertoken.decode.tree import TokenTree
 
 __all__ = [
+    "AWRS",
     "Balanced",
     "DecodeStats",
     "Drafter",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "AWRS": "awrs",
     "Balanced": "balanced",
     "DecodeStats": "stats",
     "Drafter": "drafter",

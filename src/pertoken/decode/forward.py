@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
+_names: dict[type[Any], frozenset[str]] = {}  # parameters of a kind of model's forward
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 _verified: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], bool]] = weakref.WeakKeyDictionary()
@@ -60,6 +62,44 @@ def refuse_unfit(model: PreTrainedModel) -> None:
         )
 
 
+def _forward_names(kind: type[Any]) -> frozenset[str]:
+    if kind not in _names:
+        _names[kind] = frozenset(inspect.signature(kind.forward).parameters)
+    return _names[kind]
+
+
+def text_logits(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: Cache,
+    *,
+    all_logits: bool = False,
+) -> torch.Tensor:
+    """Forward of ordinary text behind a cache; logits [batch, 1 or time, vocab].
+
+    input_ids: [batch, time], the tokens that the cache does not hold yet; mask: [batch, seen +
+    time], 1 for tokens and 0 for left padding.
+    """
+    names = _forward_names(type(model))
+    given: dict[str, Any] = {}
+    if "position_ids" in names:
+        given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    if not all_logits and "logits_to_keep" in names:
+        given["logits_to_keep"] = 1
+    output = model(
+        input_ids=input_ids,
+        # As `generate` does: no mask where nothing is masked, which allows faster kernels.
+        attention_mask=None if bool(mask.all()) else mask,
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+        **given,
+    )
+    logits: torch.Tensor = output.logits
+    return logits if all_logits else logits[:, -1:]
+
+
 class TreeForward:
     """Runs a model on token trees behind the text that a cache holds.
 
@@ -79,7 +119,6 @@ class TreeForward:
             types = [SLIDING if sliding else FULL] * config.num_hidden_layers
         self.first_layer = {kind: types.index(kind) for kind in dict.fromkeys(types)}
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
-        self._keep_names = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.takes_dict = self._probe(bool(getattr(config, "layer_types", None)))
 
     def text(
@@ -90,25 +129,8 @@ class TreeForward:
         *,
         all_logits: bool = False,
     ) -> torch.Tensor:
-        """Forward of ordinary text behind the cache; logits [batch, 1 or time, vocab].
-
-        input_ids: [batch, time], the tokens that the cache does not hold yet; mask: [batch, seen +
-        time], 1 for tokens and 0 for left padding.
-        """
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        arguments: dict[str, Any] = {} if all_logits or not self._keep_names else _KEEP_LAST
-        output = self.model(
-            input_ids=input_ids,
-            # As `generate` does: no mask where nothing is masked, which allows faster kernels.
-            attention_mask=None if bool(mask.all()) else mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            return_dict=True,
-            **arguments,
-        )
-        logits: torch.Tensor = output.logits
-        return logits if all_logits else logits[:, -1:]
+        """See `text_logits`."""
+        return text_logits(self.model, input_ids, mask, cache, all_logits=all_logits)
 
     def tree(
         self,
@@ -219,5 +241,4 @@ class TreeForward:
         return self.takes_dict
 
 
-_KEEP_LAST = {"logits_to_keep": 1}
 _PROBES = 8  # texts; in bfloat16 a single one can be off by its sibling's effect

@@ -29,7 +29,7 @@ from pertoken.reproduce._speculation import (
 VERSION = 1
 DTYPE = "float32"  # processors without bfloat16 kernels verify trees in it at a crawl
 NEW_TOKENS = 128
-PER_GROUP = 2
+PER_GROUP = 1
 
 BARS = {
     "ids identical or numerical tie": ">= 1",

@@ -1,0 +1,120 @@
+"""What a text must satisfy: one question about beginnings, one about whole texts.
+
+A constraint is any object with ``accepts(ids)``, may this beginning still become an allowed text,
+and ``complete(ids)``, is it one; ids are the new tokens without the prompt. Here are the two usual
+ways to have one: any Python predicate on text, and a regular expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from pertoken.errors import PertokenError
+
+_CUT = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows bytes that are no whole character
+
+
+class Constraint(Protocol):
+    """Which token sequences are allowed."""
+
+    def accepts(self, ids: Sequence[int]) -> bool:
+        """Whether an allowed text may begin with these new tokens."""
+
+    def complete(self, ids: Sequence[int]) -> bool:
+        """Whether these new tokens are an allowed text as they are."""
+
+
+class TextConstraint:
+    """A constraint by a predicate on the text written so far.
+
+    accepts: whether an allowed text may begin like this.
+    complete: whether a text is allowed as it is; by default every accepted one is.
+    tokenizer: turns ids into text. Its special tokens never satisfy the constraint; a character of
+        which only some bytes are there is left out of the text that `accepts` sees (our reading).
+
+    >>> from pertoken.testing import ByteTokenizer
+    >>> short = TextConstraint(lambda text: len(text) <= 2, tokenizer=ByteTokenizer())
+    >>> encode = ByteTokenizer().encode
+    >>> short.accepts(encode("ça")), short.accepts(encode("ça va"))
+    (True, False)
+    >>> short.accepts(encode("ç")[:1]), short.complete(encode("ç")[:1])
+    (True, False)
+    """
+
+    def __init__(
+        self,
+        accepts: Callable[[str], bool],
+        complete: Callable[[str], bool] | None = None,
+        *,
+        tokenizer: Any,
+    ) -> None:
+        self._accepts = accepts
+        self._complete = accepts if complete is None else complete
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+
+    def accepts(self, ids: Sequence[int]) -> bool:
+        """Whether an allowed text may begin with these new tokens."""
+        if not self._special.isdisjoint(ids):
+            return False
+        return ask(self._accepts, self._text(ids).rstrip(_CUT))
+
+    def complete(self, ids: Sequence[int]) -> bool:
+        """Whether these new tokens are an allowed text as they are."""
+        if not self._special.isdisjoint(ids):
+            return False
+        text = self._text(ids)
+        return not text.endswith(_CUT) and ask(self._complete, text)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids)))
+
+
+class RegexConstraint(TextConstraint):
+    r"""A constraint by a regular expression that the whole text must match, look-around included.
+
+    Raises PertokenError for a pattern that is none, with the place.
+
+    >>> from pertoken.testing import ByteTokenizer
+    >>> date = RegexConstraint(r"\d{4}-\d\d", tokenizer=ByteTokenizer())
+    >>> encode = ByteTokenizer().encode
+    >>> date.accepts(encode("20")), date.accepts(encode("20x")), date.complete(encode("2024-1"))
+    (True, False, False)
+    """
+
+    def __init__(self, pattern: str, *, tokenizer: Any) -> None:
+        import regex
+
+        try:
+            compiled = regex.compile(pattern)
+        except regex.error as error:
+            raise PertokenError(f"not a regular expression: {pattern!r}: {error}") from None
+        super().__init__(
+            lambda text: compiled.fullmatch(text, partial=True) is not None,
+            lambda text: compiled.fullmatch(text) is not None,
+            tokenizer=tokenizer,
+        )
+
+
+def ask(predicate: Callable[[Any], Any], about: Any) -> bool:
+    """The answer of a user's predicate; raises PertokenError where it fails or is no bool."""
+    try:
+        answer = predicate(about)
+    except PertokenError:
+        raise
+    except Exception as error:
+        raise PertokenError(
+            f"the constraint raised {type(error).__name__} ({error}) on {_short(about)}"
+        ) from error
+    # numpy's bools are no bool, but called so
+    if isinstance(answer, bool) or type(answer).__name__ in ("bool", "bool_"):
+        return bool(answer)
+    raise PertokenError(
+        f"the constraint must answer True or False, got {type(answer).__name__} on {_short(about)}"
+    )
+
+
+def _short(about: Any) -> str:
+    text = repr(about)
+    return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
