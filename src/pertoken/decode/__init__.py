@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
     from pertoken.decode.lookahead import Lookahead
+    from pertoken.decode.particles import WeightedSamples, smc
     from pertoken.decode.plain import Plain
     from pertoken.decode.prompt_lookup import PromptLookup
     from pertoken.decode.speculative import SpeculativeOutput
@@ -35,6 +36,8 @@ __all__ = [
     "SuffixTree",
     "TokenRecycling",
     "TokenTree",
+    "WeightedSamples",
+    "smc",
 ]
 
 _HOME = {
@@ -50,6 +53,8 @@ _HOME = {
     "SuffixTree": "suffix",
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
+    "WeightedSamples": "particles",
+    "smc": "particles",
 }
 
 

@@ -238,7 +238,7 @@ class AWRS:
     ) -> torch.Tensor:
         """Called by `model.generate(..., custom_generate=self)`; returns ids [batch, time]."""
         _refuse(model, generation_config, input_ids, self.streamer)
-        self._start(input_ids.shape[0])
+        self.start(input_ids.shape[0])
         cache = model_kwargs.get("past_key_values")
         if cache is None:
             cache = DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -256,9 +256,9 @@ class AWRS:
             scores = logits_processor(input_ids, logits) if logits_processor else logits
             log_probs = scores.double().log_softmax(-1)
             for row, ids in enumerate(new):
-                alive[row] = alive[row] and self._extend(row, ids, log_probs[row], stops)
+                alive[row] = alive[row] and self.extend(row, ids, log_probs[row], stops)
             if not any(weight > -math.inf for weight in self.log_weights):
-                raise PertokenError(self._given_up(new))
+                raise PertokenError(self.given_up(new))
             tokens = [ids[-1] if going else pad for ids, going in zip(new, alive, strict=True)]
             feed = torch.tensor(tokens, device=input_ids.device).unsqueeze(-1)
             input_ids = torch.cat((input_ids, feed), -1)
@@ -273,7 +273,10 @@ class AWRS:
             self.streamer.end()
         return input_ids
 
-    def _start(self, rows: int) -> None:
+    # The steps of a text, which `smc` takes with particles instead of rows.
+
+    def start(self, rows: int) -> None:
+        """Forget the last call; raises PertokenError if not even the empty text is accepted."""
         self.log_weights = [0.0] * rows
         self.completed, self.checks = [False] * rows, [0] * rows
         if not ask(self.constraint.accepts, []):
@@ -281,10 +284,13 @@ class AWRS:
                 "the constraint refuses every text: it does not accept the empty one"
             )
 
-    def _extend(
+    def extend(
         self, row: int, ids: list[int], log_probs: torch.Tensor, stops: Sequence[int]
     ) -> bool:
-        """Draw the row's next token and weigh it; False where the row is given up."""
+        """Draw the row's next token and weigh it; False where the row is given up.
+
+        ids: the row's new tokens, extended here; log_probs: [vocab], normalised.
+        """
 
         def ok(token: int) -> bool:
             self.checks[row] += 1
@@ -300,7 +306,21 @@ class AWRS:
         self.log_weights[row] += math.log(drawn.weight)
         return True
 
-    def _given_up(self, new: list[list[int]]) -> str:
+    def finish(
+        self, row: int, ids: list[int], log_probs: torch.Tensor, stops: Sequence[int]
+    ) -> bool:
+        """Force the stop token and weigh it; False where the text is not complete."""
+        self.checks[row] += 1
+        mass = float(log_probs[list(stops)].logsumexp(0))
+        if mass == -math.inf or not ask(self.constraint.complete, ids):
+            self.log_weights[row] = -math.inf
+            return False
+        ids.append(stops[0])
+        self.log_weights[row] += mass
+        return True
+
+    def given_up(self, new: list[list[int]]) -> str:
+        """What to say when no row is left."""
         longest = max(map(len, new))
         return (
             f"no text that the constraint allows was found: after {longest} tokens at most, "
