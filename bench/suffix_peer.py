@@ -221,6 +221,57 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+BARS = {  # fixed before the first run: tokens per forward over the peer's in the same setting
+    ("suffix path cold", "arctic path cold"): 0.98,
+    ("suffix tree cold", "arctic tree cold"): 0.98,
+    ("suffix path warm", "arctic path warm"): 0.98,
+    ("suffix tree warm", "arctic tree warm"): 0.98,
+    ("goose optimal cold", "arctic path cold"): 1.0,
+    ("goose optimal cold", "arctic tree cold"): 1.0,
+}
+
+
+def report(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Figures of every contender and the ratios that have a bar, ready for JSON."""
+    from pertoken.reproduce._bootstrap import bootstrap_ratio_of_ratios
+    from pertoken.reproduce._machine import machine, versions
+
+    def sums(name: str) -> tuple[list[float], list[float]]:
+        rows = found[name]
+        return [row["tokens"] for row in rows], [row["forwards"] for row in rows]
+
+    ratios = []
+    for (ours, theirs), bar in BARS.items():
+        if ours in found and theirs in found:
+            here = per_forward(found[ours]) / per_forward(found[theirs])
+            low, high = bootstrap_ratio_of_ratios(sums(ours), sums(theirs), seed=0)
+            ratios.append(
+                {
+                    "metric": f"tokens per forward: {ours} over {theirs}",
+                    "here": here,
+                    "interval": [low, high],
+                    "bar": f">= {bar:g}",
+                    "holds": here >= bar,
+                }
+            )
+    figures = {
+        name: {
+            "all": per_forward(rows),
+            "not looping": per_forward(row for row in rows if not row["looping"]),
+            "identical": sum(row.get("identical", True) for row in rows),
+            "prompts": len(rows),
+        }
+        for name, rows in found.items()
+    }
+    return {
+        "settings": settings,
+        "versions": versions(),
+        "machine": machine(),
+        "ratios": ratios,
+        "tokens_per_forward": figures,
+    }
+
+
 def read_texts(path: Path, limit: int | None) -> list[dict[str, Any]]:
     """The first `limit` texts of a file of JSON lines."""
     if not path.is_file():
@@ -242,13 +293,25 @@ def main() -> int:
             own.add_argument("--model", default="smollm2")
             own.add_argument("--dtype", default="float32")
             own.add_argument("--only", nargs="+", choices=OURS, metavar="NAME", help=f"of {OURS}")
-    steps.add_parser("table").add_argument("files", type=Path, nargs="+")
+    last = steps.add_parser("table")
+    last.add_argument("files", type=Path, nargs="+")
+    last.add_argument(
+        "--out", type=Path, help="write figures and ratios as JSON, in our environment"
+    )
     given = parser.parse_args()
     if given.step == "table":
         found: dict[str, list[dict[str, Any]]] = {}
+        settings: dict[str, Any] = {}
         for file in given.files:
-            found.update(json.loads(file.read_text(encoding="utf-8"))["results"])
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found.update(content["results"])
+            peers = settings.get("peers", {}) | content["settings"].pop("peers", {})
+            settings |= content["settings"] | {"peers": peers}
         print(table(found))
+        if given.out:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(report(found, settings), indent=2)
+            given.out.write_text(text + "\n", encoding="utf-8")
         return 0
     texts = read_texts(given.texts, given.limit)
     if given.step == "arctic":
@@ -269,7 +332,9 @@ def main() -> int:
         peer = {"arctic-inference": version("arctic-inference")}
     else:
         results, peer = _ours(texts, given), {}
-    settings = {"budget": given.budget, "prompts": len(texts), "versions": peer}
+    settings = {"budget": given.budget, "prompts": len(texts), "peers": peer}
+    if given.step == "ours":
+        settings |= {"model": given.model, "dtype": given.dtype}
     given.out.write_text(json.dumps({"settings": settings, "results": results}), encoding="utf-8")
     print(table(results))
     return 0

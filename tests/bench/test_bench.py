@@ -115,6 +115,28 @@ def test_the_table_counts_common_prompts_and_splits_off_loops() -> None:
     assert "| b | 1.000 | 1.000 | 1.000 | 2/2 |" in text
 
 
+def test_the_report_has_ratios_with_their_bars() -> None:
+    def rows(tokens: int) -> list[dict[str, object]]:
+        return [
+            {"question_id": n, "category": "qa", "looping": False, "tokens": tokens, "forwards": 10}
+            for n in range(3)
+        ]
+
+    found = {
+        "suffix path cold": rows(19),
+        "arctic path cold": rows(20),
+        "goose optimal cold": rows(40),
+    }
+    written = peer.report(found, {"budget": 60})
+    by_metric = {row["metric"]: row for row in written["ratios"]}
+    own = by_metric["tokens per forward: suffix path cold over arctic path cold"]
+    assert (own["here"], own["bar"], own["holds"]) == (0.95, ">= 0.98", False)
+    assert by_metric["tokens per forward: goose optimal cold over arctic path cold"]["holds"]
+    assert len(by_metric) == 2
+    assert written["tokens_per_forward"]["goose optimal cold"]["all"] == 4.0
+    json.dumps(written)
+
+
 def test_its_share_of_repeats_is_the_librarys() -> None:
     from pertoken.stats_text import repeated_4gram_share
 
