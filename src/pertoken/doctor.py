@@ -98,7 +98,8 @@ def advice(speeds: dict[str, dict[str, float]]) -> str | None:
     >>> advice({"float32": fast, "bfloat16": slow})
     'bfloat16 has no fast matrix product on this processor: long prompts and drafts want float32'
     """
-    if not speeds or 4 * speeds["bfloat16"]["gflops"] > speeds["float32"]["gflops"]:
+    slow, fast = speeds.get("bfloat16"), speeds.get("float32")
+    if slow is None or fast is None or 4 * slow["gflops"] > fast["gflops"]:
         return None
     return (
         "bfloat16 has no fast matrix product on this processor: long prompts and drafts want "
