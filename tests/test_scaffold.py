@@ -138,7 +138,7 @@ def test_unknown_paper_gets_a_row_among_its_family(tree: Path) -> None:
         ("new_paper", {"title": "N", "family": "prune"}, "no slug"),
         ("errors", {"title": "N", "family": "reproduce"}, "unknown family"),
         ("tree", {"title": "N", "family": "decode"}, "tree.py is there already"),
-        ("awrs", {"family": "prune"}, "leave out --family"),
+        ("restok", {"family": "prune"}, "leave out --family"),
     ],
 )
 def test_refuses_and_writes_nothing(
