@@ -62,10 +62,17 @@ def log(tmp_path: Path) -> list[tuple[int, int]]:
 
 
 def test_two_processes_share_the_units(
-    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from rich.console import Console
+
     monkeypatch.setenv("PERTOKEN_TEST_PAIR", "1")
-    report = harness.run_module(module, "fake", out=tmp_path, jobs=2)
+    console = Console(stderr=True)
+    report = harness.run_module(module, "fake", out=tmp_path, jobs=2, console=console)
+    assert capsys.readouterr().err == ""
     done = log(tmp_path)
     assert sorted(number for number, _ in done) == list(range(40))
     assert len({pid for _, pid in done}) == 2
