@@ -38,7 +38,7 @@ def compare(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 48,
+    max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 40,
     budget: Annotated[
         str, typer.Option(metavar="auto|published|N", help="Tokens drafted per step.")
     ] = "auto",
