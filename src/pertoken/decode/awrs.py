@@ -17,7 +17,7 @@ Three estimators (p the model's distribution, R the mass of the rejected tokens)
   is skipped but counted as often as draws with replacement would have met it; W = (a - 1)/(a + r -
   1) after a accepts and r rejections. (The authors' library.)
 - *paper*: a second round behind the first accept; W = (1 - R)/(n1 + n2 + 1), n the rejections of
-  the rounds. (Algorithm 2 of the paper.)
+  the rounds. (The authors' replication code.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sequential Monte Carlo over constrained text: particles whose weights follow the constraint.
 
 Each particle draws its next token by AWRS and is weighed by the estimate of the mass that the
-constraint allows there (arXiv 2504.05410, section 4). When the weights grow unequal, particles are
+constraint allows there (arXiv 2504.05410). When the weights grow unequal, particles are
 resampled: those in a dead end make place for copies of the others. The weighted texts follow the
 model given the whole constraint and, because the stop token is forced at the length limit and
 weighed there, given that the text ends by then.
@@ -100,7 +100,8 @@ def smc(
     input_ids: [1, time], the prompt. ess_threshold: resample when the particles are worth less than
     this share of their number; 0 never resamples, and the critic then speaks at the end only.
     critic: its score of a beginning is replaced by that of the longer one; at the stop token it
-    counts (section 4.3). logits_processor: changes the model that is sampled; none by default.
+    counts (as in the authors' library). logits_processor: changes the model that is sampled; none
+    by default.
     tokenizer: to show texts in `table`.
 
     Raises PertokenError where every particle dies, for a model without a stop token, and as `AWRS`.

@@ -61,17 +61,15 @@ BARS = {
     "share of a step outside the model, goose (auto budget)": "<= 0.08",
 }
 _COST = (
-    "this processor multiplies few rows slowly: a pass over 2 tokens takes 1.75 passes over one, "
-    "over 16 takes 2.1 (rows of the report), so the 2.9 tokens per pass that large trees bring are "
-    "not worth their time and the budget chosen brings 1.6; it would take a pass over 16 tokens at "
-    "under 1.5 passes"
+    "this processor multiplies few rows slowly (rows 'cost of a pass' of the report): the tokens "
+    "that large trees bring are not worth the time of their pass, so the budget chosen is small"
 )
 REASONS = {
     "wall clock: goose (auto budget) over plain, all": _COST,
     "wall clock: goose (auto budget) over plain, best group": _COST,
     "wall clock: our plain loop over transformers' generate": (
-        "not told apart from 1 on 18 prompts: the interval reaches from 0.91 to 1.03, and single "
-        "prompts differ by a quarter either way; 2 % of a step is spent outside the model"
+        "not told apart from 1 on so few prompts: the interval reaches over it, and single prompts "
+        "differ widely either way"
     ),
 }
 
