@@ -29,7 +29,7 @@ from pertoken.reproduce._speculation import (
 VERSION = 1
 DTYPE = "float32"  # processors without bfloat16 kernels verify trees in it at a crawl
 NEW_TOKENS = 128
-PER_GROUP = 1
+PER_GROUP = 2
 
 BARS = {
     "ids identical or numerical tie": ">= 1",
@@ -44,7 +44,7 @@ REASONS: dict[str, str] = {}
 
 
 def run(context: Context) -> Reproduction:
-    """All rows; about twenty minutes on two cores."""
+    """All rows; about half an hour on two slow cores."""
     from pertoken.decode import Lookahead, Plain, PromptLookup, TokenRecycling
     from pertoken.timing import alternate
 
