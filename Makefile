@@ -21,7 +21,7 @@ help: ## show this list
 
 run: $(STAMP) ## install, check this machine, decode a sample side by side
 	@$(BIN)/pertoken doctor --short
-	@$(BIN)/pertoken compare
+	@$(BIN)/pertoken compare --max-new-tokens 28 # three minutes on two slow cores
 
 test: $(STAMP) ## run the tests (JOBS=2, ARGS="-k goose")
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) $(ARGS)
