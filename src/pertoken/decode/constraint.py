@@ -8,6 +8,7 @@ ways to have one: any Python predicate on text, and a regular expression. Those 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows bytes that are no whole character
+# Some decoders show one sign for the bytes of an unfinished character, some one for each of three.
+_UNFINISHED = re.compile(f"(?<!{_CUT}){_CUT}{{1,3}}\\Z")
 
 
 class Constraint(Protocol):
@@ -55,6 +58,7 @@ class TextConstraint:
     complete: whether a text is allowed as it is; by default every accepted one is.
     tokenizer: turns ids into text. Its special tokens never satisfy the constraint; a character of
         which only some bytes are there is left out of the text that `accepts` sees (our reading).
+        More bytes than a character lacks are broken for good, and seen as U+FFFD.
 
     >>> from pertoken.testing import ByteTokenizer
     >>> short = TextConstraint(lambda text: len(text) <= 2, tokenizer=ByteTokenizer())
@@ -81,7 +85,7 @@ class TextConstraint:
         """Whether an allowed text may begin with these new tokens."""
         if not self._special.isdisjoint(ids):
             return False
-        return ask(self._accepts, self._text(ids).rstrip(_CUT))
+        return ask(self._accepts, _UNFINISHED.sub("", self._text(ids)))
 
     def complete(self, ids: Sequence[int]) -> bool:
         """Whether these new tokens are an allowed text as they are."""
