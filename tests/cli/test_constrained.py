@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from importlib import invalidate_caches
 from pathlib import Path
 
 import pytest
@@ -107,10 +108,12 @@ def run(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[st
     monkeypatch.setenv("PERTOKEN_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    for name in ("rules", "rules_that_fail"):
+    for name in ("rules", "rules_that_fail", "rules_of_3"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     Path("rules.py").write_text(PYTHON)
     Path("rules_that_fail.py").write_text("import no_such_module_at_all")
+    Path("rules_of_3.py").write_text("def f(text) text")
+    invalidate_caches()
     Path("schema.json").write_text(json.dumps(SCHEMA))
     Path("sum.lark").write_text(GRAMMAR)
     return ["generate", "ab", "--model", folder, "--max-new-tokens", "40", "--seed", "1"]
@@ -247,15 +250,25 @@ REFUSED = [
         "odd.lark: llguidance refuses the grammar: line 2, column 4: unkno",
     ),
     (["--grammar", "never.lark"], "never.lark: llguidance refuses the grammar: no text satisfies"),
-    (["--constraint", "rules"], "--constraint is module:function, not 'rules'"),
+    (["--constraint", "rules"], "--constraint takes MODULE:OBJECT, got 'rules'"),
     (
         ["--constraint", "ruled:short"],
-        "--constraint: there is no module 'ruled', here or installed",
+        "--constraint ruled:short: No module named 'ruled'",
     ),
-    (["--constraint", "rules:shord"], "--constraint: rules has no 'shord' (did you mean 'short'?)"),
-    (["--constraint", "rules_that_fail:f"], "importing rules_that_fail raised ModuleNotFoundError"),
-    (["--constraint", "rules:number"], "rules:number is neither a function of text nor an object"),
-    (["--constraint", "rules:Broken"], "--constraint: rules:Broken(tokenizer) raised TypeError"),
+    (
+        ["--constraint", "rules:shord"],
+        "--constraint rules:shord: rules has no 'shord' (did you mean 'short'?)",
+    ),
+    (
+        ["--constraint", "rules_that_fail:f"],
+        "--constraint rules_that_fail:f: No module named 'no_such_mod",
+    ),
+    (["--constraint", "rules_of_3:f"], "rules_of_3:f: importing it raised SyntaxError ("),
+    (["--constraint", "rules:number"], "rules:number: this is neither a function of text nor an"),
+    (
+        ["--constraint", "rules:Broken"],
+        "--constraint rules:Broken: Broken(tokenizer) raised TypeError",
+    ),
     (
         ["--constraint", "rules:nothing"],
         "the constraint refuses every text: it does not accept the",

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +16,11 @@ from transformers import TemperatureLogitsWarper
 import pertoken
 from pertoken._files import check_target, write_whole
 from pertoken.cli.generate import Streamer, decode_prompt, stats_lines
+from pertoken.cli.objects import import_object
 from pertoken.decode.awrs import AWRS
 from pertoken.decode.constraint import Constraint, RegexConstraint, TextConstraint, ask
 from pertoken.decode.particles import smc
-from pertoken.errors import PertokenError, nearest
+from pertoken.errors import PertokenError
 from pertoken.prompts import encode_prompt
 from pertoken.testing import ByteTokenizer
 
@@ -57,7 +55,7 @@ def run(
 def _maker(option: str, value: Any) -> Maker:
     """The constraint of an option; what can be known to be wrong without a model is said here."""
     if option == "--constraint":
-        return partial(_from_python, _imported(value), value)
+        return partial(_from_python, import_object(value, option), value)
     if option == "--regex":
         make: Maker = partial(RegexConstraint, value)
         make(tokenizer=ByteTokenizer())
@@ -210,29 +208,6 @@ def _from_file(kind: Maker, file: Path, text: str, *, tokenizer: Any) -> Constra
         raise PertokenError(f"{file}: {error}") from None
 
 
-def _imported(target: str) -> Any:
-    """The object of "module:name"; modules in this folder come first."""
-    module, colon, name = target.partition(":")
-    if not (module and colon and name):
-        raise PertokenError(f"--constraint is module:function, not {target!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    invalidate_caches()
-    try:
-        found = import_module(module)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module:
-            raise PertokenError(
-                f"--constraint: there is no module {module!r}, here or installed"
-            ) from None
-        raise PertokenError(
-            f"--constraint: importing {module} raised {type(error).__name__} ({error})"
-        ) from error
-    if not hasattr(found, name):
-        raise PertokenError(f"--constraint: {module} has no {name!r}{nearest(name, vars(found))}")
-    return getattr(found, name)
-
-
 def _from_python(found: Any, target: str, *, tokenizer: Any) -> Constraint:
     """A constraint from what the user wrote: see the help of --constraint."""
     if isinstance(found, type):
@@ -240,13 +215,14 @@ def _from_python(found: Any, target: str, *, tokenizer: Any) -> Constraint:
             found = found(tokenizer)
         except Exception as error:
             raise PertokenError(
-                f"--constraint: {target}(tokenizer) raised {type(error).__name__} ({error})"
+                f"--constraint {target}: {found.__name__}(tokenizer) raised "
+                f"{type(error).__name__} ({error})"
             ) from error
     if callable(getattr(found, "accepts", None)) and callable(getattr(found, "complete", None)):
         return found
     if not callable(found):
         raise PertokenError(
-            f"--constraint: {target} is neither a function of text nor an object with "
+            f"--constraint {target}: this is neither a function of text nor an object with "
             "accepts(ids) and complete(ids)"
         )
     return TextConstraint(found, getattr(found, "complete", None), tokenizer=tokenizer)
