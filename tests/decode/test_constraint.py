@@ -46,6 +46,17 @@ def test_half_a_character_is_neither_complete_nor_refused() -> None:
     ]
 
 
+def test_bytes_that_no_character_has_are_refused() -> None:
+    letters = RegexConstraint("[a-z]*", tokenizer=TOKENIZER)
+    broken = 2 + 0xFF
+    assert not letters.accepts([*encode("a"), broken, *encode("b")])
+    assert not letters.accepts([*encode("a"), *[broken] * 4])
+    assert not letters.accepts([broken] * 40)
+    emoji = encode("🙂")
+    anything = RegexConstraint("🙂+", tokenizer=TOKENIZER)
+    assert all(anything.accepts([*emoji, *emoji[:cut]]) for cut in range(5))
+
+
 def test_look_around_and_alternatives_match_partially() -> None:
     odd = RegexConstraint(r"(?!cat)[a-z]{3}|7+", tokenizer=TOKENIZER)
     assert odd.accepts(encode("ca"))

@@ -132,6 +132,10 @@ def test_sampling_of_a_greedy_decoder_is_different() -> None:
 def test_mistakes_are_named(model: PreTrainedModel) -> None:
     with pytest.raises(PertokenError, match=r"unknown way of decoding 'gose' \(did you mean 'goo"):
         verify(model, TOKENIZER, TEXTS, "gose")
+    with pytest.raises(
+        PertokenError, match=r"awrs does not run by its name alone: .* a constraint"
+    ):
+        verify(model, TOKENIZER, TEXTS, "awrs")
     with pytest.raises(PertokenError, match="1 or more, got 0"):
         verify(model, TOKENIZER, TEXTS, "hf", max_new_tokens=0)
     with pytest.raises(PertokenError, match="no prompt"):

@@ -1,9 +1,10 @@
-"""`pertoken generate`: one prompt, one method, text as it comes."""
+"""`pertoken generate`: one prompt, one method or constraint, text as it comes."""
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from pertoken.cli.compare import parse_budget
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pertoken.testing.setups import Setup
 
@@ -27,8 +28,12 @@ def generate(
         str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="A slug of `pertoken list --family decode`, hf, hf-prompt-lookup.")
-    ] = "goose",
+        str | None,
+        typer.Option(
+            help="A slug of `pertoken list --family decode`, hf, hf-prompt-lookup.",
+            show_default="goose, with a constraint awrs",
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or short name.")] = (
         "smollm2"
     ),
@@ -50,6 +55,35 @@ def generate(
         list[str] | None,
         typer.Option(metavar="STRING", help="End behind this text; repeatable."),
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Only JSON of this schema. Any constraint: sampled."),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Only text that matches, as Python's regex says."),
+    ] = None,
+    grammar: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Only text of this Lark-like grammar of llguidance."),
+    ] = None,
+    constraint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="Only what your Python accepts: a function, may a text begin like this -> bool "
+            "(its attribute `complete`, if it has one: is it whole), or an object with "
+            "accepts(ids) and complete(ids), or a class that makes one from the tokenizer.",
+        ),
+    ] = None,
+    particles: Annotated[
+        int | None,
+        typer.Option(help="With a constraint: N weighted texts and their probabilities."),
+    ] = None,
+    as_json: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="With a constraint: write the result."),
+    ] = None,
     no_chat: Annotated[
         bool, typer.Option("--no-chat", help="The bare prompt, without the chat template.")
     ] = False,
@@ -68,11 +102,40 @@ def generate(
         )
     if any(not one for one in stop or []):
         raise PertokenError("--stop needs some text to stop at")
+    sources = {
+        "--json-schema": json_schema,
+        "--regex": regex,
+        "--grammar": grammar,
+        "--constraint": constraint,
+    }
+    given = {name: value for name, value in sources.items() if value is not None}
+    others = {"--method": method, "--particles": particles, "--json": as_json, "--stop": stop}
+    _check_constraint(given, others, budget)
     text = _prompt(prompt)
+    if given:
+        from pertoken.cli.constrained import run
+
+        allowed = run(
+            text,
+            *given.items(),
+            model=model,
+            dtype=dtype,
+            particles=particles,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature or 1.0,
+            seed=seed,
+            chat=not no_chat,
+            as_json=as_json,
+            stats=stats,
+        )
+        if not allowed:
+            raise typer.Exit(1)
+        return
 
     from pertoken.compare import method_options
     from pertoken.testing.verify import HF_SETUPS, as_setup
 
+    method = method or "goose"
     options = method_options(method, number)
     as_setup(method, **options)  # a wrong name is said before the model is loaded
 
@@ -88,7 +151,7 @@ def generate(
         arguments: dict[str, Any] = {"do_sample": True, "temperature": temperature or 1.0}
     else:
         arguments = {"do_sample": False}
-    seconds = _run(
+    _, seconds = decode_prompt(
         loaded,
         tokenizer,
         setup,
@@ -102,6 +165,30 @@ def generate(
     if stats:
         for line in stats_lines(streamer.tokens, seconds, getattr(setup, "stats", None)):
             typer.echo(line, err=True)
+
+
+def _check_constraint(given: Mapping[str, Any], others: Mapping[str, Any], budget: str) -> None:
+    """Refuse two constraints, none where an option needs one, and what does not go with one."""
+    kinds = "--regex, --json-schema, --grammar or --constraint"
+    method = others["--method"]
+    if not given:
+        for name in ("--particles", "--json"):
+            if others[name] is not None:
+                raise PertokenError(f"{name} goes with a constraint: {kinds}")
+        if method == "awrs":
+            raise PertokenError(f"--method awrs needs a constraint: {kinds}")
+        return
+    name = next(iter(given))
+    if len(given) > 1:
+        raise PertokenError(f"give one constraint, not {' and '.join(given)}")
+    if method not in (None, "awrs"):
+        raise PertokenError(f"{name} is sampled by awrs; leave out --method {method}")
+    if others["--stop"]:
+        raise PertokenError(f"{name} says where the text ends; leave out --stop")
+    if budget != "auto":
+        raise PertokenError(f"nothing is drafted under {name}; leave out --budget")
+    if others["--particles"] is not None and others["--particles"] < 1:
+        raise PertokenError(f"--particles must be 1 or more, got {others['--particles']}")
 
 
 def _prompt(prompt: str | None) -> str:
@@ -121,19 +208,19 @@ def _mapping(setup: Setup) -> dict[str, Any]:
     return dict(setup) if isinstance(setup, dict) else {}
 
 
-def _run(
+def decode_prompt(
     model: Any,
     tokenizer: Any,
     setup: Setup,
     text: str,
     *,
     max_new_tokens: int,
-    stop: Sequence[str],
+    stop: Sequence[str] = (),
     seed: int | None,
     chat: bool,
     **arguments: Any,
-) -> float:
-    """Decode while the set-up's streamer prints; seconds it took."""
+) -> tuple[list[int], float]:
+    """Decode while the set-up's streamer prints; the new ids, and seconds it took."""
     import torch
 
     from pertoken.prompts import encode_prompt
@@ -150,7 +237,7 @@ def _run(
         torch.manual_seed(seed)
     began = time.perf_counter()
     try:
-        model.generate(
+        output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
@@ -160,7 +247,7 @@ def _run(
     except KeyboardInterrupt:
         print(flush=True)  # so that the shell's prompt starts on a line of its own
         raise
-    return time.perf_counter() - began
+    return output[0, ids.shape[1] :].tolist(), time.perf_counter() - began
 
 
 class Streamer:

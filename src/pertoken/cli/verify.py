@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pertoken.cli.objects import import_object
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ def verify(
     name = a or ("hf-assistant" if assistant else function) or "goose"
     first: Setup
     if function is not None:
-        found = import_object(function)
+        found = import_object(function, "--callable")
+        if not callable(found):
+            raise PertokenError(
+                f"--callable {function}: this is {type(found).__name__}, not callable"
+            )
         first = found(**options) if isinstance(found, type) else as_setup(found, **options)
     elif assistant is not None:
         first = {"assistant_model": None, **options}  # the model is loaded below
@@ -124,28 +128,6 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[key] = value
     return options
-
-
-def import_object(path: str) -> Any:
-    """The object that "module:object" names; modules of the current folder are found too."""
-    from importlib import import_module
-
-    module_name, colon, name = path.partition(":")
-    if not colon or not module_name or not name:
-        raise PertokenError(f"--callable takes MODULE:OBJECT, got {path!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise PertokenError(f"--callable {path}: {error}") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise PertokenError(f"--callable {path}: {module_name} has no {name!r}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise PertokenError(f"--callable {path}: this is {type(found).__name__}, not callable")
-    return found
 
 
 def _load(name: str, dtype: str | None) -> tuple[Any, Any]:

@@ -2,17 +2,24 @@
 
 A constraint is any object with ``accepts(ids)``, may this beginning still become an allowed text,
 and ``complete(ids)``, is it one; ids are the new tokens without the prompt. Here are the two usual
-ways to have one: any Python predicate on text, and a regular expression.
+ways to have one: any Python predicate on text, and a regular expression. Those of
+`pertoken.decode.grammar` come from a JSON schema or a grammar, and can tell a mask.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pertoken.errors import PertokenError
 
+if TYPE_CHECKING:
+    import torch
+
 _CUT = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows bytes that are no whole character
+# Some decoders show one sign for the bytes of an unfinished character, some one for each of three.
+_UNFINISHED = re.compile(f"(?<!{_CUT}){_CUT}{{1,3}}\\Z")
 
 
 class Constraint(Protocol):
@@ -25,6 +32,25 @@ class Constraint(Protocol):
         """Whether these new tokens are an allowed text as they are."""
 
 
+class MaskConstraint(Constraint, Protocol):
+    """A constraint that also answers for many tokens at once, or knows what must follow.
+
+    Each of these methods is optional: who can do with less looks whether the constraint has it.
+    """
+
+    def accepts_each(self, ids: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """``accepts([*ids, token])`` for each of these tokens."""
+
+    def allowed(self, ids: Sequence[int]) -> torch.Tensor:
+        """Tokens with ``accepts([*ids, token])``, bool [vocab]; stop ids are never set.
+
+        It may be shorter than the model's logits; tokens beyond its end are not allowed.
+        """
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        """Tokens of text that must follow, [] if none is sure; other cuts of it may be allowed."""
+
+
 class TextConstraint:
     """A constraint by a predicate on the text written so far.
 
@@ -32,6 +58,7 @@ class TextConstraint:
     complete: whether a text is allowed as it is; by default every accepted one is.
     tokenizer: turns ids into text. Its special tokens never satisfy the constraint; a character of
         which only some bytes are there is left out of the text that `accepts` sees (our reading).
+        More bytes than a character lacks are broken for good, and seen as U+FFFD.
 
     >>> from pertoken.testing import ByteTokenizer
     >>> short = TextConstraint(lambda text: len(text) <= 2, tokenizer=ByteTokenizer())
@@ -58,7 +85,7 @@ class TextConstraint:
         """Whether an allowed text may begin with these new tokens."""
         if not self._special.isdisjoint(ids):
             return False
-        return ask(self._accepts, self._text(ids).rstrip(_CUT))
+        return ask(self._accepts, _UNFINISHED.sub("", self._text(ids)))
 
     def complete(self, ids: Sequence[int]) -> bool:
         """Whether these new tokens are an allowed text as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +124,19 @@ def as_setup(setup: Setup | str, **options: Any) -> Setup:
             f"unknown way of decoding {setup!r}{nearest(setup, known)}: "
             f"hf, hf-prompt-lookup or a slug of `pertoken list --family decode`"
         )
+    make = card(setup).load()
+    needed = [
+        name
+        for name, parameter in inspect.signature(make).parameters.items()
+        if parameter.default is parameter.empty and name not in options
+    ]
+    if needed:
+        raise PertokenError(
+            f"{setup} does not run by its name alone: it needs a {' and a '.join(needed)}; "
+            f"see `pertoken show {setup}`"
+        )
     try:
-        return card(setup).load()(**options)
+        return make(**options)
     except TypeError as error:
         raise PertokenError(f"{setup}: {error}") from error
 

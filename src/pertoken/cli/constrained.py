@@ -1,0 +1,228 @@
+"""`pertoken generate` under a constraint: one weighted sample, or particles."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+from transformers import TemperatureLogitsWarper
+
+import pertoken
+from pertoken._files import check_target, write_whole
+from pertoken.cli.generate import Streamer, decode_prompt, stats_lines
+from pertoken.cli.objects import import_object
+from pertoken.decode.awrs import AWRS
+from pertoken.decode.constraint import Constraint, RegexConstraint, TextConstraint, ask
+from pertoken.decode.particles import smc
+from pertoken.errors import PertokenError
+from pertoken.prompts import encode_prompt
+from pertoken.testing import ByteTokenizer
+
+Maker = Callable[..., Constraint]
+"""Makes a constraint when it gets ``tokenizer=``."""
+
+
+def run(
+    prompt: str,
+    constraint: tuple[str, Any],
+    *,
+    model: str,
+    dtype: str | None,
+    particles: int | None,
+    as_json: str | None,
+    **settings: Any,
+) -> bool:
+    """Draw under the constraint of an option (its name and value); whether the text is allowed."""
+    make = _maker(*constraint)
+    if as_json not in (None, "-"):
+        check_target(Path(as_json))
+    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    if loaded.generation_config.eos_token_id is None:
+        raise PertokenError(
+            f"{type(loaded).__name__} has no stop token (generation_config.eos_token_id), so no "
+            "text of it is ever whole; a constraint needs one"
+        )
+    draw = draw_one if particles is None else partial(draw_many, particles=particles)
+    return draw(loaded, tokenizer, make(tokenizer=tokenizer), prompt, as_json=as_json, **settings)
+
+
+def _maker(option: str, value: Any) -> Maker:
+    """The constraint of an option; what can be known to be wrong without a model is said here."""
+    if option == "--constraint":
+        return partial(_from_python, import_object(value, option), value)
+    if option == "--regex":
+        make: Maker = partial(RegexConstraint, value)
+        make(tokenizer=ByteTokenizer())
+        return make
+    from pertoken.decode.grammar import JSONSchemaConstraint, LarkConstraint
+
+    kind = JSONSchemaConstraint if option == "--json-schema" else LarkConstraint
+    make = partial(_from_file, kind, value, _read(value))
+    if kind is JSONSchemaConstraint:  # a grammar may name special tokens of the model's tokenizer
+        make(tokenizer=ByteTokenizer())
+    return make
+
+
+def draw_one(
+    model: Any,
+    tokenizer: Any,
+    constraint: Constraint,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    chat: bool,
+    as_json: str | None,
+    stats: bool,
+) -> bool:
+    """Stream one text, say its weight on standard error; whether the text is an allowed one."""
+    streamer = Streamer(tokenizer)
+    sampler = AWRS(constraint, streamer=None if as_json == "-" else streamer)
+    try:
+        ids, seconds = decode_prompt(
+            model,
+            tokenizer,
+            sampler,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            chat=chat,
+            do_sample=True,
+            temperature=temperature,
+            **_PLAIN,
+        )
+    except PertokenError:
+        if streamer.tokens:
+            streamer.end()
+        if sampler.log_weights != [-math.inf]:
+            raise
+        raise PertokenError(
+            f"weight 0: the constraint refused {sampler.max_rejects} tokens in a row, or all that "
+            "the model gives mass to; loosen it, or draw several texts with --particles N"
+        ) from None
+    whole = sampler.completed[0]
+    text = ids[:-1] if whole else ids
+    allowed = whole or ask(constraint.complete, text)
+    line = (
+        f"log-weight {sampler.log_weights[0]:.2f} nats; {sampler.checks[0]} checks of the "
+        f"constraint for {len(ids)} tokens"
+    )
+    if not whole:
+        line += f"; cut at --max-new-tokens, {'' if allowed else 'not '}an allowed text as it is"
+    typer.echo(line, err=True)
+    if stats:
+        typer.echo(stats_lines(len(ids), seconds, None)[0], err=True)
+    result = {
+        "text": tokenizer.decode(text),
+        "ids": text,
+        "log_weight": sampler.log_weights[0],
+        "checks": sampler.checks[0],
+        "allowed": allowed,
+        "cut": not whole,
+    }
+    _write(as_json, result)
+    return allowed
+
+
+def draw_many(
+    model: Any,
+    tokenizer: Any,
+    constraint: Constraint,
+    prompt: str,
+    *,
+    particles: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    chat: bool,
+    as_json: str | None,
+    stats: bool,
+) -> bool:
+    """Print the texts of particles with their probabilities, and what the run was worth."""
+    began = time.perf_counter()
+    found = smc(
+        model,
+        constraint,
+        encode_prompt(tokenizer, model, prompt, max_new_tokens, chat),
+        particles=particles,
+        max_new_tokens=max_new_tokens,
+        logits_processor=[TemperatureLogitsWarper(temperature)] if temperature != 1.0 else None,
+        tokenizer=tokenizer,
+        seed=seed,
+    )
+    if as_json != "-":
+        print(found.table())
+    if stats:
+        seconds, tokens = time.perf_counter() - began, sum(map(len, found.ids))
+        typer.echo(stats_lines(tokens, seconds, None)[0], err=True)
+    texts = [
+        {"text": tokenizer.decode(list(ids)), "ids": list(ids), "weight": weight}
+        for ids, weight in found.posterior().items()
+    ]
+    result = {
+        "texts": texts,
+        "particles": particles,
+        "effective_sample_size": found.effective_sample_size,
+        "log_marginal": found.log_marginal,
+        "checks": found.checks,
+        "resampled": found.resampled,
+    }
+    _write(as_json, result)
+    return True
+
+
+# What `generate` or a model's own settings would change in the distribution, undone.
+_PLAIN: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+def _write(as_json: str | None, result: Mapping[str, Any]) -> None:
+    if as_json is None:
+        return
+    text = json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False)
+    if as_json == "-":
+        print(text)
+    else:
+        write_whole(Path(as_json), text + "\n")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PertokenError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise PertokenError(f"{file} can't be read: {error.strerror}") from None
+
+
+def _from_file(kind: Maker, file: Path, text: str, *, tokenizer: Any) -> Constraint:
+    try:
+        return kind(text, tokenizer=tokenizer)
+    except PertokenError as error:
+        raise PertokenError(f"{file}: {error}") from None
+
+
+def _from_python(found: Any, target: str, *, tokenizer: Any) -> Constraint:
+    """A constraint from what the user wrote: see the help of --constraint."""
+    if isinstance(found, type):
+        try:
+            found = found(tokenizer)
+        except Exception as error:
+            raise PertokenError(
+                f"--constraint {target}: {found.__name__}(tokenizer) raised "
+                f"{type(error).__name__} ({error})"
+            ) from error
+    if callable(getattr(found, "accepts", None)) and callable(getattr(found, "complete", None)):
+        return found
+    if not callable(found):
+        raise PertokenError(
+            f"--constraint {target}: this is neither a function of text nor an object with "
+            "accepts(ids) and complete(ids)"
+        )
+    return TextConstraint(found, getattr(found, "complete", None), tokenizer=tokenizer)
