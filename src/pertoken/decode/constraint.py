@@ -3,14 +3,26 @@
 A constraint is any object with ``accepts(ids)``, may this beginning still become an allowed text,
 and ``complete(ids)``, is it one; ids are the new tokens without the prompt. Here are the two usual
 ways to have one: any Python predicate on text, and a regular expression.
+
+Two more may be there, and are used where they are:
+
+- ``vocabulary``: bool tensor [vocab], the tokens that any allowed text may hold;
+- ``allowed(ids)``: bool tensor [vocab], the tokens that may follow these.
+
+Stop ids are in neither: `complete` speaks of them. A tensor that is shorter than the model's
+vocabulary allows none of the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    import torch
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows bytes that are no whole character
 
@@ -67,6 +79,17 @@ class TextConstraint:
         text = self._text(ids)
         return not text.endswith(_CUT) and ask(self._complete, text)
 
+    @cached_property
+    def vocabulary(self) -> torch.Tensor:
+        """The tokenizer's tokens without its special ones; bool [vocab]."""
+        import torch
+
+        known = list(self._tokenizer.get_vocab().values())
+        mask = torch.zeros(1 + max(known), dtype=torch.bool)
+        mask[known] = True
+        mask[list(self._special)] = False
+        return mask
+
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids)))
 
@@ -99,20 +122,45 @@ class RegexConstraint(TextConstraint):
 
 def ask(predicate: Callable[[Any], Any], about: Any) -> bool:
     """The answer of a user's predicate; raises PertokenError where it fails or is no bool."""
-    try:
-        answer = predicate(about)
-    except PertokenError:
-        raise
-    except Exception as error:
-        raise PertokenError(
-            f"the constraint raised {type(error).__name__} ({error}) on {_short(about)}"
-        ) from error
+    answer = call(predicate, about)
     # numpy's bools are no bool, but called so
     if isinstance(answer, bool) or type(answer).__name__ in ("bool", "bool_"):
         return bool(answer)
     raise PertokenError(
         f"the constraint must answer True or False, got {type(answer).__name__} on {_short(about)}"
     )
+
+
+def call(function: Callable[[Any], Any], about: Any) -> Any:
+    """What a user's function returns; raises PertokenError where it raises."""
+    try:
+        return function(about)
+    except PertokenError:
+        raise
+    except Exception as error:
+        raise PertokenError(
+            f"the constraint raised {type(error).__name__} ({error}) on {_short(about)}"
+        ) from error
+
+
+def fit(mask: Any, size: int, name: str) -> torch.Tensor:
+    """A copy of a constraint's mask at `size` tokens: those that it does not reach are not allowed.
+
+    name: what it came from, for the PertokenError where it is no bool tensor [vocab].
+
+    >>> import torch
+    >>> fit(torch.tensor([True, False]), 4, "vocabulary").tolist()
+    [True, False, False, False]
+    """
+    import torch
+
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 1:
+        raise PertokenError(
+            f"the constraint's {name} must be a bool tensor [vocab], got {_short(mask)}"
+        )
+    fitted = mask.new_zeros(size)
+    fitted[: len(mask)] = mask[:size]
+    return fitted
 
 
 def _short(about: Any) -> str:
