@@ -229,6 +229,8 @@ class NextTokens:
 
     def log_kept(self, row: int) -> float:
         """Log-mass that q has outside the dropped tokens."""
+        if self._dropped is None:
+            return 0.0
         kept, dropped = float(self._table[1][row, -1]), float(self._table[2][row])
         return math.log(kept / (kept + dropped))
 
