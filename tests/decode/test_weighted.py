@@ -60,7 +60,8 @@ def test_the_plot_shows_the_greatest_on_top() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "extra", "call"), [("pandas", "dataframe", "to_dataframe"), ("plotly", "plot", "plot")]
+    ("module", "extra", "call"),
+    [("pandas", "dataframe", "to_dataframe"), ("plotly", "plot", "plot")],
 )
 def test_a_missing_package_is_named_by_its_extra(
     module: str, extra: str, call: str, monkeypatch: pytest.MonkeyPatch

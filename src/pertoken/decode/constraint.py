@@ -2,15 +2,8 @@
 
 A constraint is any object with ``accepts(ids)``, may this beginning still become an allowed text,
 and ``complete(ids)``, is it one; ids are the new tokens without the prompt. Here are the two usual
-ways to have one: any Python predicate on text, and a regular expression.
-
-Two more may be there, and are used where they are:
-
-- ``vocabulary``: bool tensor [vocab], the tokens that any allowed text may hold;
-- ``allowed(ids)``: bool tensor [vocab], the tokens that may follow these.
-
-Stop ids are in neither: `complete` speaks of them. A tensor that is shorter than the model's
-vocabulary allows none of the rest.
+ways to have one: any Python predicate on text, and a regular expression. Those of
+`pertoken.decode.grammar` come from a JSON schema or a grammar, and can tell a mask.
 """
 
 from __future__ import annotations
@@ -35,6 +28,26 @@ class Constraint(Protocol):
 
     def complete(self, ids: Sequence[int]) -> bool:
         """Whether these new tokens are an allowed text as they are."""
+
+
+class MaskConstraint(Constraint, Protocol):
+    """A constraint that also answers for many tokens at once, or knows what must follow.
+
+    Each of these is optional: who can do with less looks whether the constraint has it. Masks may
+    be shorter than the model's logits; tokens beyond their end are not allowed.
+    """
+
+    vocabulary: torch.Tensor
+    """Tokens that any text may hold at all, bool [vocab]; stop ids do not count."""
+
+    def accepts_each(self, ids: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """``accepts([*ids, token])`` for each of these tokens."""
+
+    def allowed(self, ids: Sequence[int]) -> torch.Tensor:
+        """Tokens with ``accepts([*ids, token])``, bool [vocab]; stop ids are never set."""
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        """Tokens of text that must follow, [] if none is sure; other cuts of it may be allowed."""
 
 
 class TextConstraint:
