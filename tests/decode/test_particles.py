@@ -284,5 +284,12 @@ def test_mistakes_are_one_line() -> None:
         def complete(self, ids: Sequence[int]) -> bool:
             return False
 
-    with pytest.raises(PertokenError, match="no text that the constraint allows was found"):
+    with pytest.raises(PertokenError, match="no text was whole after 3 tokens"):
         smc(model(), Never(), PROMPT, max_new_tokens=3, particles=4)
+
+    class Short(Never):
+        def accepts(self, ids: Sequence[int]) -> bool:
+            return not ids
+
+    with pytest.raises(PertokenError, match="no text that the constraint .* more particles"):
+        smc(model(), Short(), PROMPT, max_new_tokens=3, particles=4)

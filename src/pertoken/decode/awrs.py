@@ -164,7 +164,7 @@ class AWRS:
             for row, ids in enumerate(new):
                 alive[row] = alive[row] and self.extend(row, ids, found, row, stops)
             if not any(weight > -math.inf for weight in self.log_weights):
-                raise PertokenError(self.given_up(new))
+                raise PertokenError(self.given_up(new, "rows (num_return_sequences)"))
             tokens = [ids[-1] if going else pad for ids, going in zip(new, alive, strict=True)]
             feed = torch.tensor(tokens, device=input_ids.device).unsqueeze(-1)
             input_ids = torch.cat((input_ids, feed), -1)
@@ -244,13 +244,13 @@ class AWRS:
         self.log_weights[row] += mass
         return True
 
-    def given_up(self, new: list[list[int]]) -> str:
-        """What to say when no row is left."""
+    def given_up(self, new: list[list[int]], rows: str) -> str:
+        """What to say when no row is left; rows: what they are called."""
         longest = max(map(len, new))
         return (
             f"no text that the constraint allows was found: after {longest} tokens at most, "
             f"{self.max_rejects} tokens were refused in a row or all the model gives mass to were; "
-            "loosen the constraint, raise max_rejects or ask for more rows (num_return_sequences)"
+            f"loosen the constraint, raise max_rejects or ask for more {rows}"
         )
 
     def _ask(

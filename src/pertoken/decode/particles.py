@@ -97,7 +97,12 @@ def smc(
                 weights[row] += score - twists[row]
                 twists[row] = score
         if all(weight == -math.inf for weight in weights):
-            raise PertokenError(sampler.given_up(new))
+            if place == max_new_tokens:
+                raise PertokenError(
+                    f"no text was whole after {max_new_tokens} tokens: raise max_new_tokens, loosen "
+                    "the constraint or take more particles"
+                )
+            raise PertokenError(sampler.given_up(new, "particles"))
         if all(map(_or, done, weights)):
             break
         if ess_threshold > 0.0 and _worth(weights) < ess_threshold * particles:
