@@ -291,5 +291,5 @@ def test_mistakes_are_one_line() -> None:
         def accepts(self, ids: Sequence[int]) -> bool:
             return not ids
 
-    with pytest.raises(PertokenError, match="no text that the constraint .* more particles"):
+    with pytest.raises(PertokenError, match=r"no text that the constraint .* more particles"):
         smc(model(), Short(), PROMPT, max_new_tokens=3, particles=4)

@@ -99,8 +99,8 @@ def smc(
         if all(weight == -math.inf for weight in weights):
             if place == max_new_tokens:
                 raise PertokenError(
-                    f"no text was whole after {max_new_tokens} tokens: raise max_new_tokens, loosen "
-                    "the constraint or take more particles"
+                    f"no text was whole after {max_new_tokens} tokens: raise max_new_tokens, "
+                    "loosen the constraint or take more particles"
                 )
             raise PertokenError(sampler.given_up(new, "particles"))
         if all(map(_or, done, weights)):
