@@ -98,6 +98,18 @@ _REGEX: list[tuple[str, Any]] = [
 ]
 
 
+_SHOT = """\
+Text: The chair is red and costs 30 euros.
+Fields: item, colour, euros
+JSON:
+{"item":"chair","colour":"red","euros":30}
+
+Text: %s
+Fields: %s
+JSON:
+"""
+
+
 def _record(**fields: Any) -> dict[str, Any]:
     return {
         "type": "object",
@@ -110,21 +122,21 @@ def _record(**fields: Any) -> dict[str, Any]:
 _NAME = {"type": "string", "minLength": 1, "maxLength": 24}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 9999}
 _SCHEMA: list[tuple[str, Any]] = [
-    ("Ada Lovelace was born in 1815. As JSON:", _record(name=_NAME, born=_COUNT)),
-    ("The pump costs 49 euros and weighs 3 kilograms. As JSON:", _record(item=_NAME, euros=_COUNT)),
-    ("The train to Lyon leaves from platform 7. As JSON:", _record(to=_NAME, platform=_COUNT)),
+    ("Ada Lovelace was born in 1815.", _record(name=_NAME, born=_COUNT)),
+    ("The pump costs 49 euros and weighs 3 kilograms.", _record(item=_NAME, euros=_COUNT)),
+    ("The train to Lyon leaves from platform 7.", _record(to=_NAME, platform=_COUNT)),
     (
-        "The soup needs onions, carrots and salt. As JSON:",
+        "The soup needs onions, carrots and salt.",
         _record(dish=_NAME, needs={"type": "array", "items": _NAME, "minItems": 1, "maxItems": 4}),
     ),
-    ("It is warm and dry in Oslo today. As JSON:", _record(city=_NAME, rain={"type": "boolean"})),
+    ("It is warm and dry in Oslo today.", _record(city=_NAME, rain={"type": "boolean"})),
     (
-        "The order of two lamps is on its way. As JSON:",
+        "The order of two lamps is on its way.",
         _record(item=_NAME, number=_COUNT, state={"enum": ["open", "sent", "back"]}),
     ),
-    ("The book has 320 pages and is in French. As JSON:", _record(pages=_COUNT, language=_NAME)),
+    ("The book has 320 pages and is in French.", _record(pages=_COUNT, language=_NAME)),
     (
-        "Mia, 34, lives in Rome. As JSON:",
+        "Mia, 34, lives in Rome.",
         _record(person=_record(name=_NAME, age=_COUNT), city=_NAME),
     ),
 ]
@@ -141,9 +153,14 @@ _PREDICATE: list[tuple[str, Any]] = [
 ]
 
 
+def _shot(text: str, schema: dict[str, Any]) -> str:
+    """A text to be put as JSON, behind one that was, with the names of the fields."""
+    return _SHOT % (text, ", ".join(schema["properties"]))
+
+
 def _kinds() -> dict[str, tuple[Callable[[Any, Any], Any], list[tuple[str, Any]]]]:
     return {
         "regex": (_regex, _REGEX),
-        "schema": (_schema, _SCHEMA),
+        "schema": (_schema, [(_shot(text, schema), schema) for text, schema in _SCHEMA]),
         "predicate": (_predicate, _PREDICATE),
     }
