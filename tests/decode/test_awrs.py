@@ -1,112 +1,17 @@
-"""AWRS: every estimator against exact enumeration of all its random choices."""
+"""AWRS in `generate`: texts and weights against the model's own distribution."""
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper
 
 from pertoken.decode import AWRS
-from pertoken.decode.awrs import Drawn, GumbelDraws, geometric, paper, recursive
 from pertoken.errors import PertokenError
 from pertoken.testing import ARCHITECTURES, MockModel, check_distribution, tiny_model
-
-ESTIMATORS = {
-    "recursive": recursive,
-    "geometric": geometric,
-    "geometric, 3 accepts": partial(geometric, max_accepts=3),
-    "paper": paper,
-}
-
-
-class Scripted:
-    """Randomness that follows a script of choices, and behind it takes the first of each."""
-
-    def __init__(self, probs: list[float], script: list[int], cap: int) -> None:
-        self.probs, self.script, self.cap = probs, script, cap
-        self.taken: list[tuple[int, int]] = []  # (choice, number of choices)
-        self.chance = 1.0
-
-    def choose(self, chances: list[float]) -> int:
-        place = len(self.taken)
-        choice = self.script[place] if place < len(self.script) else 0
-        self.taken.append((choice, len(chances)))
-        self.chance *= chances[choice] / sum(chances)
-        return choice
-
-    def order(self, rejected: Collection[int]) -> Iterator[int]:
-        left = [token for token, p in enumerate(self.probs) if p > 0 and token not in rejected]
-        while left:
-            yield left.pop(self.choose([self.probs[token] for token in left]))
-
-    def skipped(self, rejected_mass: float) -> int:
-        # Beyond the cap of rejections all counts are the same.
-        chances = [(1 - rejected_mass) * rejected_mass**n for n in range(self.cap)]
-        return self.choose([*chances, rejected_mass**self.cap])
-
-
-def expectation(
-    probs: list[float], allowed: set[int], estimate: Callable[..., Drawn], cap: int
-) -> tuple[dict[int, float], float]:
-    """Exact expectation of weight by token, and the probability of all paths."""
-    found: dict[int, float] = defaultdict(float)
-    total = 0.0
-    script: list[int] = []
-    while True:
-        draws = Scripted(probs, script, cap)
-        drawn = estimate(probs.__getitem__, draws, allowed.__contains__, cap)
-        found[drawn.token] += draws.chance * drawn.weight
-        total += draws.chance
-        taken = draws.taken
-        while taken and taken[-1][0] == taken[-1][1] - 1:
-            taken.pop()
-        if not taken:
-            return found, total
-        script = [choice for choice, _ in taken]
-        script[-1] += 1
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("cap", [2, 3, 4])
-def test_weights_are_unbiased_for_every_token(name: str, cap: int) -> None:
-    draw = random.Random(cap)
-    for _ in range(12):
-        raw = [draw.choice([0.0, 0.02, 0.3, 1.0, 4.0]) * draw.random() for _ in range(4)]
-        if sum(raw) == 0:
-            continue
-        probs = [x / sum(raw) for x in raw]
-        allowed = {token for token in range(4) if draw.random() < 0.5}
-        found, total = expectation(probs, allowed, ESTIMATORS[name], cap)
-        assert total == pytest.approx(1.0, abs=1e-12)
-        for token in range(4):
-            expected = probs[token] if token in allowed else 0.0
-            assert found.get(token, 0.0) == pytest.approx(expected, abs=1e-12)
-
-
-def test_draws_without_replacement_follow_the_probabilities() -> None:
-    torch.manual_seed(0)
-    probs = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
-    draws = GumbelDraws(probs.log())
-    counts: dict[tuple[int, ...], int] = defaultdict(int)
-    for _ in range(6000):
-        counts[tuple(draws.order(()))] += 1
-    assert set(map(len, counts)) == {3}  # a token without mass never comes
-    for order, count in counts.items():
-        first, second = (float(probs[token]) for token in order[:2])
-        expected = 6000 * first * second / (1 - first)
-        assert abs(count - expected) < 5 * expected**0.5
-    assert list(draws.order({0, 2})) == [1]
-    skipped = sum(draws.skipped(0.75) for _ in range(4000)) / 4000
-    assert skipped == pytest.approx(3.0, abs=0.3)
-
-
-def test_a_long_order_is_whole() -> None:
-    log_probs = torch.full((500,), 1 / 500, dtype=torch.float64).log()
-    assert sorted(GumbelDraws(log_probs).order({7})) == [n for n in range(500) if n != 7]
 
 
 class Grammar:
@@ -121,6 +26,15 @@ class Grammar:
 
     def complete(self, ids: list[int]) -> bool:
         return tuple(ids) in self.texts
+
+    def allowed(self, ids: list[int]) -> torch.Tensor:
+        return torch.tensor([self.accepts([*ids, token]) for token in range(3)])
+
+
+class Known(Grammar):
+    """A grammar that says which tokens its texts are made of."""
+
+    vocabulary = torch.tensor([False, True, True])
 
 
 class Anything:
@@ -139,17 +53,30 @@ def test_without_a_constraint_it_is_the_model(estimator: str) -> None:
     assert sampler.log_weights == [0.0] * len(sampler.log_weights)
 
 
-@pytest.mark.parametrize("estimator", ["recursive", "geometric", "paper"])
-def test_weighted_texts_follow_the_model_given_the_whole_constraint(estimator: str) -> None:
-    # 1 leads to a dead end nine times in ten, which masking token by token does not see.
-    model = MockModel(
-        [[0.0, 0.5, 0.3, 0.2], [0.9, 0.0, 0.1, 0.0], [0.1, 0.5, 0.0, 0.4], [0.25] * 4]
-    )
+# 1 leads to a dead end nine times in ten, which masking token by token does not see.
+TABLE = [[0.0, 0.5, 0.3, 0.2], [0.9, 0.0, 0.1, 0.0], [0.1, 0.5, 0.0, 0.4], [0.25] * 4]
+TEXTS = ((1, 2), (2, 1), (2,))
+EXACT = {(1, 2): 0.5 * 0.1 * 0.4, (2, 1): 0.3 * 0.5 * 0.0, (2,): 0.3 * 0.4}
+OTHER = MockModel([[0.1, 0.2, 0.5, 0.2], [0.3, 0.2, 0.3, 0.2], [0.2, 0.3, 0.3, 0.2], [0.25] * 4])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "recursive": {},
+    "geometric": {"estimator": "geometric"},
+    "geometric, 4 accepts": {"estimator": "geometric", "max_accepts": 4},
+    "auto": {"estimator": "auto"},
+    "auto, 3 accepts": {"estimator": "auto", "max_accepts": 3},
+    "paper": {"estimator": "paper"},
+    "masked": {"masked": True},
+    "proposal of a model": {"proposal": OTHER},
+    "proposal of a processor": {"proposal": TemperatureLogitsWarper(3.0)},
+    "masked, proposal of a model": {"masked": True, "proposal": OTHER},
+}
+
+
+def sample(sampler: AWRS, rows: int) -> dict[tuple[int, ...], list[float]]:
+    """Weights by text over many rows, with the stop id 3 behind a whole text."""
+    model = MockModel(TABLE)
     model.generation_config.eos_token_id = 3
-    grammar = Grammar((1, 2), (2, 1), (2,))
-    rows = 6000
     torch.manual_seed(1)
-    sampler = AWRS(grammar, estimator=estimator, max_rejects=3)  # type: ignore[arg-type]
     out = model.generate(
         torch.zeros(rows, 1, dtype=torch.long),
         do_sample=True,
@@ -157,25 +84,79 @@ def test_weighted_texts_follow_the_model_given_the_whole_constraint(estimator: s
         max_new_tokens=4,
         custom_generate=sampler,
     )
-    exact = {(1, 2): 0.5 * 0.1 * 0.4, (2, 1): 0.3 * 0.5 * 0.0, (2,): 0.3 * 0.4}
-    weights = torch.tensor(sampler.log_weights, dtype=torch.float64).exp()
     found: dict[tuple[int, ...], list[float]] = defaultdict(list)
-    for ids, weight, whole in zip(
-        out[:, 1:].tolist(), weights.tolist(), sampler.completed, strict=True
-    ):
+    weights = torch.tensor(sampler.log_weights, dtype=torch.float64).exp().tolist()
+    for ids, weight, whole in zip(out[:, 1:].tolist(), weights, sampler.completed, strict=True):
         if weight:
             assert whole
-            text = tuple(ids[: ids.index(3)])
-            assert text in grammar.texts
-            found[text].append(weight)
-    for text, chance in exact.items():
+            found[tuple(ids[: ids.index(3)])].append(weight)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, Grammar) for name in SETTINGS),
+        *((name, Known) for name in ("recursive", "geometric", "proposal of a model")),
+    ],
+)
+def test_weighted_texts_follow_the_model_given_the_whole_constraint(
+    name: str, kind: type[Grammar]
+) -> None:
+    rows = 1500
+    found = sample(AWRS(kind(*TEXTS), max_rejects=3, **SETTINGS[name]), rows)
+    assert set(found) <= set(TEXTS)
+    for text, chance in EXACT.items():
         got = found.get(text, [])
         mean = sum(got) / rows
         spread = (sum(w * w for w in got) / rows - mean**2) ** 0.5 / rows**0.5
         assert abs(mean - chance) <= 4.5 * spread + 1e-12
     # Masking alone has (1, 2) at 5/8; given the constraint it is 1/7.
     share = sum(found[1, 2]) / sum(map(sum, found.values()))
-    assert share == pytest.approx(1 / 7, abs=0.03)
+    assert share == pytest.approx(1 / 7, abs=0.06)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_weights_it_is_masking_token_by_token(masked: bool) -> None:
+    rows = 1500
+    sampler = AWRS(Grammar(*TEXTS), weights=False, masked=masked)
+    found = sample(sampler, rows)
+    assert {weight for weights in found.values() for weight in weights} == {1.0}
+    assert abs(len(found[1, 2]) / rows - 5 / 8) < 5 * (15 / 64 / rows) ** 0.5
+    if not masked:
+        asked = sum(sampler.checks)
+        weighted = AWRS(Grammar(*TEXTS))
+        sample(weighted, rows)
+        assert asked < sum(weighted.checks)
+
+
+def test_more_accepts_are_the_geometric_estimator_under_auto() -> None:
+    sampler = AWRS(Grammar((1,), (3,)), estimator="auto", max_accepts=5)
+    model = MockModel([[0.4, 0.3, 0.2, 0.1]] * 4)
+    torch.manual_seed(0)
+    model.generate(
+        torch.zeros(50, 1, dtype=torch.long),
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=1,
+        custom_generate=sampler,
+    )
+    for log_weight in sampler.log_weights:
+        draws = 4 / torch.tensor(log_weight).double().exp()  # accepts + rejects - 1
+        assert draws >= 4
+        assert float(draws) == pytest.approx(round(float(draws)), abs=1e-6)
+
+
+def test_tokens_outside_the_vocabulary_are_not_asked_about() -> None:
+    asked: list[int] = []
+
+    class Watched(Known):
+        def accepts(self, ids: list[int]) -> bool:
+            asked.extend(ids[-1:])
+            return super().accepts(ids)
+
+    sample(AWRS(Watched(*TEXTS)), 500)
+    assert set(asked) == {1, 2}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -222,14 +203,14 @@ def test_a_row_that_is_given_up_has_no_weight_and_others_go_on() -> None:
         assert ids[0] == 1 if gone else ids == [2, 2] or weight < -60
 
 
-def given_up(constraint: object, **options: object) -> str:
+def given_up(constraint: Any, generate: dict[str, Any] | None = None, **settings: Any) -> str:
     model = MockModel([[0.5, 0.5], [0.5, 0.5]])
     with pytest.raises(PertokenError) as error:
         model.generate(
             torch.tensor([[0]]),
             max_new_tokens=3,
-            custom_generate=AWRS(constraint),  # type: ignore[arg-type]
-            **{"do_sample": True, **options},
+            custom_generate=AWRS(constraint, **settings),
+            **{"do_sample": True, **(generate or {})},
         )
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -248,12 +229,39 @@ def test_mistakes_are_one_line() -> None:
     assert "no text that the constraint allows was found" in given_up(Grammar((5,)))
     assert "raised ZeroDivisionError" in given_up(Broken())
     assert "must answer True or False, got NoneType" in given_up(Vague())
-    assert "do_sample=True" in given_up(Anything(), do_sample=False)
-    assert "beam" in given_up(Anything(), num_beams=2)
+    assert "do_sample=True" in given_up(Anything(), {"do_sample": False})
+    assert "beam" in given_up(Anything(), {"num_beams": 2})
     with pytest.raises(PertokenError, match="estimator must be"):
         AWRS(Anything(), estimator="best")  # type: ignore[arg-type]
     with pytest.raises(PertokenError, match="max_rejects must be at least 2"):
         AWRS(Anything(), max_rejects=1)
+    with pytest.raises(PertokenError, match="max_accepts must be at least 2"):
+        AWRS(Anything(), max_accepts=1)
+    with pytest.raises(PertokenError, match="recursive estimator has no max_accepts"):
+        AWRS(Anything(), max_accepts=3)
+    with pytest.raises(PertokenError, match=r"masked=True needs a constraint with allowed\(ids\)"):
+        AWRS(Anything(), masked=True)
+
+
+def test_masks_and_proposals_that_do_not_fit_are_one_line() -> None:
+    class Wrong(Anything):
+        def allowed(self, ids: list[int]) -> Any:
+            return [True, False]
+
+    class Odd(Anything):
+        vocabulary = torch.tensor([1, 1])
+
+    class Broken(Anything):
+        def allowed(self, ids: list[int]) -> Any:
+            raise KeyError("state")
+
+    assert "allowed(ids) must be a bool tensor [vocab], got [True, False]" in given_up(
+        Wrong(), masked=True
+    )
+    assert "vocabulary must be a bool tensor" in given_up(Odd())
+    assert "raised KeyError" in given_up(Broken(), masked=True)
+    other = MockModel([[0.5, 0.3, 0.2]] * 3)
+    assert "the proposal has 3 tokens and the model 2" in given_up(Anything(), proposal=other)
 
 
 class Nothing(Anything):

@@ -223,7 +223,7 @@ def test_samples_of_a_schema_satisfy_it() -> None:
     model.generation_config.eos_token_id = BYTES.eos_token_id
     found = smc(model, constraint, torch.tensor([[70, 71]]), particles=30, seed=0)
     texts = {BYTES.decode(ids) for ids in found.posterior()}
-    assert len(texts) > 3
+    assert len(texts) > 1
     for text in texts:
         value = json.loads(text)
         assert value.keys() == {"name", "size", "kinds"}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper
 
 from pertoken.decode.particles import smc
 from pertoken.errors import PertokenError
-from pertoken.testing import ByteTokenizer, MockModel
+from pertoken.testing import ByteTokenizer, MockModel, tiny_model
 
 TABLE = [
     [0.05, 0.50, 0.30, 0.15],
@@ -49,6 +51,9 @@ class Grammar:
 
     def complete(self, ids: Sequence[int]) -> bool:
         return tuple(ids) in self.texts
+
+    def allowed(self, ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([self.accepts([*ids, token]) for token in range(3)])
 
 
 def exact(
@@ -98,6 +103,111 @@ def test_the_posterior_is_the_enumerated_one(
     if ess_threshold != 0.5:
         assert (found.resampled > 0) == (ess_threshold > 0.0)
     assert 1 <= found.effective_sample_size <= 2000
+
+
+OTHER = MockModel(
+    [[0.2, 0.3, 0.3, 0.2], [0.5, 0.1, 0.1, 0.3], [0.1, 0.3, 0.3, 0.3], [0.25, 0.25, 0.25, 0.25]]
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"masked": True},
+        {"estimator": "auto", "max_accepts": 4},
+        {"proposal": OTHER},
+        {"proposal": [TemperatureLogitsWarper(0.7)]},
+        {"masked": True, "proposal": OTHER},
+    ],
+)
+def test_masks_proposals_and_estimators_leave_the_posterior_alone(settings: dict[str, Any]) -> None:
+    masses = exact(Grammar(), 3)
+    found = smc(model(), Grammar(), PROMPT, particles=1500, max_new_tokens=3, seed=4, **settings)
+    assert set(found.posterior()) <= set(masses)
+    assert distance(found.posterior(), masses) < 0.07
+    assert found.log_marginal == pytest.approx(math.log(sum(masses.values())), abs=0.2)
+
+
+@pytest.mark.parametrize("proposed", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "mistral"])
+@torch.no_grad()
+def test_weights_of_texts_that_share_rows_are_those_of_the_model(
+    architecture: str, proposed: bool
+) -> None:
+    # With the mask nothing is estimated: the weight of a text is its probability over that of the
+    # masked draws, whatever was copied, moved and dropped in the cache on the way.
+    big = tiny_model(architecture)
+    big.generation_config.eos_token_id = 63
+    other = tiny_model(architecture, seed=5) if proposed else None
+
+    class Three:
+        def accepts(self, ids: Sequence[int]) -> bool:
+            return len(ids) <= 14 and set(ids) <= {7, 8, 9}
+
+        def complete(self, ids: Sequence[int]) -> bool:
+            return len(ids) >= 12
+
+        def allowed(self, ids: Sequence[int]) -> torch.Tensor:
+            return torch.tensor([self.accepts([*ids, token]) for token in range(10)])
+
+    prompt = torch.tensor([[3, 4, 5]])
+    found = smc(
+        big,
+        Three(),
+        prompt,
+        particles=12,
+        max_new_tokens=14,
+        ess_threshold=0.0,
+        masked=True,
+        proposal=other,
+        seed=6,
+    )
+    assert found.resampled == 0
+    again = smc(big, Three(), prompt, particles=12, max_new_tokens=14, masked=True, seed=6)
+    assert again.resampled > 0
+    for ids, log_weight in zip(found.ids, found.log_weights, strict=True):
+        text = torch.tensor([[3, 4, 5, *ids, 63]])
+        p, q = (
+            m(text).logits[0, 2:-1].float().double().log_softmax(-1) for m in (big, other or big)
+        )
+        expected = 0.0
+        for place, token in enumerate([*ids, 63]):
+            allowed = [7, 8, 9] if place < 14 else []
+            inside = [*allowed, 63] if place >= 12 else allowed
+            if place == 14:  # the stop token is forced and weighed by the model
+                expected += float(p[place, 63])
+            else:
+                expected += float(q[place, inside].logsumexp(0) + p[place, token] - q[place, token])
+        assert log_weight == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_equal_texts_are_one_row_of_the_batch() -> None:
+    big = tiny_model("llama")
+    big.generation_config.eos_token_id = 63
+    rows: list[int] = []
+    forward = type(big).forward
+
+    class Counting(type(big)):  # type: ignore[misc]
+        def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+            rows.append(len(input_ids))
+            return forward(self, input_ids, **more)
+
+    big.__class__ = Counting
+
+    class Two:
+        """One text, then another token at the fifth place."""
+
+        def accepts(self, ids: Sequence[int]) -> bool:
+            return all(token == 7 or (place == 4 and token == 8) for place, token in enumerate(ids))
+
+        def complete(self, ids: Sequence[int]) -> bool:
+            return len(ids) >= 6
+
+    found = smc(big, Two(), torch.tensor([[3, 4]]), particles=20, max_new_tokens=6, seed=0)
+    assert len(found.ids) == 20
+    assert rows[:5] == [1] * 5
+    assert max(rows) <= 2
 
 
 @pytest.mark.parametrize("ess_threshold", [0.0, 1.0])
@@ -161,6 +271,8 @@ def test_mistakes_are_one_line() -> None:
     ):
         with pytest.raises(PertokenError, match=message):
             smc(model(), Even(), PROMPT, **options)
+    with pytest.raises(PertokenError, match="smc weighs its texts"):
+        smc(model(), Even(), PROMPT, weights=False)
     with pytest.raises(PertokenError, match="ids of one prompt"):
         smc(model(), Even(), torch.zeros(2, 3, dtype=torch.long))
     mock = model()
@@ -172,5 +284,12 @@ def test_mistakes_are_one_line() -> None:
         def complete(self, ids: Sequence[int]) -> bool:
             return False
 
-    with pytest.raises(PertokenError, match="no text that the constraint allows was found"):
+    with pytest.raises(PertokenError, match="no text was whole after 3 tokens"):
         smc(model(), Never(), PROMPT, max_new_tokens=3, particles=4)
+
+    class Short(Never):
+        def accepts(self, ids: Sequence[int]) -> bool:
+            return not ids
+
+    with pytest.raises(PertokenError, match=r"no text that the constraint .* more particles"):
+        smc(model(), Short(), PROMPT, max_new_tokens=3, particles=4)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
     from pertoken.decode.lookahead import Lookahead
-    from pertoken.decode.particles import WeightedSamples, smc
+    from pertoken.decode.particles import smc
     from pertoken.decode.plain import Plain
     from pertoken.decode.prompt_lookup import PromptLookup
     from pertoken.decode.speculative import SpeculativeOutput
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pertoken.decode.suffix import SuffixTree
     from pertoken.decode.token_recycling import TokenRecycling
     from pertoken.decode.tree import TokenTree
+    from pertoken.decode.weighted import WeightedSamples
 
 __all__ = [
     "AWRS",
@@ -53,7 +54,7 @@ _HOME = {
     "SuffixTree": "suffix",
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
-    "WeightedSamples": "particles",
+    "WeightedSamples": "weighted",
     "smc": "particles",
 }
 

@@ -2,37 +2,38 @@
 
 Masking needs the constraint's answer on the whole vocabulary, and draws from the wrong distribution
 over whole texts. Adaptive weighted rejection sampling asks few tokens: it tries them in the order
-of a draw without replacement (log-probability plus Gumbel noise) until one is accepted, which is
-then a sample of the constrained next-token distribution. A little more work gives an unbiased
-estimate of that distribution's normaliser Z = sum of p(x) over accepted x; the product of the
-estimates along a text is its importance weight, so that weighted texts follow the model conditioned
-on the whole constraint.
+of a draw without replacement until one is accepted, which is then a sample of the constrained
+next-token distribution. A little more work gives an unbiased estimate of that distribution's
+normaliser Z = sum of p(x) over accepted x (three estimators, see `pertoken.decode.rejection`); the
+product of the estimates along a text is its importance weight, so that weighted texts follow the
+model conditioned on the whole constraint.
 
-Three estimators (p the model's distribution, R the mass of the rejected tokens):
-
-- *recursive*: behind the first accepted x the next token in order is asked too; W = 1 - R if it is
-  accepted, else p(x). At most two questions more than rejections. (The authors' library; the
-  product over rejected tokens of 1 - p/(1 - R) telescopes to 1 - R.)
-- *geometric*: rounds with fresh noise, in which accepted tokens stay and every token once rejected
-  is skipped but counted as often as draws with replacement would have met it; W = (a - 1)/(a + r -
-  1) after a accepts and r rejections. (The authors' library.)
-- *paper*: a second round behind the first accept; W = (1 - R)/(n1 + n2 + 1), n the rejections of
-  the rounds. (The authors' replication code.)
+With a proposal q tokens are drawn from q and the weight counts p(x)/q(x). Tokens outside the
+constraint's ``vocabulary``, where it has one, lose their mass first and the weight counts what was
+kept. (Both as in the authors' library.) Where the constraint can give the whole mask,
+``masked=True`` draws from it with the exact Z (ours).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from transformers import DynamicCache
+from transformers import LogitsProcessorList
 
-from pertoken.decode.constraint import Constraint, ask
-from pertoken.decode.forward import text_logits
+from pertoken.decode.constraint import Constraint, ask, call, fit
+from pertoken.decode.forward import TextForward
+from pertoken.decode.rejection import (
+    Drawn,
+    NextTokens,
+    geometric,
+    paper,
+    recursive,
+    unweighted,
+)
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -40,130 +41,6 @@ if TYPE_CHECKING:
 
 Estimator = Literal["auto", "recursive", "geometric", "paper"]
 DOMINANT = 2 / 3  # "auto" takes the geometric estimator where one token has this much, as published
-_FIRST = 32  # tokens ordered at once; more are ordered only if all of these are rejected
-
-
-class Draws(Protocol):
-    """The randomness that the estimators use, so that tests can enumerate it."""
-
-    def order(self, rejected: Collection[int]) -> Iterator[int]:
-        """Tokens with mass as a draw without replacement gives them, without the rejected ones."""
-
-    def skipped(self, rejected_mass: float) -> int:
-        """How often draws with replacement meet a rejected token before one that is not."""
-
-
-class GumbelDraws:
-    """Draws by Gumbel noise on log-probabilities [vocab], in float64."""
-
-    def __init__(self, log_probs: torch.Tensor) -> None:
-        self._log_probs = log_probs
-
-    def order(self, rejected: Collection[int]) -> Iterator[int]:
-        """Best key first; see `Draws`."""
-        uniform = torch.rand_like(self._log_probs).clamp_(min=torch.finfo(torch.float64).tiny)
-        keys = self._log_probs - torch.log(-torch.log(uniform))
-        if rejected:
-            keys[list(rejected)] = -math.inf
-        first = keys.topk(min(_FIRST, len(keys)))
-        for key, token in zip(first.values.tolist(), first.indices.tolist(), strict=True):
-            if key == -math.inf:
-                return
-            yield token
-        rest = keys.sort(descending=True)
-        count = int((rest.values > -math.inf).sum())
-        yield from rest.indices[_FIRST:count].tolist()
-
-    def skipped(self, rejected_mass: float) -> int:
-        """Geometric number of failures at success probability 1 - `rejected_mass`."""
-        uniform = 1.0 - float(torch.rand((), dtype=torch.float64))  # in (0, 1]
-        if rejected_mass <= 0.0:
-            return 0
-        return int(math.log(uniform) / math.log(rejected_mass)) if rejected_mass < 1.0 else 2**62
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """One token drawn under a constraint.
-
-    token: -1 where none was accepted; weight: unbiased estimate of the accepted mass.
-    """
-
-    token: int
-    weight: float
-
-
-_DEAD = Drawn(-1, 0.0)
-Verdict = Callable[[int], bool]
-
-
-def recursive(p: Callable[[int], float], draws: Draws, ok: Verdict, max_rejects: int) -> Drawn:
-    """The recursive estimator; p: probability of a token; ok: the constraint's answer on it."""
-    rejected_mass = 0.0
-    order = draws.order(())
-    for rejects, token in enumerate(islice(order, max_rejects)):
-        if ok(token):
-            # With one rejection left the draw itself was the coin that a second question tosses.
-            following = None if rejects == max_rejects - 1 else next(order, None)
-            if following is None or ok(following):
-                return Drawn(token, max(0.0, 1.0 - rejected_mass))
-            return Drawn(token, p(token))
-        rejected_mass += p(token)
-    return _DEAD
-
-
-def geometric(
-    p: Callable[[int], float], draws: Draws, ok: Verdict, max_rejects: int, max_accepts: int = 2
-) -> Drawn:
-    """The estimator from counts, as of draws with replacement until `max_accepts` accepts."""
-    rejected: set[int] = set()
-    rejected_mass, rejects, accepts, first = 0.0, 0, 0, -1
-    while accepts < max_accepts and rejects < max_rejects:
-        accepted = False
-        for token in draws.order(rejected):
-            if rejected:
-                rejects += draws.skipped(rejected_mass)
-            if rejects >= max_rejects:
-                break
-            if ok(token):
-                accepts += 1
-                first = token if first < 0 else first
-                accepted = True
-                break
-            rejected.add(token)
-            rejected_mass += p(token)
-            rejects += 1
-            if rejects >= max_rejects:
-                break
-        if not accepted and rejects < max_rejects:  # every token with mass was rejected
-            return _DEAD
-    if accepts == 0:
-        return _DEAD
-    weight = min(max_accepts - 1, accepts) / (accepts + min(rejects, max_rejects) - 1)
-    return Drawn(first, weight)
-
-
-def paper(p: Callable[[int], float], draws: Draws, ok: Verdict, max_rejects: int) -> Drawn:
-    """The paper's own estimator: a second round over what was not rejected in the first.
-
-    It has no cap of rejections and would be biased with one: `max_rejects` does not apply.
-    """
-    rejected: list[int] = []
-    first = -1
-    for token in draws.order(()):
-        if ok(token):
-            first = token
-            break
-        rejected.append(token)
-    if first < 0:
-        return _DEAD
-    rest = max(0.0, 1.0 - sum(map(p, rejected)))
-    more = 0
-    for token in draws.order(rejected):
-        if ok(token):
-            break
-        more += 1
-    return Drawn(first, rest / (len(rejected) + more + 1))
 
 
 class AWRS:
@@ -172,19 +49,29 @@ class AWRS:
     Args:
         constraint: an object with ``accepts(ids)`` and ``complete(ids)`` on the new tokens, see
             `pertoken.decode.constraint`. A stop id is accepted where the text is complete.
-        estimator: ``"recursive"``, ``"geometric"``, ``"paper"`` (see the module), or ``"auto"``:
-            geometric where one token has two thirds of the mass or more, else recursive. That is
-            the default of the authors' library; ours is recursive, because repeated rejections
-            count towards `max_rejects`, and where the great token is a refused one they are many.
+        estimator: ``"recursive"``, ``"geometric"``, ``"paper"`` (see `pertoken.decode.rejection`),
+            or ``"auto"``: geometric where one token has two thirds of the mass or more, else
+            recursive. That is the default of the authors' library; ours is recursive, because
+            repeated rejections count towards `max_rejects`, and where the great token is a refused
+            one they are many.
+        max_accepts: accepted draws that the geometric estimator waits for, at least 2: more are
+            slower and vary less. With more than 2, ``"auto"`` is geometric everywhere.
         max_rejects: tokens refused at one place before the row is given up (weight 0, which keeps
             the estimate unbiased); at least 2. Not for ``"paper"``, which may ask all tokens.
+        masked: draw from the constraint's ``allowed(ids)`` instead of asking token by token; the
+            weight is then exact, and the settings above have no part in it.
+        proposal: what to draw from instead of the model: another model of the same vocabulary, or
+            a logits processor (or a list of them) that turns the model's logits into other ones.
+            It must give mass to every token that the model does.
+        weights: False takes the first accepted token and asks no further: a row is then what
+            masking token by token samples (locally constrained decoding), and has no weight.
         streamer: gets the tokens of a single row; `generate` does not hand its own to a callable.
 
     Every row of the batch is one text, drawn by itself, from the model as `generate` warps it: its
     default of ``top_k=50`` is in force unless you pass ``top_k=0``. After a call, per row:
     `log_weights` (nats; -inf where the row was given up), `completed` (it ended at a stop id), and
-    `checks`, how often the constraint was asked. A text cut at the length limit carries the weight
-    of a beginning.
+    `checks`, how often the constraint was asked (a whole mask is one question). A text cut at the
+    length limit carries the weight of a beginning.
 
     Raises PertokenError where the constraint refuses every beginning, every row was given up, or
     the settings are greedy, and for a constraint that raises or answers no bool.
@@ -206,18 +93,37 @@ class AWRS:
         constraint: Constraint,
         *,
         estimator: Estimator = "recursive",
+        max_accepts: int = 2,
         max_rejects: int = 1000,
+        masked: bool = False,
+        proposal: Any = None,
+        weights: bool = True,
         streamer: Any = None,
     ) -> None:
-        if estimator not in ("auto", "recursive", "geometric", "paper"):
+        if estimator not in get_args(Estimator):
             raise PertokenError(
                 f'estimator must be "auto", "recursive", "geometric" or "paper", not {estimator!r}'
             )
-        if max_rejects < 2:
-            raise PertokenError(f"max_rejects must be at least 2, got {max_rejects}")
+        for name, value in (("max_accepts", max_accepts), ("max_rejects", max_rejects)):
+            if value < 2:
+                raise PertokenError(f"{name} must be at least 2, got {value}")
+        if max_accepts > 2 and estimator in ("recursive", "paper"):
+            raise PertokenError(
+                f"the {estimator} estimator has no max_accepts; "
+                'take estimator="geometric" or "auto" with it'
+            )
+        if masked and not hasattr(constraint, "allowed"):
+            raise PertokenError(
+                f"masked=True needs a constraint with allowed(ids), which {constraint!r} has not; "
+                "leave masked out to ask it token by token"
+            )
         self.constraint = constraint
         self.estimator = estimator
+        self.max_accepts = max_accepts
         self.max_rejects = max_rejects
+        self.masked = masked
+        self.proposal = proposal
+        self.weights = weights
         self.streamer = streamer
         self.log_weights: list[float] = []
         self.completed: list[bool] = []
@@ -238,27 +144,27 @@ class AWRS:
     ) -> torch.Tensor:
         """Called by `model.generate(..., custom_generate=self)`; returns ids [batch, time]."""
         _refuse(model, generation_config, input_ids, self.streamer)
-        self.start(input_ids.shape[0])
-        cache = model_kwargs.get("past_key_values")
-        if cache is None:
-            cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        rows = range(input_ids.shape[0])
+        self.start(len(rows))
+        forward = TextForward(model, model_kwargs.get("past_key_values"))
+        propose = self.proposer()
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         stops = _ids(generation_config._eos_token_tensor)
         pad = (_ids(generation_config._pad_token_tensor) or [0])[0]
-        alive = [True] * input_ids.shape[0]
-        new: list[list[int]] = [[] for _ in alive]
-        feed = input_ids[:, int(cache.get_seq_length()) :]
+        alive = [True for _ in rows]
+        new: list[list[int]] = [[] for _ in rows]
         if self.streamer is not None:
             self.streamer.put(input_ids.cpu())
         while any(alive):
-            logits = text_logits(model, feed, mask, cache)[:, -1].float()  # as generate does
+            logits = forward(input_ids, mask)
             scores = logits_processor(input_ids, logits) if logits_processor else logits
-            log_probs = scores.double().log_softmax(-1)
+            drafts = None if propose is None else propose(input_ids, mask, scores)
+            found = self.next_tokens(scores, drafts, stops)
             for row, ids in enumerate(new):
-                alive[row] = alive[row] and self.extend(row, ids, log_probs[row], stops)
+                alive[row] = alive[row] and self.extend(row, ids, found, row, stops)
             if not any(weight > -math.inf for weight in self.log_weights):
-                raise PertokenError(self.given_up(new))
+                raise PertokenError(self.given_up(new, "rows (num_return_sequences)"))
             tokens = [ids[-1] if going else pad for ids, going in zip(new, alive, strict=True)]
             feed = torch.tensor(tokens, device=input_ids.device).unsqueeze(-1)
             input_ids = torch.cat((input_ids, feed), -1)
@@ -284,34 +190,53 @@ class AWRS:
                 "the constraint refuses every text: it does not accept the empty one"
             )
 
+    def proposer(self) -> Proposer | None:
+        """What `proposal` makes of a batch of texts; None without one."""
+        if self.proposal is None:
+            return None
+        return Proposer(self.proposal)
+
+    def next_tokens(
+        self, logits: torch.Tensor, drafts: torch.Tensor | None, stops: Sequence[int]
+    ) -> NextTokens:
+        """Of logits [rows, vocab] of the model and of the proposal."""
+        vocabulary = getattr(self.constraint, "vocabulary", None)
+        if vocabulary is None or self.masked:
+            return NextTokens(logits, drafts)
+        keep = fit(vocabulary, logits.shape[-1], "vocabulary")
+        keep[list(stops)] = True
+        return NextTokens(logits, drafts, (~keep).nonzero().squeeze(-1).to(logits.device))
+
     def extend(
-        self, row: int, ids: list[int], log_probs: torch.Tensor, stops: Sequence[int]
+        self, row: int, ids: list[int], found: NextTokens, at: int, stops: Sequence[int]
     ) -> bool:
         """Draw the row's next token and weigh it; False where the row is given up.
 
-        ids: the row's new tokens, extended here; log_probs: [vocab], normalised.
+        ids: the row's new tokens, extended here; found: the next tokens of a batch, of which row
+        `at` stands behind these ids.
         """
-
-        def ok(token: int) -> bool:
-            self.checks[row] += 1
-            if token in stops:
-                return ask(self.constraint.complete, ids)
-            return ask(self.constraint.accepts, [*ids, token])
-
-        drawn = self.draw(log_probs, ok)
-        if drawn.weight <= 0.0:
-            self.log_weights[row] = -math.inf
+        if self.masked:
+            token, log_weight = found.draw_allowed(at, self._mask(row, ids, found.vocab, stops))
+        else:
+            drawn = self._ask(row, ids, found, at, stops)
+            token, log_weight = drawn.token, -math.inf
+            if drawn.weight > 0.0:
+                log_weight = math.log(drawn.weight) + found.log_kept(at)
+        if log_weight > -math.inf:
+            log_weight = log_weight + found.log_ratio(at, token) if self.weights else 0.0
+        self.log_weights[row] += log_weight
+        if log_weight == -math.inf:
             return False
-        ids.append(drawn.token)
-        self.log_weights[row] += math.log(drawn.weight)
+        ids.append(token)
         return True
 
     def finish(
-        self, row: int, ids: list[int], log_probs: torch.Tensor, stops: Sequence[int]
+        self, row: int, ids: list[int], found: NextTokens, at: int, stops: Sequence[int]
     ) -> bool:
         """Force the stop token and weigh it; False where the text is not complete."""
         self.checks[row] += 1
-        mass = float(log_probs[list(stops)].logsumexp(0))
+        chances = [found.log_p(at, token) for token in stops]
+        mass = float(torch.tensor(chances, dtype=torch.float64).logsumexp(0))
         if mass == -math.inf or not ask(self.constraint.complete, ids):
             self.log_weights[row] = -math.inf
             return False
@@ -319,36 +244,81 @@ class AWRS:
         self.log_weights[row] += mass
         return True
 
-    def given_up(self, new: list[list[int]]) -> str:
-        """What to say when no row is left."""
+    def given_up(self, new: list[list[int]], rows: str) -> str:
+        """What to say when no row is left; rows: what they are called."""
         longest = max(map(len, new))
         return (
             f"no text that the constraint allows was found: after {longest} tokens at most, "
             f"{self.max_rejects} tokens were refused in a row or all the model gives mass to were; "
-            "loosen the constraint, raise max_rejects or ask for more rows (num_return_sequences)"
+            f"loosen the constraint, raise max_rejects or ask for more {rows}"
         )
 
-    def draw(self, log_probs: torch.Tensor, ok: Verdict) -> Drawn:
-        """One token from log-probabilities [vocab], normalised, under ``ok(token)``."""
-        log_probs = log_probs.double()
-        draws = GumbelDraws(log_probs)
-
-        def p(token: int) -> float:
-            return math.exp(float(log_probs[token]))
-
+    def _ask(
+        self, row: int, ids: list[int], found: NextTokens, at: int, stops: Sequence[int]
+    ) -> Drawn:
+        """One token by asking the constraint."""
         verdicts: dict[int, bool] = {}
 
-        def once(token: int) -> bool:
-            if token not in verdicts:
-                verdicts[token] = ok(token)
-            return verdicts[token]
+        def ok(token: int) -> bool:
+            key = -1 if token in stops else token  # one answer for all stop ids
+            if key not in verdicts:
+                self.checks[row] += 1
+                if key < 0:
+                    verdicts[key] = ask(self.constraint.complete, ids)
+                else:
+                    verdicts[key] = ask(self.constraint.accepts, [*ids, token])
+            return verdicts[key]
 
+        return self._estimate(found, at)(
+            found.chance(at), found.draws(at), ok, max_rejects=self.max_rejects
+        )
+
+    def _estimate(self, found: NextTokens, at: int) -> Callable[..., Drawn]:
+        if not self.weights:
+            return unweighted
         name = self.estimator
         if name == "auto":
-            peaked = float(log_probs.max()) >= math.log(DOMINANT)
-            name = "geometric" if peaked else "recursive"
-        estimate = {"recursive": recursive, "geometric": geometric, "paper": paper}[name]
-        return estimate(p, draws, once, self.max_rejects)
+            counting = self.max_accepts > 2 or found.greatest(at) >= DOMINANT
+            name = "geometric" if counting else "recursive"
+        if name == "geometric":
+            return partial(geometric, max_accepts=self.max_accepts)
+        return recursive if name == "recursive" else paper
+
+    def _mask(self, row: int, ids: list[int], size: int, stops: Sequence[int]) -> torch.Tensor:
+        """The constraint's answer on the whole vocabulary, stop ids included; bool [vocab]."""
+        constraint: Any = self.constraint
+        self.checks[row] += 2
+        mask = fit(call(constraint.allowed, ids), size, "allowed(ids)")
+        mask[list(stops)] = ask(self.constraint.complete, ids)
+        return mask
+
+
+class Proposer:
+    """Logits [rows, vocab] of a proposal, behind the same texts as the model's."""
+
+    def __init__(self, proposal: Any) -> None:
+        self._forward = TextForward(proposal) if isinstance(proposal, torch.nn.Module) else None
+        given = proposal if isinstance(proposal, list) else [proposal]
+        self._processors = LogitsProcessorList([] if self._forward else given)
+
+    def __call__(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """input_ids, mask: [rows, time]; logits: the model's, for a proposal made of them."""
+        if self._forward is None:
+            return self._processors(input_ids, logits.clone())
+        drafts = self._forward(input_ids, mask)
+        if drafts.shape != logits.shape:
+            raise PertokenError(
+                f"the proposal has {drafts.shape[-1]} tokens and the model {logits.shape[-1]}; "
+                "a proposal must share the model's vocabulary"
+            )
+        return drafts
+
+    def select(self, rows: torch.Tensor) -> None:
+        """See `TextForward.select`."""
+        if self._forward is not None:
+            self._forward.select(rows)
 
 
 def _ids(found: torch.Tensor | None) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pertoken.errors import PertokenError
@@ -35,17 +36,18 @@ class Constraint(Protocol):
 class MaskConstraint(Constraint, Protocol):
     """A constraint that also answers for many tokens at once, or knows what must follow.
 
-    Each of these methods is optional: who can do with less looks whether the constraint has it.
+    Each of these is optional: who can do with less looks whether the constraint has it. Masks may
+    be shorter than the model's logits; tokens beyond their end are not allowed.
     """
+
+    vocabulary: torch.Tensor
+    """Tokens that any text may hold at all, bool [vocab]; stop ids do not count."""
 
     def accepts_each(self, ids: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """``accepts([*ids, token])`` for each of these tokens."""
 
     def allowed(self, ids: Sequence[int]) -> torch.Tensor:
-        """Tokens with ``accepts([*ids, token])``, bool [vocab]; stop ids are never set.
-
-        It may be shorter than the model's logits; tokens beyond its end are not allowed.
-        """
+        """Tokens with ``accepts([*ids, token])``, bool [vocab]; stop ids are never set."""
 
     def forced(self, ids: Sequence[int]) -> list[int]:
         """Tokens of text that must follow, [] if none is sure; other cuts of it may be allowed."""
@@ -94,6 +96,17 @@ class TextConstraint:
         text = self._text(ids)
         return not text.endswith(_CUT) and ask(self._complete, text)
 
+    @cached_property
+    def vocabulary(self) -> torch.Tensor:
+        """The tokenizer's tokens without its special ones; bool [vocab]."""
+        import torch
+
+        known = list(self._tokenizer.get_vocab().values())
+        mask = torch.zeros(1 + max(known), dtype=torch.bool)
+        mask[known] = True
+        mask[list(self._special)] = False
+        return mask
+
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids)))
 
@@ -126,20 +139,45 @@ class RegexConstraint(TextConstraint):
 
 def ask(predicate: Callable[[Any], Any], about: Any) -> bool:
     """The answer of a user's predicate; raises PertokenError where it fails or is no bool."""
-    try:
-        answer = predicate(about)
-    except PertokenError:
-        raise
-    except Exception as error:
-        raise PertokenError(
-            f"the constraint raised {type(error).__name__} ({error}) on {_short(about)}"
-        ) from error
+    answer = call(predicate, about)
     # numpy's bools are no bool, but called so
     if isinstance(answer, bool) or type(answer).__name__ in ("bool", "bool_"):
         return bool(answer)
     raise PertokenError(
         f"the constraint must answer True or False, got {type(answer).__name__} on {_short(about)}"
     )
+
+
+def call(function: Callable[[Any], Any], about: Any) -> Any:
+    """What a user's function returns; raises PertokenError where it raises."""
+    try:
+        return function(about)
+    except PertokenError:
+        raise
+    except Exception as error:
+        raise PertokenError(
+            f"the constraint raised {type(error).__name__} ({error}) on {_short(about)}"
+        ) from error
+
+
+def fit(mask: Any, size: int, name: str) -> torch.Tensor:
+    """A copy of a constraint's mask at `size` tokens: those that it does not reach are not allowed.
+
+    name: what it came from, for the PertokenError where it is no bool tensor [vocab].
+
+    >>> import torch
+    >>> fit(torch.tensor([True, False]), 4, "vocabulary").tolist()
+    [True, False, False, False]
+    """
+    import torch
+
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 1:
+        raise PertokenError(
+            f"the constraint's {name} must be a bool tensor [vocab], got {_short(mask)}"
+        )
+    fitted = mask.new_zeros(size)
+    fitted[: len(mask)] = mask[:size]
+    return fitted
 
 
 def _short(about: Any) -> str:

@@ -100,6 +100,33 @@ def text_logits(
     return logits if all_logits else logits[:, -1:]
 
 
+class TextForward:
+    """Next-token logits of growing texts: a model and the cache of what it has read.
+
+    cache: one that holds a beginning of the texts already; empty by default.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: Cache | None = None) -> None:
+        from transformers import DynamicCache
+
+        self.model = model
+        if cache is None:
+            cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        self.cache = cache
+
+    def __call__(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, vocab] in float32, as `generate` takes them, behind whole texts.
+
+        input_ids: [batch, time], of which the cache holds a beginning; mask: [batch, time].
+        """
+        new = input_ids[:, int(self.cache.get_seq_length()) :]
+        return text_logits(self.model, new, mask, self.cache)[:, -1].float()
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with these rows of the batch, in this order; a row may come several times."""
+        self.cache.reorder_cache(rows)
+
+
 class TreeForward:
     """Runs a model on token trees behind the text that a cache holds.
 

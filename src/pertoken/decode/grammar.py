@@ -53,6 +53,8 @@ class GrammarConstraint:
         self._size = int(parser.vocab_size)
         special = {*tokenizer.all_special_ids, *parser.eos_tokens}
         self._special = sorted(token for token in special if token < self._size)
+        self.vocabulary = torch.ones(self._size, dtype=torch.bool)
+        self.vocabulary[self._special] = False
         forcing = _matcher(parser, form, refusal)
         free = _matcher(parser, {"lark_grammar": lark + _ANY_CUT}, refusal)
         refused = frozenset(self._special)

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache, LogitsProcessorList
+from transformers import LogitsProcessorList
 
-from pertoken.decode.awrs import AWRS, Estimator
+from pertoken.decode.awrs import AWRS, Proposer
 from pertoken.decode.constraint import Constraint
-from pertoken.decode.forward import text_logits
+from pertoken.decode.forward import TextForward
+from pertoken.decode.weighted import WeightedSamples
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -27,56 +27,6 @@ if TYPE_CHECKING:
 
 Critic = Callable[[Sequence[int]], float]
 """Log-score of new tokens (nats); of a beginning it should guess what the whole will get."""
-
-
-@dataclass(frozen=True)
-class WeightedSamples:
-    """Texts with importance weights: together they stand for the constrained distribution.
-
-    ids: new tokens of each particle, without the stop token; log_weights: nats, -inf for particles
-    that died; log_marginal: estimate of the log-probability that the model satisfies the constraint
-    (and of the critic's mean there), whose exponential is unbiased; checks: questions to the
-    constraint; resampled: how often the particles were.
-    """
-
-    ids: list[list[int]]
-    log_weights: list[float]
-    log_marginal: float
-    checks: int
-    resampled: int
-    decode: Callable[[Sequence[int]], str] | None = None
-
-    @property
-    def weights(self) -> list[float]:
-        """Weights that sum to 1."""
-        return torch.tensor(self.log_weights, dtype=torch.float64).softmax(0).tolist()
-
-    @property
-    def effective_sample_size(self) -> float:
-        """1 / sum of squared weights: how many equal particles these are worth."""
-        return 1.0 / sum(weight**2 for weight in self.weights)
-
-    def posterior(self) -> dict[tuple[int, ...], float]:
-        """Probability by text, the weights of equal texts summed, greatest first."""
-        found: dict[tuple[int, ...], float] = {}
-        for ids, weight in zip(self.ids, self.weights, strict=True):
-            if weight > 0.0:
-                found[tuple(ids)] = found.get(tuple(ids), 0.0) + weight
-        return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-    def table(self, most: int = 10) -> str:
-        """The most probable texts, a line each, and what the run was worth."""
-        lines = [f"{chance:7.2%}  {self._shown(ids)}" for ids, chance in self.posterior().items()]
-        if len(lines) > most:
-            lines = [*lines[:most], f"         … and {len(lines) - most} more"]
-        lines.append(
-            f"{len(self.ids)} particles worth {self.effective_sample_size:.1f}; log-probability of "
-            f"the constraint {self.log_marginal:.2f} nats; {self.checks} checks of it"
-        )
-        return "\n".join(lines)
-
-    def _shown(self, ids: Sequence[int]) -> str:
-        return repr(self.decode(list(ids))) if self.decode else " ".join(map(str, ids))
 
 
 @torch.no_grad()
@@ -89,11 +39,10 @@ def smc(
     max_new_tokens: int = 64,
     critic: Critic | None = None,
     ess_threshold: float = 0.5,
-    estimator: Estimator = "recursive",
-    max_rejects: int = 1000,
     logits_processor: Any = None,
     tokenizer: Any = None,
     seed: int | None = None,
+    **awrs: Any,
 ) -> WeightedSamples:
     """Weighted texts of at most `max_new_tokens` tokens and a stop token, under a constraint.
 
@@ -101,10 +50,20 @@ def smc(
     this share of their number; 0 never resamples, and the critic then speaks at the end only.
     critic: its score of a beginning is replaced by that of the longer one; at the stop token it
     counts (as in the authors' library). logits_processor: changes the model that is sampled; none
-    by default.
-    tokenizer: to show texts in `table`.
+    by default. tokenizer: to show texts. awrs: how a token is drawn and weighed, as of `AWRS`:
+    estimator, max_accepts, max_rejects, masked, proposal.
 
     Raises PertokenError where every particle dies, for a model without a stop token, and as `AWRS`.
+
+    >>> from pertoken.testing import MockModel
+    >>> class Even:
+    ...     def accepts(self, ids): return len(ids) < 4
+    ...     def complete(self, ids): return ids.count(1) % 2 == 0
+    >>> model = MockModel([[0.4, 0.4, 0.2]] * 3)
+    >>> model.generation_config.eos_token_id = 2
+    >>> found = smc(model, Even(), torch.tensor([[0]]), particles=100, seed=0)
+    >>> all(ids.count(1) % 2 == 0 for ids in found.posterior())
+    True
     """
     if particles < 1:
         raise PertokenError(f"particles must be 1 or more, got {particles}")
@@ -114,54 +73,93 @@ def smc(
         raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     if input_ids.dim() != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise PertokenError("smc takes the ids of one prompt, [1, time]")
+    if not awrs.get("weights", True):
+        raise PertokenError("smc weighs its texts; for samples without weights use AWRS by itself")
     stops = _stop_ids(model)
     if seed is not None:
         torch.manual_seed(seed)
-    awrs = AWRS(constraint, estimator=estimator, max_rejects=max_rejects)
-    awrs.start(particles)
+    sampler = AWRS(constraint, **awrs)
+    sampler.start(particles)
+    weights = sampler.log_weights
     new: list[list[int]] = [[] for _ in range(particles)]
     twists, done = [0.0] * particles, [False] * particles
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    text = input_ids.repeat(particles, 1)
-    feed, resampled = text, 0
-    processors = LogitsProcessorList(logits_processor or [])
+    texts = _Texts(model, input_ids, logits_processor, sampler.proposer())
+    at, resampled = [0] * particles, 0  # the text of each particle
     for place in range(max_new_tokens + 1):
-        logits = text_logits(model, feed, torch.ones_like(text), cache)[:, -1].float()
-        log_probs = processors(text, logits).double().log_softmax(-1)
+        found = sampler.next_tokens(*texts.logits(), stops)
+        step = sampler.extend if place < max_new_tokens else sampler.finish
         for row, ids in enumerate(new):
-            if done[row] or awrs.log_weights[row] == -math.inf:
+            if done[row] or weights[row] == -math.inf:
                 continue
-            if place == max_new_tokens:
-                done[row] = awrs.finish(row, ids, log_probs[row], stops)
-            else:
-                done[row] = awrs.extend(row, ids, log_probs[row], stops) and ids[-1] in stops
+            done[row] = step(row, ids, found, at[row], stops) and ids[-1] in stops
             if critic is not None and (done[row] or ess_threshold > 0.0):
                 score = critic(ids[:-1] if done[row] else ids)
-                awrs.log_weights[row] += score - twists[row]
+                weights[row] += score - twists[row]
                 twists[row] = score
-        if all(weight == -math.inf for weight in awrs.log_weights):
-            raise PertokenError(awrs.given_up(new))
-        if all(map(_or, done, awrs.log_weights)):
+        if all(weight == -math.inf for weight in weights):
+            if place == max_new_tokens:
+                raise PertokenError(
+                    f"no text was whole after {max_new_tokens} tokens: raise max_new_tokens, "
+                    "loosen the constraint or take more particles"
+                )
+            raise PertokenError(sampler.given_up(new, "particles"))
+        if all(map(_or, done, weights)):
             break
-        if ess_threshold > 0.0 and _worth(awrs.log_weights) < ess_threshold * particles:
-            chosen = _systematic(awrs.log_weights)
+        if ess_threshold > 0.0 and _worth(weights) < ess_threshold * particles:
+            chosen = _systematic(weights)
             resampled += 1
-            new, twists = [list(new[i]) for i in chosen], [twists[i] for i in chosen]
-            done = [done[i] for i in chosen]
-            awrs.log_weights = [_log_mean(awrs.log_weights)] * particles
-            cache.reorder_cache(torch.tensor(chosen, device=text.device))
-            text = text[chosen]
-        last = [ids[-1] if ids else int(text[0, -1]) for ids in new]
-        feed = torch.tensor(last, device=text.device).unsqueeze(-1)
-        text = torch.cat((text, feed), -1)
+            new, at = [list(new[i]) for i in chosen], [at[i] for i in chosen]
+            twists, done = [twists[i] for i in chosen], [done[i] for i in chosen]
+            weights[:] = [_log_mean(weights)] * particles
+        going = [row for row in range(particles) if not _or(done[row], weights[row])]
+        if not going:
+            break
+        moved = texts.grow([(at[row], new[row][-1]) for row in going])
+        for row, text in zip(going, moved, strict=True):
+            at[row] = text
     return WeightedSamples(
         ids=[ids[:-1] if whole else ids for ids, whole in zip(new, done, strict=True)],
-        log_weights=awrs.log_weights,
-        log_marginal=_log_mean(awrs.log_weights),
-        checks=sum(awrs.checks),
+        log_weights=weights,
+        log_marginal=_log_mean(weights),
+        checks=sum(sampler.checks),
         resampled=resampled,
         decode=None if tokenizer is None else tokenizer.decode,
     )
+
+
+class _Texts:
+    """The different texts of all particles, each once in the batch of the model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        propose: Proposer | None,
+    ) -> None:
+        self._forward, self._propose, self._ids = TextForward(model), propose, input_ids
+        self._processors = LogitsProcessorList(logits_processor or [])
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of the model and of the proposal, behind every text: [texts, vocab]."""
+        mask = torch.ones_like(self._ids)
+        scores = self._processors(self._ids, self._forward(self._ids, mask))
+        if self._propose is None:
+            return scores, None
+        return scores, self._propose(self._ids, mask, scores)
+
+    def grow(self, ends: Sequence[tuple[int, int]]) -> list[int]:
+        """Keep the texts (text, next token) of each particle; returns where each one stands now."""
+        places = {end: place for place, end in enumerate(dict.fromkeys(ends))}
+        kept, device = [text for text, _ in places], self._ids.device
+        rows = torch.tensor(kept, device=device)
+        last = torch.tensor([[token] for _, token in places], device=device)
+        if kept != list(range(len(self._ids))):
+            self._forward.select(rows)
+            if self._propose is not None:
+                self._propose.select(rows)
+        self._ids = torch.cat((self._ids[rows], last), -1)
+        return [places[end] for end in ends]
 
 
 def _stop_ids(model: PreTrainedModel) -> list[int]:

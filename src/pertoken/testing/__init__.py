@@ -2,6 +2,7 @@
 
 from pertoken.testing.distribution import DistributionResult, check_distribution
 from pertoken.testing.divergence import Divergence, Verdict, compare_ids
+from pertoken.testing.enumeration import outcomes
 from pertoken.testing.laws import LawBroken, check_batch_invariant, check_lossless
 from pertoken.testing.mock import ByteTokenizer, MockModel
 from pertoken.testing.models import ARCHITECTURES, EXTRA_ARCHITECTURES, tiny_model
@@ -25,6 +26,7 @@ __all__ = [
     "check_leaves_no_trace",
     "check_lossless",
     "compare_ids",
+    "outcomes",
     "tiny_model",
     "verify",
 ]
