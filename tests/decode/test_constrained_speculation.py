@@ -67,9 +67,9 @@ class Asked:
 
     def state(self, ids: Sequence[int]) -> int | None:
         """0 open, 1 key, 2 colon, 3 first value, 4 more, 5 closed; None: refused."""
+        assert STOP not in ids[:-1]  # nothing is asked behind a stop id
         state: int | None = 0
         for token in ids:
-            assert token != STOP  # nothing is asked behind a stop id
             state = self.after(state).get(token) if state is not None else None
         return state
 
@@ -154,8 +154,10 @@ def masked(
 ) -> torch.Tensor:
     """What transformers' own loop writes under the mask."""
     mask = ConstraintMask(constraint or Listed(), options.get("eos_token_id", STOP))
-    before = options.pop("logits_processor", [])
-    return generate(model, prompts, logits_processor=[*before, mask], **options)
+    own = options.pop("logits_processor", [])
+    cuts = [one for one in own if isinstance(one, TopKLogitsWarper)]
+    before = [one for one in own if one not in cuts]
+    return generate(model, prompts, logits_processor=[*before, mask, *cuts], **options)
 
 
 def check_equal(
@@ -216,9 +218,8 @@ def test_texts_end_where_nothing_but_the_stop_may_follow() -> None:
 @pytest.mark.parametrize("name", ["goose", "prompt-lookup", "token-recycling", "lookahead"])
 def test_drafts_of_the_method_are_accepted_too(name: str, llama: PreTrainedModel) -> None:
     drafter = DRAFTERS[name]()
-    generate(llama, PROMPTS, custom_generate=Constrained(drafter, Forcing()), max_new_tokens=60)
-    own = drafter.stats.accepted.total() - drafter.stats.accepted["forced"]
-    assert own > 8
+    generate(llama, PROMPTS, custom_generate=Constrained(drafter, Forcing()))
+    assert drafter.stats.accepted.total() - drafter.stats.accepted["forced"] >= 3
 
 
 # What is drafted, and what is asked.
@@ -261,16 +262,17 @@ def test_every_drafted_node_is_allowed(kind: str, llama: PreTrainedModel) -> Non
 def test_forced_tokens_are_drafted_for_free(llama: PreTrainedModel) -> None:
     plain = Constrained(Plain(), Listed())
     forcing = Constrained(Plain(), Forcing())
-    found = [generate(llama, PROMPTS[:1], custom_generate=setup) for setup in (plain, forcing)]
+    found = [generate(llama, PROMPTS[2:], custom_generate=setup) for setup in (plain, forcing)]
     assert torch.equal(*found)
     assert not plain.stats.drafted
     assert set(forcing.stats.drafted) == {"forced"}
     assert forcing.stats.accepted == forcing.stats.drafted  # they cannot be rejected
-    text = found[0][0, 14:].tolist()
-    # The key and the colon behind every separator, and behind the first token.
-    keys = text.count(10) + 1 if text[-1] not in (10, 2) else text.count(10)
-    assert forcing.stats.accepted["forced"] >= 2 * keys - 1
-    assert forcing.stats.forwards == plain.stats.forwards - forcing.stats.accepted["forced"]
+    text = found[0][0, 10:].tolist()
+    assert text.count(10) == 3
+    assert text[-1] == STOP
+    # The key and the colon behind the first token and behind every separator.
+    assert forcing.stats.accepted["forced"] == 2 * 4
+    assert forcing.stats.forwards == plain.stats.forwards - 2 * 4
 
 
 def test_forced_chains_hang_below_drafts_too(llama: PreTrainedModel) -> None:
@@ -298,16 +300,15 @@ def test_a_stop_id_is_drafted_where_the_text_is_complete() -> None:
 
 
 def test_one_mask_at_most_per_token_and_few_questions(llama: PreTrainedModel) -> None:
-    listed, asked = Listed(), Asked()
-    for constraint in (listed, asked):
-        generate(llama, PROMPTS[:1], custom_generate=Constrained(Plain(), constraint))
-    assert 0 < len(listed.listed) <= 30
+    listed, asked, forcing = Listed(), Asked(), Forcing()
+    for constraint in (listed, asked, forcing):
+        setup = Constrained(Plain(), constraint)
+        found = generate(llama, PROMPTS[2:], custom_generate=setup)
+    tokens = found.shape[1] - 10
+    assert 0 < len(listed.listed) <= tokens
     assert len(set(listed.listed)) == len(listed.listed)
-    assert len(asked.asked) < 30 * 16 / 2
-    # Accepted drafts are not asked again in the walk.
-    forcing = Forcing()
-    setup = Constrained(Plain(), forcing)
-    generate(llama, PROMPTS[:1], custom_generate=setup)
+    assert len(asked.asked) < tokens * 16 / 2
+    # A forced token that the model wants anyway is not asked about.
     assert len(forcing.asked) < len(listed.asked)
 
 
@@ -349,7 +350,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bad-words": {"bad_words_ids": [[5], [9, 6]]},
     "by-row": {"prefix_allowed_tokens_fn": lambda row, ids: [t for t in range(16) if t != 5 + row]},
     "own": {"logits_processor": [NoneTwice()]},
-    "own-warper": {"logits_processor": [TopKLogitsWarper(14), NoneTwice()]},
+    "own-warper": {"logits_processor": [TopKLogitsWarper(3)]},
 }
 
 
@@ -470,7 +471,7 @@ SAMPLED = {
     "top-k": (ListedSums, {"top_k": 3}),
     "all": (
         ListedSums,
-        {"top_k": 4, "top_p": 0.9, "temperature": 0.7, "repetition_penalty": 1.3},
+        {"top_k": 4, "top_p": 0.9, "temperature": 1.5, "repetition_penalty": 1.3},
     ),
 }
 

@@ -155,8 +155,8 @@ class ConstraintMask(LogitsProcessor):
             stop_ids = ()
         self._rule = Rule(constraint, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
         self._given = prompt_length
-        self._prompt = torch.empty(0, 0, dtype=torch.long)
-        self._width = -1  # of the last call
+        self._prompt = torch.empty(0, 0, dtype=torch.long)  # [batch, time] of the first call
+        self._width = 0  # of the last call
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [batch, vocab] with -inf for all that may not follow; input_ids: [batch, time]."""
@@ -173,13 +173,18 @@ class ConstraintMask(LogitsProcessor):
         if self._given is not None:
             return self._given
         width, length = input_ids.shape[1], self._prompt.shape[1]
-        same = width > length and torch.equal(input_ids[:, :length], self._prompt)
-        if not same or self._width < 0:
+        # A drafter shows single rows of the batch, beam search a batch in another order.
+        if width <= length or not _among(input_ids[:, :length], self._prompt):
             self._prompt = input_ids.clone()
         elif width != self._width + 1:
             raise PertokenError(
-                f"a ConstraintMask that saw {self._width} tokens was called with {width} of the "
-                "same text; pass prompt_length=, or take a new one for every call"
+                f"a ConstraintMask saw {self._width} tokens and then {width} of the same text, not "
+                "one more; pass prompt_length=, or take a new one for every call"
             )
         self._width = width
         return self._prompt.shape[1]
+
+
+def _among(ids: torch.Tensor, prompts: torch.Tensor) -> bool:
+    """Whether every row of ids [rows, time] is one of the prompts [batch, time]."""
+    return bool((ids[:, None] == prompts).all(-1).any(-1).all())
