@@ -2,15 +2,19 @@
 
 A constraint is any object with ``accepts(ids)``, may this beginning still become an allowed text,
 and ``complete(ids)``, is it one; ids are the new tokens without the prompt. Here are the two usual
-ways to have one: any Python predicate on text, and a regular expression.
+ways to have one: any Python predicate on text, and a regular expression. Those of
+`pertoken.decode.grammar` come from a JSON schema or a grammar, and can tell a mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    import torch
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows bytes that are no whole character
 
@@ -23,6 +27,25 @@ class Constraint(Protocol):
 
     def complete(self, ids: Sequence[int]) -> bool:
         """Whether these new tokens are an allowed text as they are."""
+
+
+class MaskConstraint(Constraint, Protocol):
+    """A constraint that also answers for many tokens at once, or knows what must follow.
+
+    Each of these methods is optional: who can do with less looks whether the constraint has it.
+    """
+
+    def accepts_each(self, ids: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """``accepts([*ids, token])`` for each of these tokens."""
+
+    def allowed(self, ids: Sequence[int]) -> torch.Tensor:
+        """Tokens with ``accepts([*ids, token])``, bool [vocab]; stop ids are never set.
+
+        It may be shorter than the model's logits; tokens beyond its end are not allowed.
+        """
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        """Tokens of text that must follow, [] if none is sure; other cuts of it may be allowed."""
 
 
 class TextConstraint:

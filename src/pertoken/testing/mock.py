@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models
 from transformers import BatchEncoding, LlamaConfig, LlamaForCausalLM
 
 from pertoken.errors import PertokenError
@@ -82,8 +82,10 @@ class ByteTokenizer:
         names = [self.pad_token, self.eos_token, *(f"<0x{byte:02X}>" for byte in range(256))]
         self._ids = {name: index for index, name in enumerate(names)}
         self._names = names
-        # StopStringCriteria reads here that "<0xNN>" tokens are bytes, and then matches bytes.
-        self.backend_tokenizer = SimpleNamespace(decoder=_ByteFallback())
+        # StopStringCriteria and llguidance read here that "<0xNN>" tokens are bytes.
+        self.backend_tokenizer = Tokenizer(models.BPE(self._ids, [], byte_fallback=True))
+        self.backend_tokenizer.decoder = decoders.ByteFallback()
+        self.backend_tokenizer.add_special_tokens([self.pad_token, self.eos_token])
 
     def __len__(self) -> int:
         return self.vocab_size
@@ -137,8 +139,3 @@ class ByteTokenizer:
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         parts = (bytes([self._ids[t] - 2]) if self._ids[t] > 1 else t.encode() for t in tokens)
         return b"".join(parts).decode("utf-8", errors="replace")
-
-
-class _ByteFallback:
-    def __getstate__(self) -> str:
-        return '{"type": "ByteFallback"}'
