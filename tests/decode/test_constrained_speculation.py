@@ -124,6 +124,17 @@ class Misled(Forcing):
         return [7, 10] if self.state(ids) == 4 else super().forced(ids)
 
 
+class Wanted(Listed):
+    """Claims that what the model wants without a constraint is forced; most of it is refused."""
+
+    def __init__(self, wanted: Sequence[int]) -> None:
+        super().__init__()
+        self.wanted = list(wanted)
+
+    def forced(self, ids: Sequence[int]) -> list[int]:
+        return self.wanted[len(ids) :]
+
+
 KINDS = {"asked": Asked, "listed": Listed, "forcing": Forcing, "misled": Misled}
 
 
@@ -226,37 +237,42 @@ def test_drafts_of_the_method_are_accepted_too(name: str, llama: PreTrainedModel
 
 
 class Watcher(Goose):
-    """Keeps the trees that were verified."""
+    """Keeps what was proposed and what was verified: texts down to every node."""
 
     def begin(self, vocab_size: int) -> None:
         super().begin(vocab_size)
-        self.seen: list[tuple[list[int], TokenTree]] = []
-        self.start = len(self.contexts[0])
+        self.prompt = len(self.contexts[0])
+        self.proposed: list[list[int]] = []
+        self.verified: list[list[int]] = []
+
+    def texts(self, tree: TokenTree) -> list[list[int]]:
+        new = self.contexts[0][self.prompt :]
+        paths = [tree.path(node)[1:] for node in range(1, len(tree))]
+        return [[*new, *(tree.tokens[node] for node in path)] for path in paths]
+
+    def propose(self, row: int, budget: int, room: int) -> TokenTree:
+        tree = super().propose(row, budget, room)
+        self.proposed += self.texts(tree)
+        return tree
 
     def observe(self, row: int, tree: TokenTree, path: list[int], logits: Any) -> None:
-        self.seen.append((self.contexts[row][self.start :], tree))
+        self.verified += self.texts(tree)
         super().observe(row, tree, path, logits)
 
 
-@pytest.mark.parametrize("kind", ["asked", "listed", "forcing"])
-def test_every_drafted_node_is_allowed(kind: str, llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_drafts_that_the_constraint_refuses_are_not_verified(
+    kind: str, llama: PreTrainedModel
+) -> None:
+    def refused(texts: list[list[int]]) -> int:
+        rule = Rule(Asked(), [STOP])
+        return sum(STOP in ids[:-1] or not rule.allows(ids[:-1], ids[-1:])[0] for ids in texts)
+
     watcher = Watcher()
-    generate(llama, PROMPTS[:1], custom_generate=Constrained(watcher, KINDS[kind]()))
-    free = Watcher()
-    generate(llama, PROMPTS[:1], custom_generate=free)
-    refused = 0
-    for seen, cut in ((watcher.seen, True), (free.seen, False)):
-        for text, tree in seen:
-            for node in range(1, len(tree)):
-                ids = [*text, *(tree.tokens[i] for i in tree.path(node)[1:])]
-                if STOP in ids[:-1] or cut:
-                    assert cut is False or STOP not in ids[:-1]
-                    stop = ids[-1] == STOP
-                    rule = Asked()
-                    assert (rule.complete(ids[:-1]) if stop else rule.accepts(ids)) or not cut
-                elif STOP not in ids:
-                    refused += not Asked().accepts(ids)
-    assert refused > 20  # without the constraint Goose drafts what it would refuse
+    generate(llama, PROMPTS[2:], custom_generate=Constrained(watcher, KINDS[kind]()))
+    assert refused(watcher.proposed) > 5
+    assert len(watcher.verified) > 10
+    assert refused(watcher.verified) == 0
 
 
 def test_forced_tokens_are_drafted_for_free(llama: PreTrainedModel) -> None:
@@ -291,6 +307,15 @@ def test_forced_chains_hang_below_drafts_too(llama: PreTrainedModel) -> None:
     assert rule.fit_tree(TokenTree(4), [], budget=0, room=9).tokens == [4, 1, 2, 3]
 
 
+def test_a_forced_token_is_not_believed(llama: PreTrainedModel) -> None:
+    for prompt in PROMPTS:
+        free = generate(llama, [prompt])[0, len(prompt) :].tolist()
+        setup = Constrained(Plain(), Wanted([1, *free[1:]]))
+        found = generate(llama, [prompt], custom_generate=setup)
+        assert torch.equal(found, masked(llama, [prompt]))
+        assert setup.stats.drafted["forced"] > 0
+
+
 def test_a_stop_id_is_drafted_where_the_text_is_complete() -> None:
     rule = Rule(Forcing(), [STOP])
     tree = TokenTree(11)
@@ -300,16 +325,14 @@ def test_a_stop_id_is_drafted_where_the_text_is_complete() -> None:
 
 
 def test_one_mask_at_most_per_token_and_few_questions(llama: PreTrainedModel) -> None:
-    listed, asked, forcing = Listed(), Asked(), Forcing()
-    for constraint in (listed, asked, forcing):
+    listed, asked = Listed(), Asked()
+    for constraint in (listed, asked):
         setup = Constrained(Plain(), constraint)
         found = generate(llama, PROMPTS[2:], custom_generate=setup)
     tokens = found.shape[1] - 10
     assert 0 < len(listed.listed) <= tokens
     assert len(set(listed.listed)) == len(listed.listed)
     assert len(asked.asked) < tokens * 16 / 2
-    # A forced token that the model wants anyway is not asked about.
-    assert len(forcing.asked) < len(listed.asked)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
@@ -436,6 +459,35 @@ def test_lookahead_goes_on_making_ngrams(llama: PreTrainedModel) -> None:
     drafter = Lookahead(pool_from_prompt=False)
     generate(llama, PROMPTS[:1], custom_generate=Constrained(drafter, Asked()), max_new_tokens=60)
     assert drafter.stats.drafted["guess"] > 0
+
+
+# A JSON schema.
+
+
+@pytest.mark.parametrize("name", ["goose", "suffix", "plain"])
+def test_a_schema_under_speculation_writes_what_the_mask_does(name: str) -> None:
+    pytest.importorskip("llguidance")
+    from pertoken.decode.grammar import JSONSchemaConstraint
+
+    tokenizer = ByteTokenizer()
+    model = tiny_model("llama", vocab_size=258)
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer"}},
+        "required": ["colour", "count"],
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    prompts = [tokenizer.encode(text) for text in ("red 1 red 2", "{}", "green, 33333, green")]
+    run = {"max_new_tokens": 40, "eos_token_id": 1}
+    wanted = masked(model, prompts, JSONSchemaConstraint(schema, tokenizer=tokenizer), **run)
+    for budget in (None, "auto"):
+        setup = Constrained(
+            DRAFTERS[name](budget=budget), JSONSchemaConstraint(schema, tokenizer=tokenizer)
+        )
+        assert torch.equal(generate(model, prompts, custom_generate=setup, **run), wanted)
+        # {"colour":"   ","count":    of which the first token comes from the prompt's pass
+        assert setup.stats.accepted["forced"] >= 3 * 18
+    assert '{"colour":"' in tokenizer.decode(wanted[0])
 
 
 # Sampling: the same distribution.
@@ -645,6 +697,11 @@ class Vague(Asked):
         return "yes"
 
 
+class Short(Forcing):
+    def accepts_each(self, ids: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        return []
+
+
 class RaisingForced(Forcing):
     def forced(self, ids: Sequence[int]) -> list[int]:
         raise RuntimeError("out of order")
@@ -655,6 +712,7 @@ class RaisingForced(Forcing):
     [
         (Raising(), "the constraint raised ValueError (no such thing)"),
         (RaisingForced(), "the constraint raised RuntimeError (out of order) in forced"),
+        (Short(), "accepts_each(ids, tokens) gave 0 answers on"),
         (Nothing(), "the constraint allows no token behind 2 new tokens"),
         (Wrong(), "allowed(ids) must be a bool tensor [vocab], got list"),
         (Vague(), "must answer True or False, got str"),

@@ -54,6 +54,11 @@ class Rule:
             found = [ask(self.constraint.accepts, [*ids, token]) for token in ordinary]
         else:
             found = list(_call(self._each, ids, ordinary)) if ordinary else []
+            if len(found) != len(ordinary):
+                raise PertokenError(
+                    f"the constraint's accepts_each(ids, tokens) gave {len(found)} answers on "
+                    f"{len(ordinary)} tokens"
+                )
         verdict = dict(zip(ordinary, found, strict=True))
         if len(ordinary) < len(tokens):
             verdict |= dict.fromkeys(self.stop_ids, ask(self.constraint.complete, ids))
@@ -78,14 +83,15 @@ class Rule:
             mask[:] = torch.tensor(self.allows(ids, range(len(mask))))
         else:
             allowed = _call(self.allowed, ids)
-            if not isinstance(allowed, torch.Tensor) or allowed.dtype != torch.bool:
+            if getattr(allowed, "dtype", None) != torch.bool or allowed.dim() != 1:
                 raise PertokenError(
                     "the constraint's allowed(ids) must be a bool tensor [vocab], got "
                     f"{getattr(allowed, 'dtype', type(allowed).__name__)}"
                 )
             size = min(len(mask), len(allowed))
             mask[:size] = allowed[:size]
-            mask[list(self.stop_ids)] = ask(self.constraint.complete, ids)
+            stops = [token for token in self.stop_ids if token < len(mask)]
+            mask[stops] = ask(self.constraint.complete, ids)
         left = scores.masked_fill(~mask, -math.inf)
         if not bool((left > -math.inf).any()):
             raise self.dead_end(ids, scores)
@@ -230,8 +236,8 @@ class RuledChooser(Chooser):
         if float(keys[first]) == -math.inf:
             raise self.rule.dead_end(new, scores)
         drafted = tree.child(node, first)
-        # Drafts were asked when the tree was fitted.
-        asked = drafted >= 0 and tree.sources[drafted] not in self.rule.probes
+        # The method's drafts were asked when the tree was fitted; what is forced was only claimed.
+        asked = drafted >= 0 and tree.sources[drafted] not in {"forced", *self.rule.probes}
         return first if self.cuts or asked else self.rule.best(new, keys)
 
 

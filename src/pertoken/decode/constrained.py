@@ -7,15 +7,16 @@ own prefix, drafts that the constraint refuses are cut before the pass that veri
 tokens that the constraint forces are drafted without a guess. (Ours; the loop is that of
 `speculative.py`.)
 
-A constraint answers on the new tokens, without the prompt, by two methods and up to three more:
+A constraint answers on the new tokens, without the prompt, by two methods and up to three more (see
+`pertoken.decode.constraint`; those of `pertoken.decode.grammar` have them all):
 
 * ``accepts(ids)``: may an allowed text begin like this; ``complete(ids)``: is it one, so that a
   stop id may follow.
 * ``allowed(ids)``: bool tensor [vocab], every ordinary token that may follow. Without it tokens are
   asked one by one, the most probable first, until one is accepted.
 * ``accepts_each(ids, tokens)``: list of bools, ``accepts`` for several next tokens at once.
-* ``forced(ids)``: list of tokens that must follow, one behind the other; [] if none. They are
-  drafts like others: a token that the mask does not really force is found out by the model.
+* ``forced(ids)``: list of tokens of text that must follow, one behind the other; [] if none. They
+  are drafts like others, so it does no harm where the text may be cut into other tokens too.
 
 Masking draws from the wrong distribution over whole texts, because it never looks ahead; where that
 matters take `AWRS` and `smc`, which weigh their texts.
