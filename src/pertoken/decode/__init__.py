@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
+    from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
     from pertoken.decode.lookahead import Lookahead
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AWRS",
     "Balanced",
+    "Constrained",
+    "ConstraintMask",
     "DecodeStats",
     "Drafter",
     "Goose",
@@ -44,6 +47,8 @@ __all__ = [
 _HOME = {
     "AWRS": "awrs",
     "Balanced": "balanced",
+    "Constrained": "constrained",
+    "ConstraintMask": "constrained",
     "DecodeStats": "stats",
     "Drafter": "drafter",
     "Goose": "goose",

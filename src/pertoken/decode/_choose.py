@@ -58,11 +58,8 @@ class Chooser:
         behind which the accepted drafts are written; logits: [nodes, vocab].
         """
         node, path, tokens = 0, [0], []
-        # A processor that may hold something per row is shown a batch, the row in its own place.
-        copies, place_of_row = (self.rows, index) if self.by_batch else (1, 0)
         while True:
-            prefix = ids[:, :length].repeat(copies, 1)
-            scores = self._processed(prefix, logits[node].repeat(copies, 1))[place_of_row]
+            scores = self._at(index, self.processor, ids[:, :length], logits[node])
             if not self.sample:
                 token = int(scores.argmax())
                 child = tree.child(node, token)
@@ -78,6 +75,18 @@ class Chooser:
             length += 1
             node = child
             path.append(node)
+
+    def _at(
+        self, index: int, processor: Any, prefix: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Processed scores [vocab] of one row at one node; prefix: [1, time]."""
+        scores = logits.float()  # as generate does, before processors
+        if not processor:
+            return scores
+        # A processor that may hold something per row is shown a batch, the row in its own place.
+        copies, place = (self.rows, index) if self.by_batch else (1, 0)
+        processed: torch.Tensor = processor(prefix.repeat(copies, 1), scores.repeat(copies, 1))
+        return processed[place]
 
     def _processed(self, prefix: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         scores = logits.to(dtype=torch.float32, copy=True)  # as generate does, before processors

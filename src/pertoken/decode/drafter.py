@@ -42,6 +42,8 @@ class Drafter:
     slug: ClassVar[str] = ""
     default_budget: int = 0
     wants_prompt: bool = False
+    probes: ClassVar[frozenset[str]] = frozenset()
+    """Sources of nodes that ask the model something: they stay where a constraint refuses them."""
 
     def __init__(
         self,

@@ -152,6 +152,7 @@ class Lookahead(Drafter):
 
     slug = "lookahead"
     default_budget = (5 - 1) * (7 + 7) - 1
+    probes = frozenset({"window"})
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pertoken.decode._choose import Chooser, Walk, walk_greedy
+from pertoken.decode._rule import Rule, RuledChooser
 from pertoken.decode._settings import refuse_settings, stops
 from pertoken.decode.budget import Planner, measure_costs
 from pertoken.decode.forward import TreeForward
@@ -30,6 +31,7 @@ from pertoken.errors import PertokenError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
+    from pertoken.decode.constraint import Constraint
     from pertoken.decode.drafter import Drafter
 
 _PREFILL_CHUNK = 512  # prompt tokens whose logits are held at once
@@ -65,13 +67,14 @@ def speculate(
     logits_processor: Any,
     stopping_criteria: Any,
     generation_config: GenerationConfig,
+    constraint: Constraint | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | SpeculativeOutput:
     """Decode with a drafter; called through ``generate(custom_generate=drafter)``.
 
-    input_ids: [batch, time], left-padded. Returns ids [batch, longest], or a `SpeculativeOutput`
-    if the generation config asks for a dict. Raises PertokenError, before any work, for a model,
-    cache or setting that the loop cannot serve.
+    input_ids: [batch, time], left-padded; constraint: see `Constrained`. Returns ids [batch,
+    longest], or a `SpeculativeOutput` if the generation config asks for a dict. Raises
+    PertokenError, before any work, for a model, cache or setting that the loop cannot serve.
     """
     started = time.perf_counter()
     if model_kwargs.get("inputs_embeds") is not None:
@@ -79,7 +82,10 @@ def speculate(
             "speculative decoding needs token ids; pass input_ids instead of inputs_embeds"
         )
     forward = TreeForward(model)
-    run = _Run(drafter, forward, input_ids, logits_processor, stopping_criteria, generation_config)
+    run = _Run(
+        *(drafter, forward, input_ids, logits_processor, stopping_criteria, generation_config),
+        constraint,
+    )
     cache, mask = run.prepare(model_kwargs)
     try:
         mask = run.prefill(cache, mask)
@@ -108,20 +114,27 @@ class _Run:
         logits_processor: Any,
         stopping_criteria: Any,
         config: GenerationConfig,
+        constraint: Constraint | None,
     ) -> None:
         refuse_settings(config, drafter, input_ids)
         self.drafter, self.forward = drafter, forward
         self.input_ids = input_ids
-        self.chooser = Chooser(
-            logits_processor, sample=bool(config.do_sample), rows=input_ids.shape[0]
-        )
         self.max_length: int = config.max_length
         self.stop_ids, self.criteria = stops(stopping_criteria, drafter)
+        rows, length = input_ids.shape
+        sample = bool(config.do_sample)
+        self.rule = rule = (
+            None if constraint is None else Rule(constraint, self.stop_ids, drafter.probes)
+        )
+        self.chooser = (
+            Chooser(logits_processor, sample=sample, rows=rows)
+            if rule is None
+            else RuledChooser(rule, length, logits_processor, sample=sample, rows=rows)
+        )
         pad = config._pad_token_tensor
         self.pad = int(pad) if pad is not None else 0
         self.device = input_ids.device
         self.stats = drafter.stats = DecodeStats()
-        length = input_ids.shape[1]
         longest = forward.max_positions
         if longest is not None and length > longest:
             raise PertokenError(
@@ -260,10 +273,13 @@ class _Run:
                 if drafter.budget is None
                 else int(drafter.budget)
             )
-            if room < 1 or budget < 1:
-                trees.append(TokenTree(drafter.contexts[index][-1]))
-            else:
-                trees.append(drafter.propose(index, budget, room))
+            tree = TokenTree(drafter.contexts[index][-1])
+            if room >= 1 and budget >= 1:
+                tree = drafter.propose(index, budget, room)
+            if room >= 1 and self.rule is not None:
+                new = row.ids[0, row.prompt : row.length].tolist()
+                tree = self.rule.fit_tree(tree, new, budget, room)
+            trees.append(tree)
         if planner is not None:
             values: list[float] = []
             for tree in trees:
@@ -296,7 +312,7 @@ class _Run:
         """Accept, commit and report for every row; the nodes whose cache rows stay."""
         seen = [NodeLogits(logits[index, : len(tree)]) for index, tree in enumerate(trees)]
         alive = {row.length for row in self.rows if not row.done}
-        if logits.shape[1] == 1 and len(alive) == 1:
+        if logits.shape[1] == 1 and len(alive) == 1 and self.rule is None:
             tokens = self._choose_plain(logits[:, -1])
             chosen: list[Walk] = [([0], [token]) for token in tokens]
         else:
