@@ -38,8 +38,9 @@ class GrammarConstraint:
     """What the three constraints here share: every question but how to make one.
 
     ids are new tokens without the prompt. Special tokens and ids that the tokenizer does not have
-    are never allowed; added tokens that look like ``<this>`` count as special, as in llguidance. A
-    grammar may lead into a dead end, in which `accepts` was true and no token is allowed.
+    are never allowed, not even where a grammar names them; added tokens that look like ``<this>``
+    count as special, as in llguidance. A grammar may lead into a dead end, in which `accepts` was
+    true and no token is allowed.
 
     Where llguidance meets one of its limits of work the methods raise PertokenError, and `forced`
     knows nothing.
@@ -51,7 +52,9 @@ class GrammarConstraint:
         """form: llguidance's own form of the grammar; lark: the same as Lark text."""
         parser = _tokens(tokenizer)
         self._size = int(parser.vocab_size)
-        special = {*tokenizer.all_special_ids, *parser.eos_tokens}
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        special = {token for token in added if parser.is_special_token(token)}
+        special |= {*tokenizer.all_special_ids, *parser.eos_tokens}
         self._special = sorted(token for token in special if token < self._size)
         self.vocabulary = torch.ones(self._size, dtype=torch.bool)
         self.vocabulary[self._special] = False
@@ -74,8 +77,12 @@ class GrammarConstraint:
     def accepts_each(self, ids: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """``accepts([*ids, token])`` for each of these tokens."""
         if len(tokens) > _FEW:
-            allowed = self.allowed(ids).tolist()
-            return [0 <= token < self._size and allowed[token] for token in tokens]
+            index = torch.tensor(tokens)
+            inside = (index >= 0) & (index < self._size)
+            found: list[bool] = (
+                inside & self.allowed(ids)[index.clamp(0, self._size - 1)]
+            ).tolist()
+            return found
         prefix = tuple(ids)
         matcher = self._free.at(prefix)
         if matcher is None:
@@ -287,8 +294,8 @@ def _matcher(parser: Any, form: dict[str, Any], refusal: Callable[[str], str]) -
     return matcher
 
 
-# llguidance's view of a tokenizer takes about half a second to make; with the size it had then,
-# because tokens may be added to a tokenizer.
+# llguidance's view of a tokenizer takes seconds to make where the vocabulary is large; kept with
+# the size it had then, because tokens may be added to a tokenizer.
 _VIEWS: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
 
 
