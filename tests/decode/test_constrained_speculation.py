@@ -148,6 +148,12 @@ def llama() -> PreTrainedModel:
     return tiny_model("llama", vocab_size=16)
 
 
+@pytest.fixture(scope="module")
+def wanted(llama: PreTrainedModel) -> list[tuple[list[list[int]], torch.Tensor]]:
+    """Prompts, one and three, with what plain decoding writes under the mask."""
+    return [(prompts, masked(llama, prompts)) for prompts in (PROMPTS[2:], PROMPTS)]
+
+
 def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
@@ -189,13 +195,16 @@ def check_equal(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_ids_equal_masked_plain_decoding(name: str, kind: str, llama: PreTrainedModel) -> None:
-    for budget in (None, 1, 7, "auto"):
-        drafter = DRAFTERS[name](budget=budget)
-        check_equal(llama, PROMPTS[:1], drafter, KINDS[kind]())
-        check_equal(llama, PROMPTS, drafter, KINDS[kind]())
-        if name == "plain":
-            break
+def test_ids_equal_masked_plain_decoding(
+    name: str,
+    kind: str,
+    llama: PreTrainedModel,
+    wanted: list[tuple[list[list[int]], torch.Tensor]],
+) -> None:
+    for budget in (None, 1, "auto") if name != "plain" else (None,):
+        for prompts, ids in wanted:
+            setup = Constrained(DRAFTERS[name](budget=budget), KINDS[kind]())
+            assert torch.equal(generate(llama, prompts, custom_generate=setup), ids)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,7 @@ def test_ids_equal_masked_plain_decoding_on_every_architecture(
 
 def test_texts_end_where_nothing_but_the_stop_may_follow() -> None:
     ended = 0
-    for seed in range(6):
+    for seed in range(3):
         model = tiny_model("llama", vocab_size=16, seed=seed)
         found = check_equal(model, PROMPTS, Goose(), Forcing(), max_new_tokens=60)
         for row in found[:, 14:].tolist():
@@ -378,7 +387,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", ["goose", "lookahead", "plain"])
+@pytest.mark.parametrize("name", ["goose", "lookahead"])
 def test_other_processors_come_before_the_mask(
     name: str, options: str, llama: PreTrainedModel
 ) -> None:
@@ -399,7 +408,7 @@ def test_a_criterion_may_end_the_text_before_the_constraint_does(kind: str) -> N
     criteria = StoppingCriteriaList([AfterEleven()])
     options = {"stopping_criteria": criteria, "eos_token_id": None, "max_new_tokens": 60}
     ended = 0
-    for seed in range(6):
+    for seed in range(3):
         model = tiny_model("llama", vocab_size=16, seed=seed)
         for drafter in (Goose(), Plain()):
             found = check_equal(model, PROMPTS[:1], drafter, KINDS[kind](), **options)
@@ -523,13 +532,14 @@ SAMPLED = {
     "top-k": (ListedSums, {"top_k": 3}),
     "all": (
         ListedSums,
-        {"top_k": 4, "top_p": 0.9, "temperature": 1.5, "repetition_penalty": 1.3},
+        {"top_k": 4, "top_p": 0.9, "temperature": 1.5, "bad_words_ids": [[5, 1]]},
     ),
 }
 
 
-@pytest.mark.parametrize("how", SAMPLED)
-@pytest.mark.parametrize("name", ["goose", "lookahead"])
+@pytest.mark.parametrize(
+    ("name", "how"), [*(("goose", how) for how in SAMPLED), ("lookahead", "asked")]
+)
 def test_samples_follow_the_masked_models_distribution(name: str, how: str) -> None:
     model, (make, options) = small_model(), SAMPLED[how]
     prompt = torch.tensor([1, 5, 2, 5, 1, 5, 2, 5])
@@ -543,10 +553,10 @@ def test_samples_follow_the_masked_models_distribution(name: str, how: str) -> N
     drafted = 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for _ in range(8):
+        for _ in range(4):
             found = generate(
                 model,
-                [prompt.tolist()] * 250,
+                [prompt.tolist()] * 400,
                 custom_generate=setup,
                 do_sample=True,
                 max_new_tokens=4,
@@ -559,7 +569,7 @@ def test_samples_follow_the_masked_models_distribution(name: str, how: str) -> N
     result = compare_counts(wanted, seen)
     assert not result.impossible
     assert result.p_value > 0.001
-    assert drafted > 100
+    assert drafted > 50
 
 
 def orders(scores: torch.Tensor) -> Iterator[tuple[tuple[int, ...], float]]:

@@ -14,6 +14,8 @@ from pertoken.reproduce._report import Row
 from pertoken.reproduce._speculation import Make, Unit, accepted, decode, speed_row
 
 NEW_TOKENS = 160
+# As json.dumps writes it. Where white space is free a small model may write tabs to the end.
+FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def contenders(model: Any, tokenizer: Any, schema: dict[str, Any]) -> dict[str, 
     from pertoken.decode import Constrained, ConstraintMask, Goose, Plain
     from pertoken.decode.grammar import JSONSchemaConstraint
 
-    make = partial(JSONSchemaConstraint, schema, tokenizer=tokenizer)
+    make = partial(JSONSchemaConstraint, schema | {"x-guidance": FORM}, tokenizer=tokenizer)
     stops = model.generation_config.eos_token_id
     return {
         "masking": lambda: {"logits_processor": [ConstraintMask(make(), stops)]},
