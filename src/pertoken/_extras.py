@@ -18,5 +18,5 @@ def need(module: str, extra: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError:
         raise PertokenError(
-            f"{module.partition('.')[0]} is not installed; pip install 'pertoken[{extra}]'"
+            f'{module.partition(".")[0]} is not installed: pip install "pertoken[{extra}]"'
         ) from None

@@ -721,7 +721,7 @@ class RaisingForced(Forcing):
     ("constraint", "words"),
     [
         (Raising(), "the constraint raised ValueError (no such thing)"),
-        (RaisingForced(), "the constraint raised RuntimeError (out of order) in forced"),
+        (RaisingForced(), "the constraint raised RuntimeError (out of order) on"),
         (Short(), "accepts_each(ids, tokens) gave 0 answers on"),
         (Nothing(), "the constraint allows no token behind 2 new tokens"),
         (Wrong(), "allowed(ids) must be a bool tensor [vocab], got list"),

@@ -75,5 +75,5 @@ def test_a_missing_package_is_named_by_its_extra(
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Blocked(), *sys.meta_path])
-    with pytest.raises(PertokenError, match=rf"{module} is not installed; .*pertoken\[{extra}\]"):
+    with pytest.raises(PertokenError, match=rf"{module} is not installed: .*pertoken\[{extra}\]"):
         getattr(FOUND, call)()

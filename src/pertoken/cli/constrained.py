@@ -84,7 +84,11 @@ def draw_one(
 ) -> bool:
     """Stream one text, say its weight on standard error; whether the text is an allowed one."""
     streamer = Streamer(tokenizer)
-    sampler = AWRS(constraint, streamer=None if as_json == "-" else streamer)
+    sampler = AWRS(
+        constraint,
+        masked=hasattr(constraint, "allowed"),
+        streamer=None if as_json == "-" else streamer,
+    )
     try:
         ids, seconds = decode_prompt(
             model,
@@ -156,6 +160,7 @@ def draw_many(
         logits_processor=[TemperatureLogitsWarper(temperature)] if temperature != 1.0 else None,
         tokenizer=tokenizer,
         seed=seed,
+        masked=hasattr(constraint, "allowed"),
     )
     if as_json != "-":
         print(found.table())

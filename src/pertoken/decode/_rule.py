@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from pertoken.decode._choose import Chooser, Walk
-from pertoken.decode.constraint import Constraint, ask
+from pertoken.decode.constraint import Constraint, ask, call, fit
 from pertoken.decode.tree import TokenTree
 from pertoken.errors import PertokenError
 
@@ -53,7 +53,7 @@ class Rule:
         if self._each is None:
             found = [ask(self.constraint.accepts, [*ids, token]) for token in ordinary]
         else:
-            found = list(_call(self._each, ids, ordinary)) if ordinary else []
+            found = list(call(self._each, ids, ordinary)) if ordinary else []
             if len(found) != len(ordinary):
                 raise PertokenError(
                     f"the constraint's accepts_each(ids, tokens) gave {len(found)} answers on "
@@ -68,7 +68,7 @@ class Rule:
         """The ordinary tokens that must follow, as far as the constraint says."""
         if self._forced is None:
             return []
-        tokens: list[int] = _call(self._forced, ids)
+        tokens: list[int] = call(self._forced, ids)
         ends = (place for place, token in enumerate(tokens) if token in self.stop_ids)
         return tokens[: next(ends, len(tokens))]
 
@@ -78,21 +78,13 @@ class Rule:
         Raises PertokenError if nothing is left. A token beyond the tensor that the constraint
         returns may not follow.
         """
-        mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         if self.allowed is None:
-            mask[:] = torch.tensor(self.allows(ids, range(len(mask))))
+            mask = torch.tensor(self.allows(ids, range(len(scores))))
         else:
-            allowed = _call(self.allowed, ids)
-            if getattr(allowed, "dtype", None) != torch.bool or allowed.dim() != 1:
-                raise PertokenError(
-                    "the constraint's allowed(ids) must be a bool tensor [vocab], got "
-                    f"{getattr(allowed, 'dtype', type(allowed).__name__)}"
-                )
-            size = min(len(mask), len(allowed))
-            mask[:size] = allowed[:size]
+            mask = fit(call(self.allowed, ids), len(scores), "allowed(ids)")
             stops = [token for token in self.stop_ids if token < len(mask)]
             mask[stops] = ask(self.constraint.complete, ids)
-        left = scores.masked_fill(~mask, -math.inf)
+        left = scores.masked_fill(~mask.to(scores.device), -math.inf)
         if not bool((left > -math.inf).any()):
             raise self.dead_end(ids, scores)
         return left
@@ -260,16 +252,3 @@ def descending(keys: torch.Tensor) -> Iterator[int]:
         yield token
     rest = keys.sort(descending=True)
     yield from rest.indices[_FIRST : int((rest.values > -math.inf).sum())].tolist()
-
-
-def _call(question: Callable[..., Any], *about: Any) -> Any:
-    """The constraint's answer; raises PertokenError where it fails."""
-    try:
-        return question(*about)
-    except PertokenError:
-        raise
-    except Exception as error:
-        raise PertokenError(
-            f"the constraint raised {type(error).__name__} ({error}) in "
-            f"{getattr(question, '__name__', 'a method')} behind {len(about[0])} new tokens"
-        ) from error

@@ -148,15 +148,15 @@ def ask(predicate: Callable[[Any], Any], about: Any) -> bool:
     )
 
 
-def call(function: Callable[[Any], Any], about: Any) -> Any:
+def call(function: Callable[..., Any], *about: Any) -> Any:
     """What a user's function returns; raises PertokenError where it raises."""
     try:
-        return function(about)
+        return function(*about)
     except PertokenError:
         raise
     except Exception as error:
         raise PertokenError(
-            f"the constraint raised {type(error).__name__} ({error}) on {_short(about)}"
+            f"the constraint raised {type(error).__name__} ({error}) on {_short(about[0])}"
         ) from error
 
 
@@ -173,7 +173,8 @@ def fit(mask: Any, size: int, name: str) -> torch.Tensor:
 
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 1:
         raise PertokenError(
-            f"the constraint's {name} must be a bool tensor [vocab], got {_short(mask)}"
+            f"the constraint's {name} must be a bool tensor [vocab], got "
+            f"{getattr(mask, 'dtype', type(mask).__name__)}"
         )
     fitted = mask.new_zeros(size)
     fitted[: len(mask)] = mask[:size]

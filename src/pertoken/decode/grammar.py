@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from pertoken._extras import need
 from pertoken.errors import PertokenError
 
 _KEPT = 64  # parsers kept, one per prefix asked about
@@ -272,13 +273,7 @@ def _check(why: str, prefix: tuple[int, ...]) -> None:
 
 
 def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise PertokenError(
-            'grammars and JSON schemas need llguidance: pip install "pertoken[constrained]"'
-        ) from None
-    return llguidance
+    return need("llguidance", "constrained")
 
 
 def _matcher(parser: Any, form: dict[str, Any], refusal: Callable[[str], str]) -> Any:
