@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
+    from pertoken.decode.byte_model import ByteEnsemble, ByteModel
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AWRS",
     "Balanced",
+    "ByteEnsemble",
+    "ByteModel",
     "Constrained",
     "ConstraintMask",
     "DecodeStats",
@@ -47,6 +50,8 @@ __all__ = [
 _HOME = {
     "AWRS": "awrs",
     "Balanced": "balanced",
+    "ByteEnsemble": "byte_model",
+    "ByteModel": "byte_model",
     "Constrained": "constrained",
     "ConstraintMask": "constrained",
     "DecodeStats": "stats",
