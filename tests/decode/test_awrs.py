@@ -255,9 +255,7 @@ def test_masks_and_proposals_that_do_not_fit_are_one_line() -> None:
         def allowed(self, ids: list[int]) -> Any:
             raise KeyError("state")
 
-    assert "allowed(ids) must be a bool tensor [vocab], got list" in given_up(
-        Wrong(), masked=True
-    )
+    assert "allowed(ids) must be a bool tensor [vocab], got list" in given_up(Wrong(), masked=True)
     assert "vocabulary must be a bool tensor" in given_up(Odd())
     assert "raised KeyError" in given_up(Broken(), masked=True)
     other = MockModel([[0.5, 0.3, 0.2]] * 3)

@@ -14,8 +14,16 @@ from pertoken.reproduce._report import Row
 from pertoken.reproduce._speculation import Make, Unit, accepted, decode, speed_row
 
 NEW_TOKENS = 160
-# As json.dumps writes it. Where white space is free a small model may write tabs to the end.
-FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# White space as json.dumps writes it, and free (llguidance's default), where a small model may write
+# tabs to the end.
+FORMS = {
+    "fixed white space": {
+        "whitespace_flexible": False,
+        "item_separator": ", ",
+        "key_separator": ": ",
+    },
+    "free white space": {"whitespace_flexible": True},
+}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -158,12 +166,12 @@ def prompts_of(tokenizer: Any) -> dict[str, list[int]]:
     return found
 
 
-def contenders(model: Any, tokenizer: Any, schema: dict[str, Any]) -> dict[str, Make]:
+def contenders(model: Any, tokenizer: Any, schema: dict[str, Any], form: str) -> dict[str, Make]:
     """Name -> maker of a `generate` set-up, each with a constraint of its own."""
     from pertoken.decode import Constrained, ConstraintMask, Goose, Plain
     from pertoken.decode.grammar import JSONSchemaConstraint
 
-    make = partial(JSONSchemaConstraint, schema | {"x-guidance": FORM}, tokenizer=tokenizer)
+    make = partial(JSONSchemaConstraint, schema | {"x-guidance": FORMS[form]}, tokenizer=tokenizer)
     stops = model.generation_config.eos_token_id
     return {
         "masking": lambda: {"logits_processor": [ConstraintMask(make(), stops)]},
@@ -173,9 +181,9 @@ def contenders(model: Any, tokenizer: Any, schema: dict[str, Any]) -> dict[str, 
 
 
 def run_constrained(
-    context: Context, new_tokens: int = NEW_TOKENS
-) -> tuple[dict[str, dict[str, Unit]], dict[str, Any]]:
-    """Units by task and contender, and the noise of the run; contenders take turns on every task.
+    context: Context, form: str, new_tokens: int = NEW_TOKENS
+) -> dict[str, dict[str, Unit]]:
+    """Units by task and contender; contenders take turns on every task.
 
     Tasks during which other programs used the machine are left out.
     """
@@ -184,7 +192,7 @@ def run_constrained(
     model, tokenizer = context.load()
     prompts = prompts_of(tokenizer)
     names = list(TASKS)[: 1 if context.smoke else None]
-    makes = {name: contenders(model, tokenizer, TASKS[name][1]) for name in names}
+    makes = {name: contenders(model, tokenizer, TASKS[name][1], form) for name in names}
     kinds = list(makes[names[0]])
     for kind in kinds:  # warm up, and measure the costs
         decode(model, prompts[names[0]], makes[names[0]][kind], 4)
@@ -194,21 +202,32 @@ def run_constrained(
 
     turns = {kind: partial(unit, kind) for kind in kinds}
     run = alternate(turns, len(names), watch=0.0 if context.smoke else 0.5)
-    units = {
+    return {
         names[entry.index]: {kind: call.value for kind, call in entry.calls.items()}
         for entry in [*run.kept, *(run.dropped if context.smoke else [])]
     }
-    return units, run.noise()
 
 
-def constrained_rows(units: dict[str, dict[str, Unit]], seed: int) -> list[Row]:
+def speculation_rows(context: Context) -> list[Row]:
+    """All rows; each form of white space is one unit of the run."""
+    new_tokens = 12 if context.smoke else NEW_TOKENS
+    rows = []
+    for form in context.track(list(FORMS), "JSON schemas under speculation"):
+        units = context.remember(
+            ["speculation", form], partial(run_constrained, context, form, new_tokens)
+        )
+        rows += constrained_rows(units, form, context.seed)
+    return rows
+
+
+def constrained_rows(units: dict[str, dict[str, Unit]], form: str, seed: int) -> list[Row]:
     """Speed over masking alone, tokens per pass, and the share of identical texts."""
     found = list(units.values())
     masking = [unit["masking"] for unit in found]
     rows = []
     for kind in ("forced tokens", "goose, auto budget"):
         own = [unit[kind] for unit in found]
-        metric = f"JSON schema, {kind}"
+        metric = f"JSON schema, {form}, {kind}"
         same = [a["ids"] == b["ids"] for a, b in zip(own, masking, strict=True)]
         rows += [
             speed_row(
@@ -227,4 +246,4 @@ def constrained_rows(units: dict[str, dict[str, Unit]], seed: int) -> list[Row]:
     tokens = sum(len(unit["ids"]) for unit in masking)
     seconds = sum(unit["seconds"] for unit in masking)
     speed = tokens / seconds if seconds else float("nan")
-    return [*rows, Row("JSON schema, masking alone", speed, unit="tokens/s")]
+    return [*rows, Row(f"JSON schema, {form}, masking alone", speed, unit="tokens/s")]

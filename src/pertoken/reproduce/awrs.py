@@ -3,8 +3,9 @@
 Exactness first, on vocabularies small enough to enumerate: weights unbiased, samples exact, a
 grammar with dead ends on which token masking is wrong and sequential Monte Carlo is not, variances
 of the estimators. Then what the constraint costs on real vocabularies: questions per token against
-the size of the vocabulary, seconds with a slow predicate, and both ways where there is a mask. The
-paper's accuracy in five domains needs an 8B model and is not measured here.
+the size of the vocabulary, seconds with a slow predicate, and both ways where there is a mask. Last,
+JSON under a schema with speculation and without. The paper's accuracy in five domains needs an 8B
+model and is not measured here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from random import Random
 from typing import Any
 
 from pertoken.reproduce._awrs_cost import ASKED, NEW_TOKENS, SLOW, TEXTS, cost_rows
+from pertoken.reproduce._constrained_speed import FORMS, speculation_rows
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._dead_ends import PARTICLES, RUNS, dead_end_rows
 from pertoken.reproduce._report import Reproduction, Row
@@ -39,6 +41,11 @@ BARS = {
         f"seconds per token at 1 ms a check: token masking over AWRS, {name}": ">= 50"
         for name in ("smollm2", SECOND)
     },
+    **{
+        f"JSON schema, {form}, goose, auto budget: {what}": bar
+        for form in FORMS
+        for what, bar in (("wall clock over masking", ">= 1.2"), ("same tokens as masking", ">= 1"))
+    },
 }
 REASONS: dict[str, str] = {}
 
@@ -59,6 +66,7 @@ def run(context: Context) -> Reproduction:
         *dead_end_rows(context),
         *_variance_rows(),
         *cost_rows(context, models),
+        *speculation_rows(context),
     ]
     return context.reproduction(
         result,
