@@ -17,6 +17,10 @@ Capture = pytest.CaptureFixture[str]
 NEW = "é, naïve 🎉 done"
 
 
+def single(content: bytes) -> Iterator[bytes]:
+    return (bytes([byte]) for byte in content)
+
+
 class Scripted:
     """A byte model that says what it was told to, and keeps what it was asked."""
 
@@ -26,9 +30,9 @@ class Scripted:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         pass
 
-    def stream(self, prefix: bytes, max_bytes: int, **options: Any) -> Iterator[int]:
+    def stream(self, prefix: bytes, max_bytes: int, **options: Any) -> Iterator[bytes]:
         Scripted.asked = {"prefix": prefix, "max_bytes": max_bytes, **options}
-        yield from self.says[:max_bytes]
+        yield from single(self.says[:max_bytes])
 
 
 @pytest.fixture
@@ -98,10 +102,10 @@ def test_no_half_character_is_printed(scripted: type[Scripted], capsys: Capture)
 
 
 def test_a_character_is_printed_with_its_last_byte() -> None:
-    given: list[int] = []
+    given: list[bytes] = []
 
-    def bytes_one_by_one() -> Iterator[int]:
-        for byte in "aé🎉".encode():
+    def bytes_one_by_one() -> Iterator[bytes]:
+        for byte in single("aé🎉".encode()):
             given.append(byte)
             yield byte
 
@@ -110,14 +114,14 @@ def test_a_character_is_printed_with_its_last_byte() -> None:
 
 
 def test_bytes_that_are_no_character_are_marked() -> None:
-    assert "".join(characters(b"", b"a\xffb\xc3(")) == "a�b�("
-    assert "".join(characters(b"\xe2\x82", b"x")) == "�x"
+    assert "".join(characters(b"", single(b"a\xffb\xc3("))) == "a�b�("
+    assert "".join(characters(b"\xe2\x82", single(b"x"))) == "�x"
 
 
 def test_stop_texts(scripted: type[Scripted], capsys: Capture) -> None:
     assert main(["generate", "caf", "--bytes", "--stop", "never", "--stop", "ïv"]) == 0
     assert capsys.readouterr().out == "é, naïv\n"
-    assert bytes(until(b"aab", [b"ab", b"aab"])) == b"aab"
+    assert b"".join(until(single(b"aabb"), [b"ab", b"aab"])) == b"aab"
 
 
 def test_stats_say_how_it_went(scripted: type[Scripted], capsys: Capture) -> None:
@@ -131,8 +135,8 @@ def test_stats_say_how_it_went(scripted: type[Scripted], capsys: Capture) -> Non
 def test_ctrl_c_ends_the_line(
     scripted: type[Scripted], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any, **__: Any) -> Iterator[int]:
-        yield from b"abc"
+    def interrupted(*_: Any, **__: Any) -> Iterator[bytes]:
+        yield from single(b"abc")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scripted, "stream", interrupted)

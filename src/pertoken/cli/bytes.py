@@ -84,27 +84,27 @@ def cut_character(prompt: bytes) -> bytes:
     return bytes(decoder.getstate()[0])
 
 
-def characters(begun: bytes, stream: Iterable[int]) -> Iterator[str]:
+def characters(begun: bytes, stream: Iterable[bytes]) -> Iterator[str]:
     r"""Text of a stream of bytes, each character as soon as its bytes are whole.
 
     begun: the bytes of the first character that the prompt already holds. Bytes that are no
     character become U+FFFD; a character that is still unfinished at the end is left out.
 
-    >>> list(characters(b"\xc3", b"\xa9t\xc3"))
-    ['\u00e9', 't']
+    >>> list(characters(b"\xc3", [b"\xa9", b"t", b"\xc3"]))
+    ['é', 't']
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(begun)
     for byte in stream:
-        if text := decoder.decode(bytes([byte])):
+        if text := decoder.decode(byte):
             yield text
 
 
-def until(stream: Iterable[int], stops: Iterable[bytes]) -> Iterator[int]:
-    """The stream up to and with the first of the texts `stops`.
+def until(stream: Iterable[bytes], stops: Iterable[bytes]) -> Iterator[bytes]:
+    """A stream of single bytes up to and with the first of the texts `stops`.
 
-    >>> bytes(until(b"one. two.", [b"."]))
-    b'one.'
+    >>> list(until([b"o", b"n", b"e", b".", b"t"], [b"e."]))
+    [b'o', b'n', b'e', b'.']
     """
     endings = tuple(stops)
     longest = max(map(len, endings), default=0)
@@ -112,7 +112,7 @@ def until(stream: Iterable[int], stops: Iterable[bytes]) -> Iterator[int]:
     for byte in stream:
         yield byte
         if longest:
-            last = (last + bytes([byte]))[-longest:]
+            last = (last + byte)[-longest:]
             if last.endswith(endings):
                 return
 
@@ -159,11 +159,11 @@ def generate_bytes(context: Context) -> None:
 class _Counted:
     """An iterator that knows how many items it gave."""
 
-    def __init__(self, items: Iterable[int]) -> None:
+    def __init__(self, items: Iterable[bytes]) -> None:
         self.count = 0
         self._items = items
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[bytes]:
         for item in self._items:
             self.count += 1
             yield item
