@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
+    from pertoken.decode.byte_model import ByteEnsemble, ByteModel
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
     from pertoken.decode.lookahead import Lookahead
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AWRS",
     "Balanced",
+    "ByteEnsemble",
+    "ByteModel",
     "DecodeStats",
     "Drafter",
     "Goose",
@@ -43,6 +46,8 @@ __all__ = [
 _HOME = {
     "AWRS": "awrs",
     "Balanced": "balanced",
+    "ByteEnsemble": "byte_model",
+    "ByteModel": "byte_model",
     "DecodeStats": "stats",
     "Drafter": "drafter",
     "Goose": "goose",

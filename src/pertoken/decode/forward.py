@@ -143,9 +143,10 @@ class TreeForward:
         """Logits [batch, nodes, vocab] at the nodes of one tree per row.
 
         tokens, depths: [batch, nodes]; visible: bool [batch, nodes, nodes], see `ancestor_mask`;
-        mask: [batch, seen], 1 for the text in the cache and 0 for left padding.
+        mask: [batch, seen], 1 for the text in the cache and 0 for left padding; or [batch, nodes,
+        seen], where every node has its own text among the rows of the cache, in order.
         """
-        positions = mask.sum(-1, keepdim=True) + depths
+        positions = mask.sum(-1, keepdim=mask.dim() == 2) + depths
         masks = {
             kind: self._mask(kind, layer, positions, visible, mask, cache)
             for kind, layer in self.first_layer.items()
@@ -172,15 +173,18 @@ class TreeForward:
     ) -> torch.Tensor:
         """Additive float mask [batch, 1, nodes, keys] for one type of layer."""
         nodes = positions.shape[1]
-        seen = mask.shape[1]
+        seen = mask.shape[-1]
         length, offset = cache.layers[layer].get_mask_sizes(nodes) if seen else (nodes, 0)
-        past = mask[:, offset:seen].bool()
-        allowed = torch.cat((past.unsqueeze(1).expand(-1, nodes, -1), visible), -1)
+        if mask.dim() == 2:
+            mask = mask.unsqueeze(1)
+        past = mask[..., offset:].bool().expand(-1, nodes, -1)
+        allowed = torch.cat((past, visible), -1)
         if kind == SLIDING and self.window is not None:
-            of_past = (mask.cumsum(-1) - 1)[:, offset:seen]
-            of_keys = torch.cat((of_past, positions), -1)
+            of_past = (mask.cumsum(-1) - 1)[..., offset:].expand(-1, nodes, -1)
+            of_nodes = positions.unsqueeze(1).expand(-1, nodes, -1)
+            of_keys = torch.cat((of_past, of_nodes), -1)
             # In positions, not in slots: siblings share a position but not a slot.
-            allowed = allowed & (of_keys.unsqueeze(1) > positions.unsqueeze(-1) - self.window)
+            allowed = allowed & (of_keys > positions.unsqueeze(-1) - self.window)
         beyond = length - allowed.shape[-1]  # free slots of a static cache
         additive = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
         additive.masked_fill_(~allowed, self.lowest)
