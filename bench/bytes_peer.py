@@ -34,19 +34,19 @@ Walk = Iterator[Sequence[float]]
 
 
 class Ours:
-    """Our byte model; nothing is kept from prompt to prompt."""
+    """Our byte model; nothing is kept from prompt to prompt but tables of the vocabulary."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         from pertoken.decode import ByteModel
 
-        self.model, self.tokenizer = model, tokenizer
-        self._make = ByteModel
+        self._byte_model = ByteModel(model, tokenizer)
 
     def walk(self, prefix: bytes, following: bytes) -> Walk:
-        byte_model = self._make(self.model, self.tokenizer)
-        for end in range(len(following) + 1):
-            found = byte_model.next_byte_log_probs(prefix + following[:end])
-            yield found.double().exp().tolist()
+        reader = self._byte_model.read(prefix)
+        yield reader.log_probs().exp().tolist()
+        for byte in following:
+            reader.push(byte)
+            yield reader.log_probs().exp().tolist()
 
 
 class Genlm:

@@ -54,9 +54,8 @@ def _contender(model: Any, tokenizer: Any) -> Contender:
     from pertoken.decode import ByteModel
 
     byte_model = ByteModel(model, tokenizer)
-    words = byte_model.vocab.token_bytes
-    begin = tokenizer("")["input_ids"] or [tokenizer.bos_token_id]
-    return Contender(model, byte_model, TokenGuesses(model, tokenizer, words, begin))
+    guesses = TokenGuesses(model, tokenizer, byte_model.vocab.token_bytes, byte_model.begin)
+    return Contender(model, byte_model, guesses)
 
 
 def _tiny(words: list[str]) -> tuple[Any, Any]:
@@ -131,19 +130,28 @@ def log_probs(models: Models, which: str, text: Text, most: int) -> list[float]:
     return [float(value) for value in scored]
 
 
-def sum_error(models: Models, which: str, prefixes: list[bytes]) -> float:
-    """How far the 257 outcomes are from summing to 1, at worst."""
+def chain_error(models: Models, which: str, texts: list[bytes]) -> float:
+    """How far the 257 outcomes of any place are from sharing the probability of the text so far.
+
+    The product of a text's normalised next-byte probabilities is its probability, as its cover
+    gives it, iff at every place the 257 outcomes summed to what was there before they were
+    normalised. Greatest relative error of that product.
+    """
     byte_model = getattr(models, which).bytes
-    sums = [byte_model.next_byte_log_probs(p).double().exp().sum() for p in prefixes]
-    return max(abs(float(total) - 1.0) for total in sums)
+    worst = 0.0
+    for text in texts:
+        product = float(byte_model.score(text).sum())
+        cover = torch.tensor([weight for _, weight in byte_model.cover(text)], dtype=torch.float64)
+        worst = max(worst, abs(math.expm1(product - float(cover.logsumexp(0)))))
+    return worst
 
 
-def chain_error(models: Models, which: str, data: bytes) -> float:
+def steps_error(models: Models, which: str, data: bytes) -> float:
     """Scores of a text against asking byte by byte, greatest difference in nats."""
     byte_model = getattr(models, which).bytes
-    scores = byte_model.score(data).double()
+    scores = byte_model.score(data)
     single = [byte_model.next_byte_log_probs(data[:i])[data[i]] for i in range(len(data))]
-    return float((scores - torch.stack(single).double()).abs().max())
+    return float((scores - torch.stack(single)).abs().max())
 
 
 def token_score(contender: Contender, text: str) -> float:
