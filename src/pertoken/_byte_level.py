@@ -8,6 +8,7 @@ and a token that needs a certain continuation a next token that gives it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 from unicodedata import category
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from pertoken._merges import MergeTable
 from pertoken._path import Path
-from pertoken._pieces_of_text import INSIDE, Cutter, dangling
+from pertoken._pieces_of_text import INSIDE, Cutter, completions, dangling
 from pertoken.byte_vocab import ByteVocab
 
 __all__ = ["ByteLevelRules"]
@@ -25,6 +26,7 @@ __all__ = ["ByteLevelRules"]
 Bools = npt.NDArray[np.bool_]
 
 _KEPT = 512  # rows
+_DEEP = 4  # tokens looked ahead for one with which a text may end
 _WIDTH = {0xC: 2, 0xD: 2, 0xE: 3, 0xF: 4}  # of a character, by the high half of its first byte
 
 
@@ -44,13 +46,26 @@ class ByteLevelRules:
         every = np.ones(vocab.size, dtype=bool)
         self._first = every if self._whole else self._merges.reachable
         self._never = ~every
+        self._writes = np.array([bool(part) for part in self._spelled])
         self._cut_off = [token for token, part in enumerate(self._spelled) if dangling(part)]
         self._inner = [t for t in vocab.order.tolist() if self._spelled[t][0] in INSIDE]
-        self._signs = lru_cache(maxsize=65536)(self._finishing)
-        self._rows: dict[Any, Bools] = {}
+        self._apart = lru_cache(maxsize=65536)(self._merges.apart)
+        self._known: dict[tuple[bytes, int], tuple[list[str], Iterator[str]]] = {}
+        self._rows: dict[Any, tuple[Bools, Bools]] = {}
 
     def row(self, path: Path, text: bytes) -> Bools:
-        text = text[: path.end]
+        allowed, sure = self._row(path, text[: path.end])
+        unsure = np.flatnonzero(allowed & ~sure).tolist()
+        if not unsure:
+            return allowed
+        allowed = allowed.copy()
+        for token in unsure:
+            allowed[token] = self._leads_on(path, token, text[: path.end], _DEEP)
+        return allowed
+
+    def _row(self, path: Path, text: bytes) -> tuple[Bools, Bools]:
+        """bool [size] twice: tokens that can follow if the right text follows them, and those
+        with which the text may end, or the character that they begin."""
         pieces = [(text[before:start], text[start:]) for before, start in path.starts]
         keys = [self._cutter.key(before, piece) for before, piece in pieces]
         closes = [self._closes(path, piece) for _, piece in pieces]
@@ -58,25 +73,20 @@ class ByteLevelRules:
         if asked in self._rows:
             return self._rows[asked]
         allowed, sure = (np.zeros(self._vocab.size, dtype=bool) for _ in range(2))
-        rest = keys[0][2]
-        unfinished = [*self._cut_off, *self._inner] if rest else self._cut_off
+        unfinished = [*self._cut_off, *self._inner] if keys[0][2] else self._cut_off
         for (_, piece), key, closed in zip(pieces, keys, closes, strict=True):
             cut, going, cut_end, going_end = self._cutter.next_tokens(*key)
             first, apart = self._borders(path, piece, closed)
             allowed |= (cut & first) | (going & apart)
             sure |= (cut_end & first) | (going_end & apart)
             for token in unfinished:
-                if first[token] or apart[token]:
-                    cuts, goes = self._ways(key, rest, token)
-                    if (cuts and first[token]) or (goes and apart[token]):
-                        allowed[token] = sure[token] = True
-        for token in np.flatnonzero(allowed & ~sure).tolist():
-            if self._spelled[token]:
-                allowed[token] = self._leads_on(path, token, text + self._spelled[token])
+                if any(self._ways(key, token, bool(first[token]), bool(apart[token]), 1)):
+                    allowed[token] = sure[token] = True
+        allowed &= self._writes
         if len(self._rows) >= _KEPT:
             self._rows.clear()
-        self._rows[asked] = allowed
-        return allowed
+        self._rows[asked] = allowed, sure & allowed
+        return self._rows[asked]
 
     def starts(self, path: Path, token: int, text: bytes) -> tuple[tuple[int, int], ...]:
         found: list[tuple[int, int]] = []
@@ -84,10 +94,10 @@ class ByteLevelRules:
             piece = text[start : path.end]
             key = self._cutter.key(text[before:start], piece)
             first, apart = self._borders(path, piece, self._closes(path, piece))
-            cuts, goes = self._ways(key, key[2], token)
-            if cuts and first[token]:
+            cuts, goes = self._ways(key, token, bool(first[token]), bool(apart[token]))
+            if cuts:
                 found.append((start, path.end))
-            if goes and apart[token]:
+            if goes:
                 found.append((before, start))
         settled = self._cutter.settled
         return tuple(
@@ -112,58 +122,88 @@ class ByteLevelRules:
         apart = self._merges.row(path.token) if piece else self._never
         return (self._first if closed else self._never), apart
 
-    def _ways(self, key: tuple[str, str, bytes], rest: bytes, token: int) -> tuple[bool, bool]:
-        """Whether the pre-tokenizer allows a token behind a cut, and without one."""
-        part = rest + self._spelled[token]
+    def _ways(
+        self, key: tuple[str, str, bytes], token: int, first: bool, apart: bool, enough: int = 2
+    ) -> tuple[bool, bool]:
+        """Whether a token may stand behind a cut, and without one, of which `enough` are sought.
+
+        first, apart: whether the merges allow it there.
+        """
+        part = key[2] + self._spelled[token]
         if not dangling(part):
             cut, going, *_ = self._cutter.next_tokens(*key)
-            return bool(cut[token]), bool(going[token])
+            return first and bool(cut[token]), apart and bool(going[token])
         cuts = goes = False
-        for text in self._signs(part, token):
-            found = self._cutter.finished(*key, text)
-            cuts, goes = cuts or found[0], goes or found[1]
-            if cuts and goes:
-                break
+        enough = min(enough, first + apart)
+        if enough:
+            for text in self._signs(part, token):
+                cut_here, goes_here = self._cutter.finished(*key, text)
+                cuts, goes = cuts or (first and cut_here), goes or (apart and goes_here)
+                if cuts + goes >= enough:
+                    break
         return cuts, goes
 
     def _closes(self, path: Path, piece: bytes) -> bool:
         """Whether the tokens of a piece are what the piece is encoded as when it is cut there."""
         return piece not in self._whole or len(self._spelled[path.token]) == len(piece)
 
-    def _leads_on(self, path: Path, token: int, text: bytes) -> bool:
-        """Whether a path with one token more can go on: it must, for its text cannot end there."""
+    def _leads_on(self, path: Path, token: int, text: bytes, deep: int) -> bool:
+        """Whether a path with one token more, whose text cannot end there, can go on."""
+        text = text + self._spelled[token]
         starts = self.starts(path, token, text)
+        if not starts or not deep:
+            return False
         longer = Path(path, token, len(text), starts, path.segment, path.cut)
-        following = np.flatnonzero(self.row(longer, text))
-        return any(self._spelled[behind] for behind in following.tolist())
+        allowed, sure = self._row(longer, text)
+        return bool(sure.any()) or any(
+            self._leads_on(longer, behind, text, deep - 1)
+            for behind in np.flatnonzero(allowed).tolist()
+        )
 
-    def _finishing(self, part: bytes, token: int) -> tuple[str, ...]:
+    def _signs(self, part: bytes, token: int) -> Iterator[str]:
+        """What `_finishing` yields, found once and only as far as it is asked for."""
+        key = part, token
+        if key not in self._known:
+            self._known[key] = [], self._finishing(part, token)
+        found, more = self._known[key]
+        place = 0
+        while True:
+            if place == len(found):
+                sign = next(more, None)
+                if sign is None:
+                    return
+                found.append(sign)
+            yield found[place]
+            place += 1
+
+    def _finishing(self, part: bytes, token: int) -> Iterator[str]:
         """A text that ends inside a character, with each character that may come of it.
 
         One of each kind; none where the merges would not leave its last token as it is.
         """
-        found: dict[str, str] = {}
         count = dangling(part)
         try:
             body = part[: len(part) - count].decode()
         except UnicodeDecodeError:
-            return ()
+            return
+        kinds: set[str] = set()
         width = _WIDTH[part[-count] >> 4]
         for behind in self._inner:
             whole = part[-count:] + self._spelled[behind]
-            if not self._merges.apart(token, behind):
+            if not self._apart(token, behind):
                 continue
-            signs: tuple[str, ...] = ()
+            signs: Iterable[str] = ()
             if len(whole) < width:
-                signs = self._signs(whole, behind)
+                signs = self._signs(whole, behind) if completions(whole) else ()
             else:
                 sign = whole[:width].decode(errors="ignore")
                 signs = (sign,) if len(sign.encode()) == width else ()
             for sign in signs:
                 # Unassigned ones are alike here, for there are too many.
                 kind = "new" if category(sign) == "Cn" else self._cutter.kind(sign)
-                found.setdefault(kind, sign)
-        return tuple(body + sign for sign in found.values())
+                if kind not in kinds:
+                    kinds.add(kind)
+                    yield body + sign
 
 
 def _pairs(merges: list[Any]) -> list[tuple[str, str]]:

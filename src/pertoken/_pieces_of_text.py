@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -165,8 +166,13 @@ class Cutter:
                 break
         return cut, going, cut_end, going_end
 
-    def _behind(self, text: str) -> list[str]:
-        """What may follow a text, one for each way in which it can matter."""
+    def _behind(self, text: str) -> Sequence[str]:
+        """What may follow a text, one for each way in which it can matter to cuts inside it.
+
+        The known rules look past a place only to see blanks end or a contraction complete.
+        """
+        if self._known and text and not text[-1].isspace() and "'" not in text[-2:]:
+            return ()
         return [*_FOLLOWERS, *("sle" if "'" in text[-2:] else "")]
 
     def _cuts(self, text: str) -> list[int]:
