@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
     ] = None,
@@ -90,6 +91,17 @@ def generate(
     stats: Annotated[
         bool, typer.Option("--stats", help="Say on standard error how it went.")
     ] = False,
+    as_bytes: Annotated[
+        bool,
+        typer.Option(
+            "--bytes",
+            help="Decode byte by byte: the prompt, raw text without chat template, may end inside "
+            "a word or a character.",
+        ),
+    ] = False,
+    max_new_bytes: Annotated[
+        int | None, typer.Option(help="With --bytes: new bytes at most; 256 if not given.")
+    ] = None,
 ) -> None:
     """Continue a prompt and stream the text."""
     from pertoken.compare import check_numbers
@@ -102,6 +114,12 @@ def generate(
         )
     if any(not one for one in stop or []):
         raise PertokenError("--stop needs some text to stop at")
+    if as_bytes or max_new_bytes is not None:
+        from pertoken.cli.bytes import check_options, generate_bytes
+
+        check_options(context)
+        generate_bytes(context)
+        return
     sources = {
         "--json-schema": json_schema,
         "--regex": regex,

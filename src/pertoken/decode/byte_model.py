@@ -62,7 +62,7 @@ class _Bytes:
 
     def _open(
         self, prefix: bytes, context: Sequence[int] | None = None, ahead: bytes = b""
-    ) -> _Reader:
+    ) -> Reader:
         raise NotImplementedError
 
     def next_byte_log_probs(
@@ -75,6 +75,13 @@ class _Bytes:
         Raises PertokenError for a prefix that the tokenizer cannot write or that is too long.
         """
         return self._open(_as_bytes(prefix), context).log_probs()
+
+    def read(self, prefix: bytes | str, *, context: Sequence[int] | None = None) -> Reader:
+        """A text to be read byte by byte, in about one forward of a token for each byte.
+
+        Its ``log_probs()`` are the `next_byte_log_probs` of what was read; ``push(byte)`` reads on.
+        """
+        return self._open(_as_bytes(prefix), context)
 
     def score(self, text: bytes | str) -> torch.Tensor:
         """Log-probability [bytes] (float64, nats) of each byte given those before it.
@@ -137,6 +144,8 @@ class ByteModel(_Bytes):
             their place, see the module. Which they are is exact; it costs a few milliseconds per
             forward on BPE vocabularies, and a pass over the vocabulary on Unigram ones.
 
+    begin: ids that stand before every text where no context is given.
+
     After a call, `invalid_mass` is the probability that the model gave to such tokens at the last
     place (None with ``"off"``), and `forwards` and `fed` count the forward passes and the tokens
     fed, without the settled beginning of a prefix.
@@ -177,7 +186,7 @@ class ByteModel(_Bytes):
                 "not this model's"
             )
         self._ends = _end_ids(model, tokenizer)
-        self._begin = _begin_ids(tokenizer)
+        self.begin = _begin_ids(tokenizer)
         self.place_of = np.full(self.vocab.size, -1, dtype=np.int64)  # of a token in vocab.order
         self.place_of[self.vocab.order] = np.arange(len(self.vocab.order))
         self.masks_trees = Branches(model).masks_trees  # and refuses unfit models now
@@ -190,18 +199,22 @@ class ByteModel(_Bytes):
     def cover(
         self, prefix: bytes | str, *, context: Sequence[int] | None = None
     ) -> list[tuple[list[int], float]]:
-        """The cover of a text: (token ids, log-probability given the text), most probable first.
+        """The cover of a text: (token ids, log-probability in nats), most probable first.
 
-        The ids are whole, from the beginning of the text.
+        Their probabilities sum to that of the text (lemma 1), which is the product of the scores;
+        with ``"truncate"`` and ``"off"`` to less or more, for those scores are normalised.
         """
-        reader = _ModelReader(self, _as_bytes(prefix), self._context(context))
+        text = _as_bytes(prefix)
+        reader = _ModelReader(self, b"", self._context(context), ahead=text)
+        for byte in text:
+            reader.push(byte)
         found = [(path.ids, weight) for path, weight in reader.ending()]
         for path, tokens, weights in reader.reaching():
             ids = path.ids
             pairs = zip(tokens.tolist(), weights.tolist(), strict=True)
-            found.extend(([*ids, token], weight) for token, weight in pairs if weight > -math.inf)
-        total = np.logaddexp.reduce([weight for _, weight in found])
-        return sorted(((ids, float(w - total)) for ids, w in found), key=lambda pair: -pair[1])
+            found.extend(([*ids, token], weight) for token, weight in pairs)
+        whole = [(ids, float(weight)) for ids, weight in found if weight > -math.inf]
+        return sorted(whole, key=lambda pair: -pair[1])
 
     def infill(
         self,
@@ -225,8 +238,8 @@ class ByteModel(_Bytes):
         head = tokenizer(before, add_special_tokens=False)["input_ids"] if before else []
         middle = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
         context = [*head, *encode(self.canonical, _as_bytes(suffix)), *middle]
-        if _added_begin(tokenizer) and context[: len(self._begin)] != self._begin:
-            context = [*self._begin, *context]
+        if _added_begin(tokenizer) and context[: len(self.begin)] != self.begin:
+            context = [*self.begin, *context]
         return self.sample(prefix, max_bytes, seed=seed, temperature=temperature, context=context)
 
     def _template(self, template: str | None) -> tuple[str, str]:
@@ -253,16 +266,11 @@ class ByteModel(_Bytes):
             if not context:
                 raise PertokenError("context is empty; give at least one token id")
             return list(context)
-        if not self._begin:
-            raise PertokenError(
-                "the tokenizer has no beginning-of-text token, so the first token has no "
-                "probability; pass context=[id] with a token that stands before texts"
-            )
-        return self._begin
+        return self.begin
 
     def _open(
         self, prefix: bytes, context: Sequence[int] | None = None, ahead: bytes = b""
-    ) -> _Reader:
+    ) -> Reader:
         return _ModelReader(self, prefix, self._context(context), ahead)
 
     def token_probs(
@@ -285,7 +293,7 @@ class ByteModel(_Bytes):
         return tokens, end, max(0.0, 1.0 - valid)
 
 
-class _Reader:
+class Reader:
     """A text that is being read: the distribution of its next byte."""
 
     def log_probs(self) -> torch.Tensor:
@@ -315,7 +323,7 @@ class _Weighed:
         self.invalid: float | None = None
 
 
-class _ModelReader(_Reader):
+class _ModelReader(Reader):
     """The cover of a growing text under one model.
 
     ahead: bytes that will be pushed; their paths are fed together, many in one forward.
@@ -413,7 +421,13 @@ class _ModelReader(_Reader):
         while all(len(chain) > common and chain[common] is chains[0][common] for chain in chains):
             common += 1
         self._settled = chains[0][common - 1]
-        branch, logits = self._branches.start([*context, *self._settled.ids])
+        settled = [*context, *self._settled.ids]
+        if not settled:
+            raise PertokenError(
+                "the tokenizer has no beginning-of-text token, so the first token has no "
+                "probability; give a longer prompt, or context=[id] with a token before texts"
+            )
+        branch, logits = self._branches.start(settled)
         self._weighed[self._settled] = _Weighed(branch, logits)
         rest = {path for chain in chains for path in chain[common:]}
         others = sorted(rest, key=lambda path: path.end)
@@ -521,7 +535,7 @@ class ByteEnsemble(_Bytes):
 
     def _open(
         self, prefix: bytes, context: Sequence[int] | None = None, ahead: bytes = b""
-    ) -> _Reader:
+    ) -> Reader:
         if context is not None:
             raise PertokenError("context is ids of one tokenizer; an ensemble has several")
         used = [
@@ -532,8 +546,8 @@ class ByteEnsemble(_Bytes):
         return _MeanReader(used)
 
 
-class _MeanReader(_Reader):
-    def __init__(self, readers: Sequence[tuple[_Reader, float]]) -> None:
+class _MeanReader(Reader):
+    def __init__(self, readers: Sequence[tuple[Reader, float]]) -> None:
         self._readers = readers
 
     def log_probs(self) -> torch.Tensor:
@@ -546,7 +560,7 @@ class _MeanReader(_Reader):
 
 
 def _drawn(
-    reader: _Reader, max_bytes: int, temperature: float, generator: torch.Generator | None
+    reader: Reader, max_bytes: int, temperature: float, generator: torch.Generator | None
 ) -> Iterator[bytes]:
     byte = END
     for place in range(max_bytes):

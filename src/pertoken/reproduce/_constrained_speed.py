@@ -14,8 +14,8 @@ from pertoken.reproduce._report import Row
 from pertoken.reproduce._speculation import Make, Unit, accepted, decode, speed_row
 
 NEW_TOKENS = 160
-# White space as json.dumps writes it, and free (llguidance's default), where a small model may write
-# tabs to the end.
+# White space as json.dumps writes it, and free (llguidance's default), where a small model may
+# write tabs to the end.
 FORMS = {
     "fixed white space": {
         "whitespace_flexible": False,

@@ -3,9 +3,9 @@
 Exactness first, on vocabularies small enough to enumerate: weights unbiased, samples exact, a
 grammar with dead ends on which token masking is wrong and sequential Monte Carlo is not, variances
 of the estimators. Then what the constraint costs on real vocabularies: questions per token against
-the size of the vocabulary, seconds with a slow predicate, and both ways where there is a mask. Last,
-JSON under a schema with speculation and without. The paper's accuracy in five domains needs an 8B
-model and is not measured here.
+the size of the vocabulary, seconds with a slow predicate, and both ways where there is a mask.
+Last, JSON under a schema with speculation and without. The paper's accuracy in five domains needs
+an 8B model and is not measured here.
 """
 
 from __future__ import annotations
