@@ -279,6 +279,11 @@ def test_mistakes_are_one_line() -> None:
     mock.generation_config.eos_token_id = None
     with pytest.raises(PertokenError, match="MockModel has no stop token"):
         smc(mock, Even(), PROMPT)
+    same = [
+        smc(m, Even(), PROMPT, particles=20, max_new_tokens=3, seed=0, eos_token_id=given).ids
+        for m, given in ((mock, STOP), (mock, [STOP]), (model(), None))
+    ]
+    assert same[0] == same[1] == same[2]
 
     class Never(Even):
         def complete(self, ids: Sequence[int]) -> bool:

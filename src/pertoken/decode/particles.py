@@ -40,6 +40,7 @@ def smc(
     critic: Critic | None = None,
     ess_threshold: float = 0.5,
     logits_processor: Any = None,
+    eos_token_id: int | Sequence[int] | None = None,
     tokenizer: Any = None,
     seed: int | None = None,
     **awrs: Any,
@@ -50,8 +51,9 @@ def smc(
     this share of their number; 0 never resamples, and the critic then speaks at the end only.
     critic: its score of a beginning is replaced by that of the longer one; at the stop token it
     counts (as in the authors' library). logits_processor: changes the model that is sampled; none
-    by default. tokenizer: to show texts. awrs: how a token is drawn and weighed, as of `AWRS`:
-    estimator, max_accepts, max_rejects, masked, proposal.
+    by default. eos_token_id: the stop ids, those of the model by default; a base model ends a line
+    rather than a text, so give it its newline too. tokenizer: to show texts. awrs: how a token is
+    drawn and weighed, as of `AWRS`: estimator, max_accepts, max_rejects, masked, proposal.
 
     Raises PertokenError where every particle dies, for a model without a stop token, and as `AWRS`.
 
@@ -75,7 +77,7 @@ def smc(
         raise PertokenError("smc takes the ids of one prompt, [1, time]")
     if not awrs.get("weights", True):
         raise PertokenError("smc weighs its texts; for samples without weights use AWRS by itself")
-    stops = _stop_ids(model)
+    stops = _stop_ids(model, eos_token_id)
     if seed is not None:
         torch.manual_seed(seed)
     sampler = AWRS(constraint, **awrs)
@@ -162,12 +164,12 @@ class _Texts:
         return [places[end] for end in ends]
 
 
-def _stop_ids(model: PreTrainedModel) -> list[int]:
-    found = model.generation_config.eos_token_id
-    if found is None:
+def _stop_ids(model: PreTrainedModel, given: int | Sequence[int] | None) -> list[int]:
+    found = model.generation_config.eos_token_id if given is None else given
+    if found is None or found == []:
         raise PertokenError(
             f"{type(model).__name__} has no stop token (generation_config.eos_token_id), so no "
-            "text of it is ever whole"
+            "text of it is ever whole; give one as eos_token_id"
         )
     return [found] if isinstance(found, int) else list(found)
 

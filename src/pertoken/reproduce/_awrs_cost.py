@@ -88,6 +88,7 @@ def draw(
             attention_mask=torch.ones_like(ids),
             do_sample=True,
             top_k=0,
+            eos_token_id=stop_ids(model, tokenizer),
             max_new_tokens=new_tokens,
             num_return_sequences=texts,
             custom_generate=sampler,
@@ -102,6 +103,13 @@ def draw(
         "given_up": sum(weight == float("-inf") for weight in sampler.log_weights),
         "failed": failed,
     }
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The model's own and the newline: a base model ends a line rather than a text."""
+    own = model.generation_config.eos_token_id
+    ids = [] if own is None else [own] if isinstance(own, int) else own
+    return [*ids, *tokenizer.encode("\n", add_special_tokens=False)]
 
 
 def slow_check(

@@ -40,6 +40,11 @@ def cases(kind: str, split: str) -> list[Case]:
     ]
 
 
+def patterns(split: str) -> list[tuple[str, str]]:
+    """(prompt, regular expression) of the cases of that kind, for benches."""
+    return _REGEX[{"dev": 0, "report": 1}[split] :: 2]
+
+
 def _regex(pattern: str, tokenizer: Any) -> Any:
     from pertoken.decode.constraint import RegexConstraint
 
@@ -86,7 +91,7 @@ def one_sentence(text: str) -> bool:
     return "  " not in body and all(sign.isalpha() or sign == " " for sign in body)
 
 
-_REGEX: list[tuple[str, Any]] = [
+_REGEX: list[tuple[str, str]] = [
     ("The first human walked on the Moon on this date (YYYY-MM-DD):", r" ?\d{4}-\d\d-\d\d"),
     ("A telephone number in Berlin:", r" ?\+49 30 \d{7,8}"),
     ("The address of the printer in the network:", r" ?\d{1,3}(?:\.\d{1,3}){3}"),

@@ -81,6 +81,7 @@ def run(context: Context) -> Reproduction:
         checks_timed_for_masking=ASKED,
         split="report: odd places of each kind's own prompts, no chat template",
         sampling="temperature 1, no top-k or top-p",
+        stop_ids="the model's own and the newline",
     )
 
 
