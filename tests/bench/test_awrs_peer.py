@@ -1,0 +1,106 @@
+"""The AWRS bench: pools, their distance, and what it says without the peer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[2] / "bench"
+if not BENCH.is_dir():
+    pytest.skip("the benches are not in this copy", allow_module_level=True)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks its own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+peer = load("awrs_peer")
+
+
+def runs(shares: dict[str, float], count: int, seed: int) -> list[Any]:
+    """Runs of few particles each on one language."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(count):
+        texts = draw.choices(list(shares), list(shares.values()), k=5)
+        posterior = {text: texts.count(text) / 5 for text in set(texts)}
+        found.append(peer.Run(posterior, draw.choice([0.0, 0.1, 0.3]), 7))
+    return found
+
+
+def test_a_pool_weighs_runs_by_their_marginal_and_skips_the_dead() -> None:
+    found = peer.pooled([peer.Run({"a": 0.5, "b": 0.5}, 0.2, 0), peer.Run({}, 0.0, 0)])
+    assert found == {"a": 0.5, "b": 0.5}
+    assert peer.distance([peer.Run({}, 0.0, 0)], [peer.Run({"a": 1.0}, 0.2, 0)]) == 1.0
+
+
+def test_the_permutation_tells_equal_from_different() -> None:
+    one, same = runs({"a": 0.6, "b": 0.4}, 16, 1), runs({"a": 0.6, "b": 0.4}, 16, 2)
+    other = runs({"a": 0.1, "b": 0.9}, 16, 3)
+    assert peer.permutation(one, same, draws=300) > 0.05
+    assert peer.permutation(one, other, draws=300) < 0.02
+
+
+def test_the_report_judges_speed_and_agreement() -> None:
+    speed = {
+        "ours": [{"seconds": 1.0, "checks": 10.0}] * 3,
+        "genlm-control": [{"seconds": 1.5, "checks": 20.0}] * 3,
+    }
+    same = runs({"a": 0.5, "b": 0.5}, 8, 4)
+    written = peer.report(speed, {"where": {"ours": same, "genlm-control": same}}, {})
+    rows = {row["metric"]: row for row in written["ratios"]}
+    assert rows.keys() >= peer.BARS.keys()
+    fast = rows["speed: seconds of genlm-control over ours"]
+    assert (fast["here"], fast["bar"], fast["holds"]) == (1.5, ">= 1", True)
+    assert rows["constraint checks of genlm-control over ours"]["here"] == 2.0
+    assert rows["posterior: permutation p, smallest of all languages"]["holds"]
+    assert written["languages"][0]["total_variation"] == 0.0
+    json.dumps(written)
+
+
+def test_ours_counts_its_questions_and_survives_death() -> None:
+    from pertoken.decode.constraint import RegexConstraint
+    from pertoken.testing import ByteTokenizer, tiny_model
+
+    tokenizer = ByteTokenizer()
+    model = tiny_model("llama", vocab_size=tokenizer.vocab_size)
+    constraint = peer.Counted(RegexConstraint("[a-z]{2}", tokenizer=tokenizer))
+    ids = torch.tensor([tokenizer.encode("hm ")])
+    run = peer.ours(model, tokenizer, constraint, ids, 4, 2, 0)
+    assert run.checks == constraint.checks > 0
+    assert sum(run.posterior.values()) == pytest.approx(1.0)
+    assert all(len(text) == 2 for text in run.posterior)
+    assert peer.ours(model, tokenizer, constraint, ids, 4, 1, 0) == peer.Run(
+        {}, 0.0, constraint.checks - run.checks
+    )
+
+
+def test_without_the_peer_it_says_so_in_one_line(tmp_path: Path) -> None:
+    if importlib.util.find_spec("genlm") is not None:
+        pytest.skip("the peer is installed")
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "awrs_peer.py"), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "not installed" in done.stderr
+    assert not out.exists()
