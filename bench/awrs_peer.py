@@ -206,9 +206,10 @@ def report(
 
     def ratio(metric: str, key: str) -> dict[str, Any]:
         top, bottom = column("genlm-control", key), column("ours", key)
-        here = sum(top) / sum(bottom) if sum(bottom) else float("nan")
-        interval = bootstrap_ratio(top, bottom, seed=0) if top else (float("nan"),) * 2
-        return {"metric": metric, "here": here, "interval": list(interval)}
+        if not top:  # every round was dropped: no figure
+            return {"metric": metric, "here": None, "interval": None}
+        interval = bootstrap_ratio(top, bottom, seed=0)
+        return {"metric": metric, "here": sum(top) / sum(bottom), "interval": list(interval)}
 
     posteriors = []
     for prompt, runs in languages.items():
@@ -227,7 +228,7 @@ def report(
                 "posterior": {name: pooled(those) for name, those in runs.items()},
             }
         )
-    least = min((row["permutation_p"] for row in posteriors), default=float("nan"))
+    least = min(row["permutation_p"] for row in posteriors)
     rows = [
         ratio("speed: seconds of genlm-control over ours", "seconds"),
         ratio("constraint checks of genlm-control over ours", "checks"),
@@ -367,15 +368,18 @@ def main() -> int:
         "peer_settings": "prompt cached, batch wait 0, caches cleared before every run",
     }
     found = report(speed, languages, settings)
+    print("rounds kept {rounds_kept}, dropped {rounds_dropped}".format(**timed.noise()))
     for row in found["ratios"]:
-        print(f"{row['metric']}: {row['here']:.3g} {row.get('interval', '')} {row.get('bar', '')}")
+        print(f"{row['metric']}: {row['here']} {row.get('interval', '')} {row.get('bar', '')}")
     for row in found["languages"]:
         print(
             f"  {row['prompt']}: p {row['permutation_p']:.3f}, distance "
             f"{row['total_variation']:.3f}, within ours {row['total_variation_within_ours']:.3f}"
         )
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    given.out.write_text(
+        json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return 0
 
 

@@ -70,7 +70,12 @@ def test_the_report_judges_speed_and_agreement() -> None:
     assert rows["constraint checks of genlm-control over ours"]["here"] == 2.0
     assert rows["posterior: permutation p, smallest of all languages"]["holds"]
     assert written["languages"][0]["total_variation"] == 0.0
-    json.dumps(written)
+    json.dumps(written, allow_nan=False)
+    nothing = {"ours": [], "genlm-control": []}
+    written = peer.report(nothing, {"where": {"ours": same, "genlm-control": same}}, {})
+    assert written["ratios"][0]["here"] is None
+    assert not written["ratios"][0]["holds"]
+    json.dumps(written, allow_nan=False)
 
 
 def test_ours_counts_its_questions_and_survives_death() -> None:
@@ -81,7 +86,7 @@ def test_ours_counts_its_questions_and_survives_death() -> None:
     model = tiny_model("llama", vocab_size=tokenizer.vocab_size)
     constraint = peer.Counted(RegexConstraint("[a-z]{2}", tokenizer=tokenizer))
     ids = torch.tensor([tokenizer.encode("hm ")])
-    run = peer.ours(model, tokenizer, constraint, ids, 4, 2, 0)
+    run = peer.ours(model, tokenizer, constraint, ids, 99, 2, 0)
     assert run.checks == constraint.checks > 0
     assert sum(run.posterior.values()) == pytest.approx(1.0)
     assert all(len(text) == 2 for text in run.posterior)
