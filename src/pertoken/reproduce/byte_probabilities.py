@@ -144,7 +144,7 @@ def _exact_rows(context: Context, models: Models, texts: Mapping[str, Choose]) -
     ]
     few = 1 if context.smoke else 2
     chosen = [text for choose in texts.values() for text in choose("report", few)]
-    beginnings = [text.data[: cuts(text, 1, context.seed)[0]][-100:] for text in chosen]
+    beginnings = [text.data[: cuts(text, 1, context.seed)[0]][-40:] for text in chosen]
     beginnings.append("A cut inside a character: caf\u00e9".encode()[:-1])
     short = chosen[0].data[:24]
     for which, suffix in (("first", ""), ("second", ", Gemma-3-270M")):
@@ -154,8 +154,8 @@ def _exact_rows(context: Context, models: Models, texts: Mapping[str, Choose]) -
             Row(
                 f"chain rule over 257 outcomes: greatest relative error{suffix}",
                 context.remember(["chain", which], chain),
-                why=f"{len(beginnings)} beginnings of texts of up to 100 bytes: product of their "
-                "next-byte probabilities over the sum of their cover",
+                why=f"{len(beginnings)} texts of up to 40 bytes, every beginning of them: product "
+                "of its next-byte probabilities over the sum of its cover",
             ),
             Row(
                 f"scores against asking byte by byte: greatest difference{suffix}",
