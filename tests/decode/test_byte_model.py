@@ -231,7 +231,7 @@ def test_a_score_is_the_steps_one_by_one(name: str, validity: str) -> None:
 
 def paths_only(bytewise: ByteModel) -> ByteModel:
     """The same without trees in one forward, as for a model that takes no such mask."""
-    bytewise.masks_trees = False
+    bytewise._source.masks_trees = False
     return bytewise
 
 
@@ -247,6 +247,7 @@ def test_the_cache_changes_nothing(architecture: str) -> None:
         reader = whole._open(b"")
         for place, byte in enumerate(text):
             assert float(reader.log_probs()[byte]) == pytest.approx(float(scores[place]), abs=1e-9)
+            assert reader.log_prob(byte) == pytest.approx(float(scores[place]), abs=1e-9)
             reader.push(byte)
     assert tree.invalid_mass is not None
 
