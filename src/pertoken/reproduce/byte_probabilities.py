@@ -144,7 +144,8 @@ def _exact_rows(context: Context, models: Models, texts: Mapping[str, Choose]) -
     ]
     few = 1 if context.smoke else 2
     chosen = [text for choose in texts.values() for text in choose("report", few)]
-    beginnings = [text.data[: cuts(text, 1, context.seed)[0]][-40:] for text in chosen]
+    tails = [text.data[: cuts(text, 1, context.seed)[0]][-24:] for text in chosen]
+    beginnings = [tail.decode(errors="ignore").encode() for tail in tails]
     beginnings.append("A cut inside a character: caf\u00e9".encode()[:-1])
     short = chosen[0].data[:24]
     for which, suffix in (("first", ""), ("second", ", Gemma-3-270M")):
@@ -154,7 +155,7 @@ def _exact_rows(context: Context, models: Models, texts: Mapping[str, Choose]) -
             Row(
                 f"chain rule over 257 outcomes: greatest relative error{suffix}",
                 context.remember(["chain", which], chain),
-                why=f"{len(beginnings)} texts of up to 40 bytes, every beginning of them: product "
+                why=f"{len(beginnings)} texts of about 24 bytes, every beginning of them: product "
                 "of its next-byte probabilities over the sum of its cover",
             ),
             Row(
