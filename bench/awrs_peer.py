@@ -33,6 +33,7 @@ SMALL = [
     ("The number of legs of an insect is", r" (?:[2-8]|two|four|six|eight)"),
 ]
 SMALL_TOKENS = 6
+MAX_REJECTS = 1000  # ours by default; the peer has no limit, and would ask its whole vocabulary
 BARS = {  # fixed before the first run
     "speed: seconds of genlm-control over ours": ">= 1",
     "posterior: permutation p, smallest of all languages": "> 0.001",
@@ -83,7 +84,7 @@ def ours(
             ids,
             particles=particles,
             max_new_tokens=most,
-            max_rejects=10**9,  # the peer has no limit
+            max_rejects=MAX_REJECTS,
             eos_token_id=stop_ids(model, tokenizer),
             tokenizer=tokenizer,
             seed=seed,
@@ -125,7 +126,8 @@ class Peer:
             async def logw_eos(self, context: Sequence[Any]) -> float:
                 return await self.complete(context)  # its default asks the whole vocabulary
 
-        return AWRS(self._llm, Boolean([t for t in self._llm.vocab if known[t.token_id]]))
+        condition = Boolean([t for t in self._llm.vocab if known[t.token_id]])
+        return AWRS(self._llm, condition, max_rejects=MAX_REJECTS)
 
     def run(self, sampler: Any, constraint: Counted, ids: Any, most: int, seed: int) -> Run:
         import numpy as np
@@ -355,6 +357,7 @@ def main() -> int:
         "dtype": given.dtype,
         "particles": given.particles,
         "ess_threshold": 0.5,
+        "max_rejects": MAX_REJECTS,
         "resampling": "systematic",
         "stop_ids": "the model's own and the newline",
         "new_tokens": given.most,
