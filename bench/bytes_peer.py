@@ -71,6 +71,11 @@ class Genlm:
             if byte is not None:
                 beam = self._now(beam.prune() << byte)
 
+    def close(self) -> None:
+        """End its background task."""
+        self._now(self._initial.cleanup())
+        self._loop.close()
+
     def _now(self, coroutine: Any) -> Any:
         return self._loop.run_until_complete(coroutine)
 
@@ -204,10 +209,8 @@ def main() -> int:
     from pertoken.timing import alternate
 
     model, tokenizer = pertoken.load(given.model, dtype=given.dtype)
-    contenders = {
-        "ours": Ours(model, tokenizer),
-        "genlm": Genlm(model, tokenizer, given.beam, given.threshold),
-    }
+    genlm = Genlm(model, tokenizer, given.beam, given.threshold)
+    contenders: dict[str, Ours | Genlm] = {"ours": Ours(model, tokenizer), "genlm": genlm}
     texts = prompts(given.prompts, given.bytes, given.seed)
     for contender in contenders.values():  # warm up
         list(contender.walk(b"Some wor", b"ds"))
@@ -220,6 +223,7 @@ def main() -> int:
         return run
 
     run = alternate({name: turn(name) for name in contenders}, len(texts), retries=0)
+    genlm.close()
     settings = {key: value for key, value in vars(given).items() if key != "out"}
     found = {name: run.values(name) for name in contenders}
     if not run.kept:

@@ -186,7 +186,10 @@ class Cutter:
         # A character that is new to Python may not be new to the pre-tokenizer.
         if sign in self._literals or sign.isspace() or category in ("Cc", "Cn", "Zs", "Zl", "Zp"):
             return sign
-        return ("ascii " if sign.isascii() else "") + (category if self._fine else category[0])
+        # Not to be taken for the kind of a letter that is its own.
+        return (
+            f"{'ascii ' if sign.isascii() else 'other '}{category if self._fine else category[0]}"
+        )
 
     def _shown(self, text: str, *, after_apostrophe: bool) -> str:
         """The text with one character for each class and no run longer than the rules can count.

@@ -16,6 +16,8 @@ from pertoken.errors import PertokenError
 if TYPE_CHECKING:
     from typer import Context
 
+    from pertoken.decode import ByteModel
+
 DEFAULT_NEW_BYTES = 256
 
 # What --bytes understands; every other option of the command belongs to decoding by tokens.
@@ -152,8 +154,25 @@ def generate_bytes(context: Context) -> None:
     print(flush=True)
     seconds = time.perf_counter() - began
     if given["stats"]:
-        speed = counted.count / seconds if seconds else 0.0
-        typer.echo(f"{counted.count} new bytes in {seconds:.2f} s, {speed:.1f} bytes/s", err=True)
+        for line in stats_lines(counted.count, seconds, byte_model):
+            typer.echo(line, err=True)
+
+
+def stats_lines(count: int, seconds: float, byte_model: ByteModel) -> list[str]:
+    """How it went, the prompt's time included.
+
+    >>> from types import SimpleNamespace
+    >>> stats_lines(8, 2.0, SimpleNamespace(forwards=8, fed=9, invalid_mass=0.02))[1]
+    '8 forward passes of 9 tokens; 2.0% of the last one on tokens that cannot stand there'
+    """
+    speed = count / seconds if seconds else 0.0
+    lines = [f"{count} new bytes in {seconds:.2f} s, {speed:.1f} bytes/s"]
+    if byte_model.invalid_mass is not None:
+        lines.append(
+            f"{byte_model.forwards} forward passes of {byte_model.fed} tokens; "
+            f"{byte_model.invalid_mass:.1%} of the last one on tokens that cannot stand there"
+        )
+    return lines
 
 
 class _Counted:

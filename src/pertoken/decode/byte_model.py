@@ -30,15 +30,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from pertoken.canonical import Canonical, Lattice, Path, encode
-from pertoken.decode._branches import Branch, Branches
+from pertoken.canonical import Canonical, encode
+from pertoken.decode._branches import Branches
+from pertoken.decode._byte_reader import (
+    END,
+    MeanReader,
+    ModelReader,
+    Reader,
+    TokenModel,
+    Validity,
+)
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -46,8 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ByteEnsemble", "ByteModel"]
 
-Validity = Literal["renormalize", "truncate", "off"]
-END = 256  # the outcome behind the 256 bytes
 _FIM = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
@@ -92,7 +96,7 @@ class _Bytes:
         scores = torch.empty(len(text), dtype=torch.float64)
         reader = self._open(b"", ahead=text)
         for place, byte in enumerate(text):
-            scores[place] = reader.log_probs()[byte]
+            scores[place] = reader.log_prob(byte)
             if place + 1 < len(text):
                 reader.push(byte)
         return scores
@@ -144,11 +148,12 @@ class ByteModel(_Bytes):
             their place, see the module. Which they are is exact; it costs a few milliseconds per
             forward on BPE vocabularies, and a pass over the vocabulary on Unigram ones.
 
-    begin: ids that stand before every text where no context is given.
+    `begin` holds the ids that stand before every text where no context is given; without any, a
+    prompt must be longer than its first token.
 
-    After a call, `invalid_mass` is the probability that the model gave to such tokens at the last
-    place (None with ``"off"``), and `forwards` and `fed` count the forward passes and the tokens
-    fed, without the settled beginning of a prefix.
+    `invalid_mass` is the probability that the model gave to such tokens at the last place that
+    `next_byte_log_probs`, `sample` or `stream` came to (None with ``"off"``). `score` feeds all
+    paths of a text in few forwards, and with ``"renormalize"`` only those that can matter.
 
     Raises PertokenError for models and tokenizers that it cannot serve.
 
@@ -178,20 +183,32 @@ class ByteModel(_Bytes):
             )
         self.model, self.tokenizer, self.validity = model, tokenizer, validity
         self.canonical = Canonical(tokenizer)
-        self.vocab = self.canonical.vocab
+        vocab = self.canonical.vocab
         size = model.get_output_embeddings().weight.shape[0]
-        if int(self.vocab.order.max()) >= size:
+        if int(vocab.order.max()) >= size:
             raise PertokenError(
-                f"the tokenizer has more tokens ({self.vocab.size}) than the model ({size}): it is "
+                f"the tokenizer has more tokens ({vocab.size}) than the model ({size}): it is "
                 "not this model's"
             )
-        self._ends = _end_ids(model, tokenizer)
+        trees = Branches(model).masks_trees  # refuses unfit models now
+        ends = _end_ids(model, tokenizer)
+        self._source = TokenModel(model, self.canonical, ends, validity, trees)
         self.begin = _begin_ids(tokenizer)
-        self.place_of = np.full(self.vocab.size, -1, dtype=np.int64)  # of a token in vocab.order
-        self.place_of[self.vocab.order] = np.arange(len(self.vocab.order))
-        self.masks_trees = Branches(model).masks_trees  # and refuses unfit models now
-        self.invalid_mass: float | None = None
-        self.forwards = self.fed = 0
+
+    @property
+    def invalid_mass(self) -> float | None:
+        """Probability of tokens that do not belong at the last place; None if not known."""
+        return self._source.invalid_mass
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of the last call, without the settled beginning."""
+        return self._source.forwards
+
+    @property
+    def fed(self) -> int:
+        """Tokens fed by the last call, without the settled beginning."""
+        return self._source.fed
 
     def __repr__(self) -> str:
         return f"ByteModel({type(self.model).__name__}, validity={self.validity!r})"
@@ -199,22 +216,18 @@ class ByteModel(_Bytes):
     def cover(
         self, prefix: bytes | str, *, context: Sequence[int] | None = None
     ) -> list[tuple[list[int], float]]:
-        """The cover of a text: (token ids, log-probability in nats), most probable first.
+        """The cover of a text: (token ids, log-probability given the text), most probable first.
 
-        Their probabilities sum to that of the text (lemma 1), which is the product of the scores;
-        with ``"truncate"`` and ``"off"`` to less or more, for those scores are normalised.
+        The ids are whole, from the beginning of the text.
         """
-        text = _as_bytes(prefix)
-        reader = _ModelReader(self, b"", self._context(context), ahead=text)
-        for byte in text:
-            reader.push(byte)
+        reader = ModelReader(self._source, _as_bytes(prefix), self._context(context))
         found = [(path.ids, weight) for path, weight in reader.ending()]
         for path, tokens, weights in reader.reaching():
             ids = path.ids
             pairs = zip(tokens.tolist(), weights.tolist(), strict=True)
-            found.extend(([*ids, token], weight) for token, weight in pairs)
-        whole = [(ids, float(weight)) for ids, weight in found if weight > -math.inf]
-        return sorted(whole, key=lambda pair: -pair[1])
+            found.extend(([*ids, token], weight) for token, weight in pairs if weight > -math.inf)
+        total = np.logaddexp.reduce([weight for _, weight in found])
+        return sorted(((ids, float(w - total)) for ids, w in found), key=lambda pair: -pair[1])
 
     def infill(
         self,
@@ -271,229 +284,7 @@ class ByteModel(_Bytes):
     def _open(
         self, prefix: bytes, context: Sequence[int] | None = None, ahead: bytes = b""
     ) -> Reader:
-        return _ModelReader(self, prefix, self._context(context), ahead)
-
-    def token_probs(
-        self, logits: torch.Tensor, path: Path, text: bytes
-    ) -> tuple[npt.NDArray[np.float64], float, float | None]:
-        """Probabilities of the next tokens of a path, of the end, and of invalid tokens.
-
-        logits: [vocab]; the tokens' probabilities are in the order of their bytes.
-        """
-        probs = logits.double().softmax(-1).cpu().numpy()
-        tokens = probs[self.vocab.order]
-        end = float(probs[self._ends].sum())
-        if self.validity == "off":
-            return tokens, end, None
-        tokens = tokens * self.canonical.row(path, text)[self.vocab.order]
-        end = end if self.canonical.complete(path, text) else 0.0
-        valid = float(tokens.sum()) + end
-        if self.validity == "renormalize" and valid > 0.0:
-            tokens, end = tokens / valid, end / valid
-        return tokens, end, max(0.0, 1.0 - valid)
-
-
-class Reader:
-    """A text that is being read: the distribution of its next byte."""
-
-    def log_probs(self) -> torch.Tensor:
-        """Log-probabilities [257] of the next byte or the end."""
-        raise NotImplementedError
-
-    def push(self, byte: int) -> None:
-        """Read one more byte."""
-        raise NotImplementedError
-
-
-class _Weighed:
-    """What a model says of a path: its log-probability and what follows it.
-
-    probs: of the next tokens in the order of their bytes, None until the path is read; logits:
-    [vocab], from its forward until then.
-    """
-
-    __slots__ = ("branch", "end", "invalid", "log_prob", "logits", "probs")
-
-    def __init__(self, branch: Branch, logits: torch.Tensor) -> None:
-        self.branch = branch
-        self.logits: torch.Tensor | None = logits
-        self.log_prob = -math.inf
-        self.probs: npt.NDArray[np.float64] | None = None
-        self.end = 0.0
-        self.invalid: float | None = None
-
-
-class _ModelReader(Reader):
-    """The cover of a growing text under one model.
-
-    ahead: bytes that will be pushed; their paths are fed together, many in one forward.
-    """
-
-    def __init__(
-        self, owner: ByteModel, prefix: bytes, context: Sequence[int], ahead: bytes = b""
-    ) -> None:
-        self._owner, self._vocab = owner, owner.vocab
-        self._branches = Branches(owner.model, mask_trees=owner.masks_trees)
-        self._lattice = Lattice(owner.canonical)
-        self._reach: list[list[tuple[int, int, int]]] = [[]]
-        self._weighed: dict[Path, _Weighed] = {}
-        for byte in self._vocab.start + prefix + ahead:
-            self._grow(byte)
-        self._place = len(self._vocab.start) + len(prefix)
-        self._settled: Path | None = None
-        # In one forward: as many paths as keep the logits at 64 MiB or so.
-        self._run = max(16, min(512, 2**24 // self._vocab.size)) if ahead else 1
-        self._begin(context)
-
-    def log_probs(self) -> torch.Tensor:
-        """Log-probabilities [257] of the next byte or the end."""
-        mass = np.zeros(END + 1)
-        parts = [*self._reach[self._place], (self._place, 0, len(self._vocab.order))]
-        found = [
-            (weighed, start, low, high)
-            for start, low, high in parts
-            for weighed in self._live(start)
-        ]
-        most = max((weighed.log_prob for weighed, *_ in found), default=-math.inf)
-        for weighed, start, low, high in found:
-            assert weighed.probs is not None
-            following = self._vocab.byte_at(self._place - start, low, high)
-            part = np.bincount(following, weighed.probs[low:high], minlength=END)
-            mass[:END] += math.exp(weighed.log_prob - most) * part
-        ends = self._live(self._place)
-        if self._place == len(self._vocab.start):  # the empty text has no space before it
-            ends = self._live(0)
-        for weighed in ends:
-            mass[END] += math.exp(weighed.log_prob - most) * weighed.end
-        self._report()
-        total = mass.sum()
-        if not total > 0.0:
-            raise PertokenError("the model gives no probability to anything that can follow here")
-        with np.errstate(divide="ignore"):
-            return torch.from_numpy(np.log(mass / total))
-
-    def push(self, byte: int) -> None:
-        """Read one more byte."""
-        if self._place + 1 == len(self._lattice.paths):
-            self._grow(byte)
-        self._place += 1
-        self._read(self._lattice.paths[self._place])
-        kept = {start for start, *_ in self._reach[self._place]} | {self._place}
-        for path in [path for path in self._weighed if path.end < self._place]:
-            if path.end not in kept:
-                del self._weighed[path]
-
-    def ending(self) -> list[tuple[Path, float]]:
-        """The cover's paths that end here, with their log-probabilities."""
-        paths = self._lattice.paths[self._place]
-        return [(path, self._weighed[path].log_prob) for path in paths if path in self._weighed]
-
-    def reaching(self) -> Iterator[tuple[Path, npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
-        """The other members: a path, last tokens, and the log-probabilities of the whole."""
-        for start, low, high in self._reach[self._place]:
-            for path in self._lattice.paths[start]:
-                weighed = self._weighed.get(path)
-                if weighed is not None and weighed.probs is not None:
-                    with np.errstate(divide="ignore"):
-                        weights = weighed.log_prob + np.log(weighed.probs[low:high])
-                    yield path, self._vocab.order[low:high], weights
-
-    def _grow(self, byte: int) -> None:
-        lattice = self._lattice
-        lattice.push(byte)
-        self._reach.append(lattice.reaching)
-        if not lattice.paths[-1] and not lattice.reaching:
-            place = len(lattice.text) - len(self._vocab.start) - 1
-            raise PertokenError(
-                f"the tokenizer cannot write this text: byte 0x{byte:02x} at place {place} fits no "
-                "encoding (is it UTF-8?)"
-            )
-
-    def _begin(self, context: Sequence[int]) -> None:
-        """Feed what all paths of the cover begin with, then the rest of each.
-
-        The common beginning is a factor of every sum and needs no probability.
-        """
-        starts = [start for start, *_ in self._reach[self._place]]
-        paths = [path for at in {*starts, self._place} for path in self._lattice.paths[at]]
-        chains = [path.chain for path in paths]
-        common = 0
-        while all(len(chain) > common and chain[common] is chains[0][common] for chain in chains):
-            common += 1
-        self._settled = chains[0][common - 1]
-        settled = [*context, *self._settled.ids]
-        if not settled:
-            raise PertokenError(
-                "the tokenizer has no beginning-of-text token, so the first token has no "
-                "probability; give a longer prompt, or context=[id] with a token before texts"
-            )
-        branch, logits = self._branches.start(settled)
-        self._weighed[self._settled] = _Weighed(branch, logits)
-        rest = {path for chain in chains for path in chain[common:]}
-        others = sorted(rest, key=lambda path: path.end)
-        if others:
-            self._feed(others)
-        self._weigh([self._settled, *others])
-        self._owner.forwards, self._owner.fed = self._branches.forwards, self._branches.fed
-
-    def _read(self, paths: Sequence[Path]) -> None:
-        """Feed and weigh paths that end here; with bytes known ahead, feed following ones too."""
-        if self._run == 1:
-            new = [path for path in paths if self._log_prob(path) > -math.inf]
-        else:
-            new = [path for path in paths if path not in self._weighed]
-            if new:
-                ahead = self._lattice.paths[self._place + 1 : self._place + self._run]
-                more = (path for at in ahead for path in at if path not in self._weighed)
-                new += islice(more, max(0, self._run - len(new)))
-        if new:
-            self._feed(new)
-        self._weigh(paths)
-
-    def _weigh(self, paths: Sequence[Path]) -> None:
-        text = bytes(self._lattice.text)
-        for path in paths:
-            weighed = self._weighed.get(path)
-            if weighed is None or weighed.logits is None:
-                continue
-            weighed.log_prob = self._log_prob(path)
-            weighed.probs, weighed.end, weighed.invalid = self._owner.token_probs(
-                weighed.logits, path, text[: path.end]
-            )
-            weighed.logits = None
-
-    def _feed(self, paths: Sequence[Path]) -> None:
-        self._branches.keep([weighed.branch for weighed in self._weighed.values()])
-        made: dict[Path, Branch] = {}
-        for path in paths:
-            assert path.parent is not None
-            known = self._weighed.get(path.parent)
-            made[path] = Branch(known.branch if known else made[path.parent], path.token)
-        for path, logits in zip(paths, self._branches.feed(list(made.values())), strict=True):
-            self._weighed[path] = _Weighed(made[path], logits)
-        self._owner.forwards, self._owner.fed = self._branches.forwards, self._branches.fed
-
-    def _log_prob(self, path: Path) -> float:
-        if path is self._settled:
-            return 0.0
-        parent = self._weighed.get(path.parent) if path.parent is not None else None
-        if parent is None or parent.probs is None:
-            return -math.inf
-        chance = float(parent.probs[self._owner.place_of[path.token]])
-        return parent.log_prob + math.log(chance) if chance > 0.0 else -math.inf
-
-    def _live(self, place: int) -> list[_Weighed]:
-        found = (self._weighed.get(path) for path in self._lattice.paths[place])
-        return [w for w in found if w is not None and w.log_prob > -math.inf]
-
-    def _report(self) -> None:
-        """Hand the last place's invalid mass to the owner."""
-        here = self._live(self._place)
-        shares = [math.exp(weighed.log_prob - here[0].log_prob) for weighed in here]
-        known = [(s, w.invalid) for s, w in zip(shares, here, strict=True) if w.invalid is not None]
-        total = sum(share for share, _ in known)
-        mean = sum(share * mass for share, mass in known) / total if known else None
-        self._owner.invalid_mass = mean
+        return ModelReader(self._source, prefix, self._context(context), ahead)
 
 
 class ByteEnsemble(_Bytes):
@@ -543,20 +334,7 @@ class ByteEnsemble(_Bytes):
             for member, weight in zip(self.members, self.weights, strict=True)
             if weight > 0
         ]
-        return _MeanReader(used)
-
-
-class _MeanReader(Reader):
-    def __init__(self, readers: Sequence[tuple[Reader, float]]) -> None:
-        self._readers = readers
-
-    def log_probs(self) -> torch.Tensor:
-        weighed = [reader.log_probs() + math.log(weight) for reader, weight in self._readers]
-        return torch.stack(weighed).logsumexp(0)
-
-    def push(self, byte: int) -> None:
-        for reader, _ in self._readers:
-            reader.push(byte)
+        return MeanReader(used)
 
 
 def _drawn(

@@ -19,21 +19,31 @@ ASKED = 200  # checks of which the cost of masking is computed
 Unit = dict[str, Any]
 
 
-def cost_rows(context: Context, models: Mapping[str, tuple[Any, Any]]) -> list[Row]:
+Checks = dict[tuple[str, str, int], Unit]
+
+
+def count_checks(context: Context, models: Mapping[str, tuple[Any, Any]]) -> Checks:
+    """Texts under every constraint, by model, kind and case; counted, so in any number of jobs."""
+    units = {}
+    for name, (model, tokenizer) in models.items():
+        for kind in KINDS:
+            for case in _cases(context, kind):
+                compute = partial(
+                    draw, model, tokenizer, case, _length(context), TEXTS, context.seed
+                )
+                units[name, kind, case.number] = (["checks", name, kind, case.number], compute)
+    return context.remember_all(units, "checks")
+
+
+def cost_rows(context: Context, models: Mapping[str, tuple[Any, Any]], checks: Checks) -> list[Row]:
     """Checks per token on every kind of constraint, seconds with a slow one, masks both ways."""
     rows = []
     for name, (model, tokenizer) in models.items():
         vocab = model.config.get_text_config().vocab_size
-        draw(model, tokenizer, cases("regex", "dev")[0], 2, 1)  # first calls allocate
         for kind in KINDS:
-            found = [
-                context.remember(
-                    ["checks", name, kind, case.number],
-                    partial(draw, model, tokenizer, case, _length(context), TEXTS, context.seed),
-                )
-                for case in context.track(_cases(context, kind), f"{name}, {kind}")
-            ]
+            found = [checks[name, kind, case.number] for case in _cases(context, kind)]
             rows.append(_checks_row(name, kind, vocab, found, context.seed))
+        draw(model, tokenizer, cases("regex", "dev")[0], 2, 1)  # first calls allocate
         slow = [
             context.remember(
                 ["slow", name, case.number],

@@ -54,7 +54,9 @@ def _contender(model: Any, tokenizer: Any) -> Contender:
     from pertoken.decode import ByteModel
 
     byte_model = ByteModel(model, tokenizer)
-    guesses = TokenGuesses(model, tokenizer, byte_model.vocab.token_bytes, byte_model.begin)
+    guesses = TokenGuesses(
+        model, tokenizer, byte_model.canonical.vocab.token_bytes, byte_model.begin
+    )
     return Contender(model, byte_model, guesses)
 
 
@@ -131,18 +133,20 @@ def log_probs(models: Models, which: str, text: Text, most: int) -> list[float]:
 
 
 def chain_error(models: Models, which: str, texts: list[bytes]) -> float:
-    """How far the 257 outcomes of any place are from sharing the probability of the text so far.
+    """How far the 257 outcomes are from sharing the probability of the text before them.
 
     The product of a text's normalised next-byte probabilities is its probability, as its cover
     gives it, iff at every place the 257 outcomes summed to what was there before they were
-    normalised. Greatest relative error of that product.
+    normalised. Greatest relative error of that product at any place.
     """
     byte_model = getattr(models, which).bytes
     worst = 0.0
     for text in texts:
-        product = float(byte_model.score(text).sum())
-        cover = torch.tensor([weight for _, weight in byte_model.cover(text)], dtype=torch.float64)
-        worst = max(worst, abs(math.expm1(product - float(cover.logsumexp(0)))))
+        reader, product = byte_model.read(b""), 0.0
+        for byte in text:
+            product += float(reader.log_probs()[byte])
+            reader.push(byte)
+            worst = max(worst, abs(math.expm1(product - reader.mass())))
     return worst
 
 
@@ -207,7 +211,9 @@ def brute_force_error(validity: Any, longest: int, seed: int) -> float:
     tokenizer = six_tokens()
     model = tiny_model("llama", vocab_size=len(tokenizer), seed=seed)
     byte_model = ByteModel(model, tokenizer, validity=validity)
-    exact = BruteForce(model, tokenizer, byte_model.vocab.token_bytes, "ab", longest=longest)
+    exact = BruteForce(
+        model, tokenizer, byte_model.canonical.vocab.token_bytes, "ab", longest=longest
+    )
     return max(
         float((byte_model.next_byte_log_probs(p).exp() - exact.next_byte(p, validity)).abs().max())
         for p in exact.prefixes

@@ -16,7 +16,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from pertoken.reproduce._awrs_cost import ASKED, NEW_TOKENS, SLOW, TEXTS, cost_rows
+from pertoken.reproduce._awrs_cost import ASKED, NEW_TOKENS, SLOW, TEXTS, cost_rows, count_checks
 from pertoken.reproduce._constrained_speed import FORMS, speculation_rows
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._dead_ends import PARTICLES, RUNS, dead_end_rows
@@ -60,12 +60,13 @@ VARIANCE_CASES = {
 def run(context: Context) -> Reproduction:
     """All rows; about half an hour on two slow cores."""
     models = _models(context)
+    checks = count_checks(context, models)
     result = [
         _unbiased_row(context),
         _exact_row(context),
         *dead_end_rows(context),
         *_variance_rows(),
-        *cost_rows(context, models),
+        *cost_rows(context, models, checks),
         *speculation_rows(context),
     ]
     return context.reproduction(
