@@ -176,7 +176,8 @@ def test_particles_print_texts_with_probabilities(
     out, err = capsys.readouterr()
     assert err == ""
     assert re.search(
-        r"\n6 particles worth \d\.\d; log-probability of the constraint -?\d+\.\d\d nats; "
+        r"\n6 particles worth \d\.\d(?:, resampled \d+ x)?; "
+        r"log-probability of the constraint -?\d+\.\d\d nats; "
         r"\d+ checks of it\n$",
         out,
     )

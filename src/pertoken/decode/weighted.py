@@ -45,7 +45,10 @@ class WeightedSamples:
 
     @property
     def effective_sample_size(self) -> float:
-        """1 / sum of squared weights: how many equal particles these are worth."""
+        """1 / sum of squared weights: how many equal particles these are worth.
+
+        Resampling makes weights equal and loses texts: what was lost there is not in this number.
+        """
         return 1.0 / sum(weight**2 for weight in self.weights)
 
     def posterior(self) -> dict[tuple[int, ...], float]:
@@ -117,9 +120,11 @@ class WeightedSamples:
         return figure
 
     def _worth(self) -> str:
+        resampled = f", resampled {self.resampled} x" if self.resampled else ""
         return (
-            f"{len(self.ids)} particles worth {self.effective_sample_size:.1f}; log-probability of "
-            f"the constraint {self.log_marginal:.2f} nats; {self.checks} checks of it"
+            f"{len(self.ids)} particles worth {self.effective_sample_size:.1f}{resampled}; "
+            f"log-probability of the constraint {self.log_marginal:.2f} nats; {self.checks} checks "
+            "of it"
         )
 
     def _shown(self, ids: Sequence[int]) -> str:
