@@ -50,6 +50,7 @@ class ByteLevelRules:
         self._cut_off = [token for token, part in enumerate(self._spelled) if dangling(part)]
         self._inner = [t for t in vocab.order.tolist() if self._spelled[t][0] in INSIDE]
         self._apart = lru_cache(maxsize=65536)(self._merges.apart)
+        self._might = lru_cache(maxsize=65536)(self._might_be)
         self._known: dict[tuple[bytes, int], tuple[list[str], Iterator[str]]] = {}
         self._rows: dict[Any, tuple[Bools, Bools]] = {}
 
@@ -135,13 +136,28 @@ class ByteLevelRules:
             return first and bool(cut[token]), apart and bool(going[token])
         cuts = goes = False
         enough = min(enough, first + apart)
-        if enough:
-            for text in self._signs(part, token):
-                cut_here, goes_here = self._cutter.finished(*key, text)
-                cuts, goes = cuts or (first and cut_here), goes or (apart and goes_here)
-                if cuts + goes >= enough:
-                    break
+        for text in self._signs(part, token) if enough else ():
+            cut_here, goes_here = self._cutter.finished(*key, text)
+            cuts, goes = cuts or (first and cut_here), goes or (apart and goes_here)
+            # Mostly one character will do; where not, there may be none among very many.
+            if cuts + goes >= enough:
+                break
+            might_cut, might_go = self._might(key, part)
+            if (cuts, goes) == (first and might_cut, apart and might_go):
+                break
         return cuts, goes
+
+    def _might_be(self, key: tuple[str, str, bytes], part: bytes) -> tuple[bool, bool]:
+        """`Cutter.finished` for any character that the bytes at the end may become."""
+        count = dangling(part)
+        body = part[: len(part) - count].decode()
+        signs = _samples(part[-count:])
+        found = [self._cutter.finished(*key, body + sign) for sign in signs]
+        return any(cut for cut, _ in found), any(going for _, going in found)
+
+    def _kind(self, sign: str) -> str:
+        # Unassigned ones are alike here, for there are too many.
+        return "new" if category(sign) == "Cn" else self._cutter.kind(sign)
 
     def _closes(self, path: Path, piece: bytes) -> bool:
         """Whether the tokens of a piece are what the piece is encoded as when it is cut there."""
@@ -199,11 +215,17 @@ class ByteLevelRules:
                 sign = whole[:width].decode(errors="ignore")
                 signs = (sign,) if len(sign.encode()) == width else ()
             for sign in signs:
-                # Unassigned ones are alike here, for there are too many.
-                kind = "new" if category(sign) == "Cn" else self._cutter.kind(sign)
+                kind = self._kind(sign)
                 if kind not in kinds:
                     kinds.add(kind)
                     yield body + sign
+
+
+@lru_cache(maxsize=4096)
+def _samples(start: bytes) -> tuple[str, ...]:
+    """One character of each category, and each blank, among those that begin with these bytes."""
+    signs = (chr(point) for point in completions(start) if not 0xD800 <= point < 0xE000)
+    return tuple({sign if sign.isspace() else category(sign): sign for sign in signs}.values())
 
 
 def _pairs(merges: list[Any]) -> list[tuple[str, str]]:

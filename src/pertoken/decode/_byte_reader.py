@@ -66,6 +66,11 @@ class TokenModel:
         vocab = self.canonical.vocab
         self.place_of = np.full(vocab.size, -1, dtype=np.int64)  # of a token in vocab.order
         self.place_of[vocab.order] = np.arange(len(vocab.order))
+        size = self.model.get_output_embeddings().weight.shape[0]
+        self._order = torch.from_numpy(vocab.order).to(self.model.device)
+        text = torch.zeros(size, dtype=torch.bool)
+        text[vocab.order] = True
+        self._rest = (~text).nonzero()[:, 0].to(self.model.device)  # ids that write nothing
 
     def token_probs(
         self, logits: torch.Tensor, path: Path, text: bytes
@@ -75,17 +80,18 @@ class TokenModel:
         logits: [vocab]; the tokens' probabilities are in the order of their bytes.
         """
         order = self.canonical.vocab.order
-        probs = logits.double().softmax(-1).cpu().numpy()
-        tokens = probs[order]
-        end = float(probs[self.ends].sum())
+        scores = logits - logits.max()
+        weights = scores[self._order].double().exp().cpu().numpy()
+        end = float(scores[self.ends].double().exp().sum())
+        whole = float(weights.sum()) + float(scores[self._rest].double().exp().sum())
         if self.validity == "off":
-            return tokens, end, None
-        tokens = tokens * self.canonical.row(path, text)[order]
+            return weights / whole, end / whole, None
+        weights *= self.canonical.row(path, text)[order]
         end = end if self.canonical.complete(path, text) else 0.0
-        valid = float(tokens.sum()) + end
-        if self.validity == "renormalize" and valid > 0.0:
-            tokens, end = tokens / valid, end / valid
-        return tokens, end, max(0.0, 1.0 - valid)
+        valid = float(weights.sum()) + end
+        total = valid if self.validity == "renormalize" and valid > 0.0 else whole
+        weights /= total
+        return weights, end / total, max(0.0, 1.0 - valid / whole)
 
     def leads_to(self, path: Path, text: bytes) -> bool:
         """Whether the forward of a path can matter to the byte of `text` behind it.
@@ -96,9 +102,7 @@ class TokenModel:
             return True
         vocab = self.canonical.vocab
         low, high = vocab.range(text[path.end : path.end + 1])
-        matters = bool(self.canonical.row(path, text)[vocab.order[low:high]].any())
-        path.allowed = None  # as long as the vocabulary, and not needed for a while
-        return matters
+        return bool(self.canonical.row(path, text)[vocab.order[low:high]].any())
 
 
 class Weighed:
@@ -266,6 +270,8 @@ class ModelReader(Reader):
                     weighed.logits, path, text[: path.end]
                 )
                 weighed.logits = None
+            if self._run > 1:
+                path.allowed = None  # as long as the vocabulary, and not needed any more
 
     def _feed(self, paths: Sequence[Path]) -> None:
         held = (weighed.branch for weighed in self._weighed.values())
