@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from unicodedata import category
 
 import numpy as np
@@ -24,6 +24,8 @@ from pertoken.byte_vocab import ByteVocab
 __all__ = ["ByteLevelRules"]
 
 Bools = npt.NDArray[np.bool_]
+_Question = tuple[int, tuple[tuple[str, str, bytes], ...], tuple[bool, ...]]
+_Row = TypeVar("_Row")
 
 _KEPT = 512  # rows
 _DEEP = 4  # tokens looked ahead for one with which a text may end
@@ -52,42 +54,45 @@ class ByteLevelRules:
         self._apart = lru_cache(maxsize=65536)(self._merges.apart)
         self._might = lru_cache(maxsize=65536)(self._might_be)
         self._known: dict[tuple[bytes, int], tuple[list[str], Iterator[str]]] = {}
-        self._rows: dict[Any, tuple[Bools, Bools]] = {}
+        self._rows: dict[_Question, tuple[Bools, Bools]] = {}
+        self._answers: dict[_Question, Bools] = {}
 
     def row(self, path: Path, text: bytes) -> Bools:
-        allowed, sure = self._row(path, text[: path.end])
-        unsure = np.flatnonzero(allowed & ~sure).tolist()
-        if not unsure:
-            return allowed
-        allowed = allowed.copy()
-        for token in unsure:
-            allowed[token] = self._leads_on(path, token, text[: path.end], _DEEP)
-        return allowed
+        text = text[: path.end]
+        asked = self._question(path, text)
+        if asked not in self._answers:
+            allowed, sure = self._row(path, text, asked)
+            unsure = np.flatnonzero(allowed & ~sure).tolist()
+            allowed = allowed.copy()
+            for token in unsure:
+                allowed[token] = self._leads_on(path, token, text, _DEEP)
+            return _remember(self._answers, asked, allowed)
+        return self._answers[asked]
 
-    def _row(self, path: Path, text: bytes) -> tuple[Bools, Bools]:
+    def _question(self, path: Path, text: bytes) -> _Question:
+        """All that the answer depends on; text: that of the path."""
+        pieces = [(text[before:start], text[start:]) for before, start in path.starts]
+        keys = tuple(self._cutter.key(before, piece) for before, piece in pieces)
+        return path.token, keys, tuple(self._closes(path, piece) for _, piece in pieces)
+
+    def _row(self, path: Path, text: bytes, asked: _Question) -> tuple[Bools, Bools]:
         """bool [size] twice: tokens that can follow if the right text follows them, and those
         with which the text may end, or the character that they begin."""
-        pieces = [(text[before:start], text[start:]) for before, start in path.starts]
-        keys = [self._cutter.key(before, piece) for before, piece in pieces]
-        closes = [self._closes(path, piece) for _, piece in pieces]
-        asked = path.token, tuple(keys), tuple(closes)
         if asked in self._rows:
             return self._rows[asked]
+        _, keys, closes = asked
         allowed, sure = (np.zeros(self._vocab.size, dtype=bool) for _ in range(2))
         unfinished = [*self._cut_off, *self._inner] if keys[0][2] else self._cut_off
-        for (_, piece), key, closed in zip(pieces, keys, closes, strict=True):
+        for (_, start), key, closed in zip(path.starts, keys, closes, strict=True):
             cut, going, cut_end, going_end = self._cutter.next_tokens(*key)
-            first, apart = self._borders(path, piece, closed)
+            first, apart = self._borders(path, text[start:], closed)
             allowed |= (cut & first) | (going & apart)
             sure |= (cut_end & first) | (going_end & apart)
             for token in unfinished:
                 if any(self._ways(key, token, bool(first[token]), bool(apart[token]), 1)):
                     allowed[token] = sure[token] = True
         allowed &= self._writes
-        if len(self._rows) >= _KEPT:
-            self._rows.clear()
-        self._rows[asked] = allowed, sure & allowed
-        return self._rows[asked]
+        return _remember(self._rows, asked, (allowed, sure & allowed))
 
     def starts(self, path: Path, token: int, text: bytes) -> tuple[tuple[int, int], ...]:
         found: list[tuple[int, int]] = []
@@ -170,7 +175,7 @@ class ByteLevelRules:
         if not starts or not deep:
             return False
         longer = Path(path, token, len(text), starts, path.segment, path.cut)
-        allowed, sure = self._row(longer, text)
+        allowed, sure = self._row(longer, text, self._question(longer, text))
         return bool(sure.any()) or any(
             self._leads_on(longer, behind, text, deep - 1)
             for behind in np.flatnonzero(allowed).tolist()
@@ -219,6 +224,14 @@ class ByteLevelRules:
                 if kind not in kinds:
                     kinds.add(kind)
                     yield body + sign
+
+
+def _remember(known: dict[_Question, _Row], asked: _Question, row: _Row) -> _Row:
+    """Keep a row, as long as the vocabulary; all are forgotten when there are too many."""
+    if len(known) >= _KEPT:
+        known.clear()
+    known[asked] = row
+    return row
 
 
 @lru_cache(maxsize=4096)
