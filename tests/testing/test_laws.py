@@ -187,6 +187,11 @@ def test_enumeration_is_the_chain_rule() -> None:
     assert texts[3, 1] == pytest.approx(float(rows[2, 3] * rows[3, 1]), rel=1e-5)
 
 
+def test_enumeration_ends_where_all_texts_do() -> None:
+    always = MockModel([[0.0, 1.0]] * 2)
+    assert enumerate_texts(always, torch.tensor([0]), 3, eos_token_id=1, top_k=1) == {(1,): 1.0}
+
+
 def test_enumeration_stops_at_stop_ids_and_applies_warpers() -> None:
     model, prompt = tiny_model("llama", vocab_size=8), torch.tensor([1, 2])
     texts = enumerate_texts(model, prompt, 3, eos_token_id=4, top_k=3, temperature=0.7)

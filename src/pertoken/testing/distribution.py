@@ -130,6 +130,8 @@ def enumerate_texts(
     finished: dict[tuple[int, ...], float] = {}
     open_texts: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(steps):
+        if not open_texts:
+            break
         new = torch.tensor(list(open_texts), dtype=torch.long).reshape(len(open_texts), -1)
         ids = torch.cat([prompt.repeat(len(open_texts), 1), new.to(prompt.device)], dim=1)
         logits = model(ids, use_cache=False).logits[:, -1].float()
