@@ -83,7 +83,12 @@ def speculate(
         )
     forward = TreeForward(model)
     run = _Run(
-        *(drafter, forward, input_ids, logits_processor, stopping_criteria, generation_config),
+        drafter,
+        forward,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
         constraint,
     )
     cache, mask = run.prepare(model_kwargs)
@@ -123,14 +128,11 @@ class _Run:
         self.stop_ids, self.criteria = stops(stopping_criteria, drafter)
         rows, length = input_ids.shape
         sample = bool(config.do_sample)
-        self.rule = rule = (
-            None if constraint is None else Rule(constraint, self.stop_ids, drafter.probes)
-        )
-        self.chooser = (
-            Chooser(logits_processor, sample=sample, rows=rows)
-            if rule is None
-            else RuledChooser(rule, length, logits_processor, sample=sample, rows=rows)
-        )
+        self.rule: Rule | None = None
+        self.chooser = Chooser(logits_processor, sample=sample, rows=rows)
+        if constraint is not None:
+            self.rule = rule = Rule(constraint, self.stop_ids, drafter.probes)
+            self.chooser = RuledChooser(rule, length, logits_processor, sample=sample, rows=rows)
         pad = config._pad_token_tensor
         self.pad = int(pad) if pad is not None else 0
         self.device = input_ids.device

@@ -58,7 +58,7 @@ VARIANCE_CASES = {
 
 
 def run(context: Context) -> Reproduction:
-    """All rows; about half an hour on two slow cores."""
+    """All rows; about twenty minutes on two slow cores with two jobs."""
     models = _models(context)
     checks = count_checks(context, models)
     result = [
