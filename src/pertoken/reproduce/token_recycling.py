@@ -42,9 +42,9 @@ BARS = {
 }
 REASONS = {
     "wall clock: hot start, 80 nodes, over plain": (
-        "two tokens come out of a pass over 80, and such a pass costs about three and a half passes "
-        "over one on this processor (this row and 'accepted per forward: hot'); the auto budget "
-        "drafts nothing"
+        "two tokens come out of a pass over 80, and such a pass costs about three and a half "
+        "passes over one on this processor (this row and 'accepted per forward: hot'); the auto "
+        "budget drafts nothing"
     ),
 }
 
