@@ -9,11 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from pertoken.cache.fidelity import Fidelity, Turn, cache_fidelity, compare_caches
+    from pertoken.cache.fidelity_report import fidelity_table
+    from pertoken.cache.memory import cache_bytes, full_cache_bytes
+    from pertoken.cache.named import CACHES, make_cache
 
-__all__: list[str] = []
+__all__ = [
+    "CACHES",
+    "Fidelity",
+    "Turn",
+    "cache_bytes",
+    "cache_fidelity",
+    "compare_caches",
+    "fidelity_table",
+    "full_cache_bytes",
+    "make_cache",
+]
 
-_HOME: dict[str, str] = {}
+_HOME = {
+    "CACHES": "named",
+    "Fidelity": "fidelity",
+    "Turn": "fidelity",
+    "cache_bytes": "memory",
+    "cache_fidelity": "fidelity",
+    "compare_caches": "fidelity",
+    "fidelity_table": "fidelity_report",
+    "full_cache_bytes": "memory",
+    "make_cache": "named",
+}
 
 
 def __getattr__(name: str) -> Any:
