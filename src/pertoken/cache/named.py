@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-__all__ = ["CACHES", "UNBOUNDED", "make_cache"]
+__all__ = ["CACHES", "UNBOUNDED", "check_budget", "check_name", "make_cache"]
 
 Maker = Callable[["PreTrainedModel", int], "Cache"]
 
@@ -69,14 +69,6 @@ UNBOUNDED = frozenset({"full", "fp8"})
 """Names of caches that keep every token, whatever the budget."""
 
 
-def check_name(name: str) -> None:
-    """Raise PertokenError, with the nearest names, for a name that no cache has."""
-    if name not in CACHES:
-        raise PertokenError(
-            f"unknown cache {name!r}{nearest(name, CACHES)}; known: {', '.join(CACHES)}"
-        )
-
-
 def make_cache(name: str, model: PreTrainedModel, budget: int) -> Cache:
     """A new, empty cache of a name in `CACHES`.
 
@@ -89,6 +81,19 @@ def make_cache(name: str, model: PreTrainedModel, budget: int) -> Cache:
     'DynamicCache'
     """
     check_name(name)
+    check_budget(budget)
+    return CACHES[name](model, budget)
+
+
+def check_name(name: str) -> None:
+    """Raise PertokenError, with the nearest names, for a name that no cache has."""
+    if name not in CACHES:
+        raise PertokenError(
+            f"unknown cache {name!r}{nearest(name, CACHES)}; known: {', '.join(CACHES)}"
+        )
+
+
+def check_budget(budget: int) -> None:
+    """Raise PertokenError for a budget that is no whole number from 1 on."""
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise PertokenError(f"the budget of a cache is a whole number from 1 on, got {budget!r}")
-    return CACHES[name](model, budget)
