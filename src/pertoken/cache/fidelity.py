@@ -30,8 +30,8 @@ import torch
 
 from pertoken.cache.fidelity_report import Fidelity, Speed, TextFidelity
 from pertoken.cache.memory import cache_bytes
-from pertoken.conversation import follow, stop_ids
 from pertoken.decode.forward import text_logits
+from pertoken.dialogue import follow, stop_ids
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def cache_fidelity(
     chunk: prompts are read in pieces of that many tokens; in one forward if None.
     context: called with the model, returns a context manager in which the candidate runs. A press
         of kvpress is one as it is:
-        ``cache_fidelity(model, DynamicCache, texts, context=KnormPress(0.5))``.
+        ``cache_fidelity(model, DynamicCache, texts, context=KnormPress(0.5))``, under a
+        transformers that kvpress supports (0.5.5: below 5.3).
 
     Raises PertokenError: no texts, a text with too few tokens, one that does not fit the model's
     positions, a factory that returns no Cache, a used one or one twice, NaN in the logits.
@@ -210,7 +211,7 @@ class _Reader:
     def __init__(self, model: PreTrainedModel, cache: Cache, chunk: int | None, who: str) -> None:
         self.model, self.cache, self.chunk, self.who = model, cache, chunk, who
         self.speed = Speed()
-        self.peak_bytes = 0
+        self.held_bytes = self.peak_bytes = 0
         self.fed = 0
 
     def read(self, ids: Sequence[int]) -> torch.Tensor:
@@ -248,7 +249,8 @@ class _Reader:
                 f"behind {self.fed} tokens"
             )
         inside = int(getattr(self.cache, "peak_bytes", 0))  # scratch within a forward
-        self.peak_bytes = max(self.peak_bytes, cache_bytes(self.cache), inside)
+        self.held_bytes = max(self.held_bytes, cache_bytes(self.cache))
+        self.peak_bytes = max(self.held_bytes, inside)
         return logits, seconds
 
 
@@ -408,6 +410,7 @@ def _text(
         agrees=agrees,
         nll=nll,
         full_nll=full_nll,
+        held_bytes=reader.held_bytes,
         peak_bytes=reader.peak_bytes,
         full_peak_bytes=reference.peak_bytes,
         speed=reader.speed,

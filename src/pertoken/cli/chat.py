@@ -70,7 +70,7 @@ def chat(
     """
     from pertoken._files import check_target, write_whole
     from pertoken.cache.named import check_budget, check_name, make_cache
-    from pertoken.conversation import as_jsonl
+    from pertoken.dialogue import as_jsonl
 
     check_name(cache)
     check_budget(budget)
@@ -207,7 +207,7 @@ class Talk:
         choice: dict[str, Any],
     ) -> None:
         from pertoken.cache.fidelity import refuse_unfit
-        from pertoken.conversation import stop_ids
+        from pertoken.dialogue import stop_ids
 
         refuse_unfit(model)
         self.model, self.tokenizer, self._make = model, tokenizer, make
@@ -299,7 +299,7 @@ class Talk:
         getattr(self.cache, "close", lambda: None)()
 
     def _turn(self, question: str) -> list[int]:
-        from pertoken.conversation import first_turn, follow, next_turn
+        from pertoken.dialogue import first_turn, follow, next_turn
 
         try:
             question.encode("utf-8")
