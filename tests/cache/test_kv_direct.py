@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -179,6 +180,21 @@ def test_rows_are_chosen_and_repeated(mode):
         assert cache.batch_size == 2
         logits = model(again[[1, 1], 13:], past_key_values=cache).logits
         assert (logits - expected[[1, 1]]).abs().max() < 1e-10
+
+
+def test_a_copy_goes_its_own_way():
+    model = tiny_model("llama")
+    ids, ways = ids_of(1, 12), ids_of(2, 3, seed=1)
+    read = KVDirectCache(model, 6, block=BLOCK, checkpoint="residual")
+    with torch.no_grad():
+        model(ids, past_key_values=read)
+        for way in (ways[:1], ways[1:]):
+            twin = copy.deepcopy(read)
+            assert twin.model is model
+            expected = model(torch.cat((ids, way), 1), use_cache=False).logits[:, -3:]
+            logits = model(way, past_key_values=twin).logits
+            assert (logits - expected).abs().max() < 1e-10
+    assert read.get_seq_length() == 12
 
 
 @every_mode

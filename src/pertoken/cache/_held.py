@@ -63,6 +63,16 @@ class Held:
         self.drop_rows()
         self._count()
 
+    def copy(self, other: Held) -> None:
+        """Hold what another holds, in tensors of its own."""
+        self.ids = None if other.ids is None else other.ids.clone()
+        self.states = {layer: state.clone() for layer, state in other.states.items()}
+        self.first = other.first
+        for rows, theirs in zip(self.layers, other.layers, strict=True):
+            rows.put(theirs.keys, theirs.values)
+            rows.change(torch.clone)
+        self._count()
+
     @property
     def length(self) -> int:
         return 0 if self.ids is None else self.ids.shape[1]

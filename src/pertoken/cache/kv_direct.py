@@ -101,7 +101,9 @@ class KVDirectCache(ModelCache):
         block: int | None = None,
     ) -> None:
         _refuse_options(budget, checkpoint, rematerialize, block)
-        self.budget, self.checkpoint, self.rematerialize = budget, checkpoint, rematerialize
+        self.budget = budget
+        self.checkpoint: Literal["tokens", "residual", "per_layer"] = checkpoint
+        self.rematerialize: Literal["step", "turn"] = rematerialize
         self.block = min(_BLOCK, budget) if block is None else block
         name = type(self).__name__
         refuse_changing(model, name)
@@ -211,6 +213,22 @@ class KVDirectCache(ModelCache):
         """Drop the rows beyond the budget; `rematerialize="turn"` makes them again when needed."""
         seen = self.get_seq_length()
         self._held.evict(min(self._fitting(seen), seen - self._nodes))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KVDirectCache:
+        """Another cache of the same model: a text that was read once may go on in several ways."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            twin = type(self)(
+                self.model,
+                self.budget,
+                checkpoint=self.checkpoint,
+                rematerialize=self.rematerialize,
+                layer=self.layer,
+                block=self.block,
+            )
+        twin._held.copy(self._held)
+        twin._nodes, twin.peak_bytes = self._nodes, self.nbytes
+        return twin
 
     # A forward.
 
