@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from pertoken.cache.kv_direct import KVDirectCache as KVDirectCache
 
-__all__: list[str] = []
+__all__ = ["KVDirectCache"]
 
-_HOME: dict[str, str] = {}
+_HOME = {"KVDirectCache": "kv_direct"}
 
 
 def __getattr__(name: str) -> Any:
