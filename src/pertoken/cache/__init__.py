@@ -9,11 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from pertoken.cache.h2o import H2OCache
+    from pertoken.cache.snapkv import SnapKVCache
+    from pertoken.cache.streaming_llm import StreamingLLMCache
+    from pertoken.cache.tova import TOVACache
+    from pertoken.cache.window import WindowCache
 
-__all__: list[str] = []
+__all__ = [
+    "H2OCache",
+    "SnapKVCache",
+    "StreamingLLMCache",
+    "TOVACache",
+    "WindowCache",
+]
 
-_HOME: dict[str, str] = {}
+_HOME = {
+    "H2OCache": "h2o",
+    "SnapKVCache": "snapkv",
+    "StreamingLLMCache": "streaming_llm",
+    "TOVACache": "tova",
+    "WindowCache": "window",
+}
 
 
 def __getattr__(name: str) -> Any:
