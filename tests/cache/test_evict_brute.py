@@ -47,27 +47,24 @@ class Oracle:
         self.shared = getattr(config, "num_key_value_heads", None) or self.heads
         self.kept = [[[] for _ in range(self.shared)] for _ in self.windows]
         self.sums = [[{} for _ in range(self.shared)] for _ in self.windows]
-        # seen[layer][head][query]: {token: places by which its key is moved on}
-        self.seen: list[list[list[dict[int, int]]]] = [
-            [[] for _ in range(self.shared)] for _ in self.windows
-        ]
+        shape = (len(self.windows), self.shared, sum(PIECES), sum(PIECES))
+        self.seen = torch.zeros(shape, dtype=torch.bool)  # layer, head, query, token
+        self.moved = torch.zeros(shape[0], shape[2], dtype=torch.long)  # layer, query
         self.weights: dict[int, torch.Tensor] = {}
 
     def feed(self, ids: torch.Tensor, start: int) -> torch.Tensor:
         """Logits of tokens start … of a text [1, time]; then evict."""
         end = ids.shape[1]
         for layer, window in enumerate(self.windows):
-            moved = max(0, start - self.budget) if self._streams(window) else 0
-            if not self._rotates():
-                moved = 0
+            moves = self._streams(window) and self.model.config.model_type not in ("gpt2", "opt")
+            moved = max(0, start - self.budget) if moves else 0
+            self.moved[layer, start:end] = moved
             for head in range(self.shared):
                 for query in range(start, end):
-                    visible = {}
                     for token in [*self.kept[layer][head], *range(start, query + 1)]:
-                        move = moved if token < SINKS else 0
-                        if window is None or token + move > query - window:
-                            visible[token] = move
-                    self.seen[layer][head].append(visible)
+                        place = token + moved if token < SINKS else token
+                        if window is None or place > query - window:
+                            self.seen[layer, head, query, token] = True
         with torch.no_grad(), Takeover(self.model)(self._attend):
             logits = self.model(ids, use_cache=False).logits[:, start:]
         for layer, window in enumerate(self.windows):
@@ -81,36 +78,30 @@ class Oracle:
     def _streams(self, window: int | None) -> bool:
         return self.method == "streaming-llm" and (window is None or self.budget < window)
 
-    def _rotates(self) -> bool:
-        return self.model.config.model_type not in ("gpt2", "opt")
-
     def _attend(self, module, query, key, value, mask, scaling=None, **_):
-        layer = module.layer_idx
-        key, value = (x[0].repeat_interleave(self.heads // self.shared, 0) for x in (key, value))
-        plain = query[0] @ key.transpose(1, 2) * scaling
-        scores = torch.full_like(plain, -math.inf)
-        for head in range(self.heads):
-            for row, visible in enumerate(self.seen[layer][head // (self.heads // self.shared)]):
-                tokens = list(visible)
-                scores[head, row, tokens] = plain[head, row, tokens]
-                for token in tokens:
-                    if visible[token]:
-                        there = self._moved(layer, key[head, token], visible[token])
-                        scores[head, row, token] = query[0, head, row] @ there * scaling
-        weights = self.weights[layer] = scores.softmax(-1)
+        layer, time, group = module.layer_idx, query.shape[2], self.heads // self.shared
+        key, value = (x[0].repeat_interleave(group, 0) for x in (key, value))
+        scores = query[0] @ key.transpose(1, 2) * scaling
+        for places in set(self.moved[layer, :time].tolist()) - {0}:
+            rows = self.moved[layer, :time] == places
+            sinks = self._moved_on(layer, key[:, :SINKS], places)
+            scores[:, rows, :SINKS] = query[0][:, rows] @ sinks.transpose(1, 2) * scaling
+        seen = self.seen[layer, :, :time, :time].repeat_interleave(group, 0)
+        weights = self.weights[layer] = scores.masked_fill(~seen, -math.inf).softmax(-1)
         return (weights @ value).transpose(0, 1)[None], None
 
-    def _moved(self, layer: int, key: torch.Tensor, places: int) -> torch.Tensor:
-        """A key after the rotation of `places` more, from the definition of rotary positions."""
+    def _moved_on(self, layer: int, key: torch.Tensor, places: int) -> torch.Tensor:
+        """Keys after the rotation of `places` more, from the definition of rotary positions."""
         config = self.model.config
         rope = config.rope_parameters
         if "rope_theta" not in rope:  # one per type of layer
             rope = rope[config.layer_types[layer]]
-        size = int(len(key) * rope.get("partial_rotary_factor", 1.0))
+        size = int(key.shape[-1] * rope.get("partial_rotary_factor", 1.0))
         angles = [places * rope["rope_theta"] ** (-2 * i / size) for i in range(size // 2)]
         turn = torch.polar(torch.ones(size // 2).double(), torch.tensor(angles).double())
-        turned = torch.complex(key[: size // 2], key[size // 2 : size]) * turn
-        return torch.cat((turned.real, turned.imag, key[size:]))
+        real, imaginary, rest = key.split((size // 2, size // 2, key.shape[-1] - size), -1)
+        turned = torch.complex(real, imaginary) * turn
+        return torch.cat((turned.real, turned.imag, rest), -1)
 
     def _keep(self, layer: int, head: int, there: list[int], start: int, end: int) -> list[int]:
         """The method's rule on the tokens that are there, in order."""
@@ -118,8 +109,9 @@ class Oracle:
         mine = self.weights[layer][head * group : (head + 1) * group]  # [group, queries, tokens]
         budget, sums = self.budget, self.sums[layer][head]
         if self.method == "h2o":
+            came = mine[:, start:end].sum((0, 1)).tolist()
             for token in there:
-                sums[token] = sums.get(token, 0.0) + float(mine[:, start:end, token].sum())
+                sums[token] = sums.get(token, 0.0) + came[token]
         if len(there) <= budget:
             return there
         if self.method == "window":
@@ -134,11 +126,11 @@ class Oracle:
                 del sums[token]
             return sorted(heavy) + recent
         if self.method == "tova":
-            last = self.weights[layer][:, end - 1].mean(0)
-            return sorted(sorted(there, key=lambda token: -float(last[token]))[:budget])
+            last = self.weights[layer][:, end - 1].mean(0).tolist()
+            return sorted(sorted(there, key=lambda token: -last[token])[:budget])
         window, old = there[-VOTERS:], there[:-VOTERS]
-        voters = range(max(0, end - VOTERS), end)
-        votes = [sum(float(mine[:, q, token].mean()) for q in voters) for token in old]
+        each = mine[:, max(0, end - VOTERS) : end].sum((0, 1)).tolist()
+        votes = [each[token] for token in old]
         side = KERNEL // 2
         padded = [0.0] * side + votes + [0.0] * side
         pooled = {token: sum(padded[i : i + KERNEL]) for i, token in enumerate(old)}
