@@ -36,7 +36,9 @@ class _Everything(ModelCache):
         held = self.rows[layer]
         positions = self.forward.positions
         if held is not None:
-            key, value = (torch.cat((old, new), 2) for old, new in zip(held, (key, value)))
+            key, value = (
+                torch.cat((old, new), 2) for old, new in zip(held, (key, value), strict=True)
+            )
         if self.positions is not None:
             positions = torch.cat((self.positions, positions), 1)
         self.new[layer] = (key, value)

@@ -59,7 +59,7 @@ class Takeover:
         # No mask function is registered under this name, so the library leaves masks alone.
         if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
             AttentionInterface.register(IMPLEMENTATION, _attend)
-        found = {}
+        found: dict[int, Any] = {}
         for module in model.get_decoder().modules():
             config = getattr(module, "config", None)
             if hasattr(config, "_attn_implementation"):
@@ -261,19 +261,22 @@ def _watch(model: PreTrainedModel, cache: ModelCache) -> list[Any]:
     """Hooks on the decoder that tell the cache of every forward it takes part in."""
     decoder = model.get_decoder()
     signature = inspect.signature(decoder.forward)
-    weak = weakref.ref(cache)
+    weak: Callable[[], ModelCache | None] = weakref.ref(cache)
+
+    def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """The arguments of a forward that takes the cache, else None."""
+        named = signature.bind_partial(*args, **kwargs).arguments
+        named = {**named, **named.get("kwargs", {})}
+        return None if named.get("past_key_values") is not weak() else named
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        own = weak()
-        given = signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
-        if own is not None and given.get("past_key_values") is own:
-            own._begin(_forward(given, own))
+        own, named = weak(), given(args, kwargs)
+        if own is not None and named is not None:
+            own._begin(_forward(named, own))
 
     def after(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        own = weak()
-        given = signature.bind_partial(*args, **kwargs).arguments
-        if own is not None and given.get("past_key_values") is own:
+        own, named = weak(), given(args, kwargs)
+        if own is not None and named is not None:
             own._end(output is not None)
 
     return [
