@@ -14,110 +14,18 @@ no later token can see goes before any other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pertoken.cache._attention import Forward, ModelCache, refuse_unfit, sdpa, visible
+from pertoken.cache._kept_rows import KeptRows
 from pertoken.cache._weights import causal, mix, weigh
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def _none(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
-    return field(default_factory=lambda: torch.empty(shape, dtype=dtype))
-
-
-@dataclass(frozen=True)
-class KeptRows:
-    """The rows of one layer.
-
-    keys, values: [batch, key heads, rows, dim], keys as the model rotated them.
-    positions: [batch, groups, rows], the rows' places in the text, -1 for padding; groups is the
-        number of key heads where every head keeps its own rows, else 1.
-    notes: [batch, groups, …, rows], what a method remembers of each row; None if nothing.
-    """
-
-    keys: torch.Tensor = _none(0, 0, 0, 0)
-    values: torch.Tensor = _none(0, 0, 0, 0)
-    positions: torch.Tensor = _none(0, 0, 0, dtype=torch.long)
-    notes: torch.Tensor | None = None
-
-    # What `Cache` asks its layers.
-    is_compileable = False
-    is_croppable = False
-    supports_early_init = False
-
-    @property
-    def count(self) -> int:
-        """Rows held for each batch row, padding included."""
-        return self.positions.shape[-1]
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
-
-    @property
-    def note_bytes(self) -> int:
-        """Bytes of all else."""
-        return self.positions.nbytes + (0 if self.notes is None else self.notes.nbytes)
-
-    def extended(
-        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
-    ) -> KeptRows:
-        """With new rows behind; `notes` are 0 for those."""
-        if not self.count:
-            return KeptRows(keys, values, positions)
-        notes = self.notes
-        if notes is not None:
-            notes = torch.nn.functional.pad(notes, (0, keys.shape[2]))
-        return KeptRows(
-            torch.cat((self.keys, keys), 2),
-            torch.cat((self.values, values), 2),
-            torch.cat((self.positions, positions), 2),
-            notes,
-        )
-
-    def take(self, index: torch.Tensor) -> KeptRows:
-        """Only some rows: index [batch, groups, rows]."""
-        notes = self.notes
-        if notes is not None:
-            between = notes.dim() - index.dim()
-            where = index.reshape(*index.shape[:2], *([1] * between), -1)
-            notes = notes.gather(-1, where.expand(*notes.shape[:-1], -1))
-        return KeptRows(
-            _rows_at(self.keys, index),
-            _rows_at(self.values, index),
-            self.positions.gather(2, index),
-            notes,
-        )
-
-    def silenced(self, where: torch.Tensor) -> KeptRows:
-        """With notes 0 for some rows: bool [batch, groups, rows]."""
-        if self.notes is None:
-            return self
-        between = [1] * (self.notes.dim() - where.dim())
-        where = where.reshape(*where.shape[:2], *between, -1)
-        return replace(self, notes=self.notes.masked_fill(where, 0))
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> KeptRows:
-        """With every tensor changed in the same way."""
-        notes = None if self.notes is None else change(self.notes)
-        return KeptRows(change(self.keys), change(self.values), change(self.positions), notes)
-
-
-def _rows_at(state: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """state [batch, key heads, rows, dim], index [batch, groups, kept]: one copy of what is kept."""
-    batch, heads, _, _ = state.shape
-    if batch == index.shape[1] == 1:
-        return state.index_select(2, index[0, 0])
-    rows = torch.arange(batch, device=state.device)[:, None, None]
-    columns = torch.arange(heads, device=state.device)[None, :, None]
-    return state[rows, columns, index.expand(-1, heads, -1)]
 
 
 class EvictingCache(ModelCache):
@@ -127,6 +35,9 @@ class EvictingCache(ModelCache):
     """
 
     per_head = False  # whether every key head keeps its own rows
+    peak_bytes: int
+    _padded: bool
+    _newest: torch.Tensor  # [batch, 1], the newest place of each row, -1 before the first
 
     def __init__(self, model: PreTrainedModel, budget: int) -> None:
         name = type(self).__name__
@@ -138,10 +49,9 @@ class EvictingCache(ModelCache):
         refuse_unfit(model, name)
         super().__init__(model, [])
         self.budget = budget
-        self.layers: list[KeptRows] = [KeptRows() for _ in self.windows]
+        self.layers: list[KeptRows] = []
         # Windows beyond which a row is dead; a method may take them away.
         self._dead_beyond = list(self.windows)
-        self.peak_bytes = 0
         self.reset()
 
     # ---------------------------------------------------------------- what a method writes
@@ -186,8 +96,11 @@ class EvictingCache(ModelCache):
         if not self._seen:
             self._newest = positions.new_full((len(positions), 1), -1)
         self._newest_then = torch.maximum(self._newest, positions.amax(1, keepdim=True))
+        self._padded = self._padded or bool((positions < 0).any())
         # Padding behind text, as in a batch of unequal turns: rows must be sorted again.
-        self._unsorted = bool((torch.cat((self._newest, positions), 1).diff(dim=1) < 0).any())
+        self._unsorted = self._padded and bool(
+            (torch.cat((self._newest, positions), 1).diff(dim=1) < 0).any()
+        )
         self._staged.clear()
         self._alive = self.nbytes
 
@@ -261,9 +174,10 @@ class EvictingCache(ModelCache):
         positions = self._now.positions
         time = positions.shape[1]
         window = self.windows[layer]
-        fresh = rows.count == time and (window is None or time <= window)
-        # What one query cannot see was evicted before it came.
-        if (time == 1 or fresh) and bool((rows.positions >= 0).all()):
+        alone = rows.count == time and (window is None or time <= window)
+        # What one query cannot see was evicted before it came, or counts as padding since.
+        clean = not self._padded and (window is None or bool((rows.positions >= 0).all()))
+        if clean and (time == 1 or alone):
             return None
         return visible(positions.unsqueeze(1), rows.positions, window)
 
@@ -272,7 +186,7 @@ class EvictingCache(ModelCache):
         window = self._dead_beyond[layer]
         limit = self.budget if window is None else min(self.budget, window - 1)
         if rows.count <= limit:
-            return rows
+            return rows.map(torch.Tensor.contiguous)  # a view would hold on to what it is cut from
         dead = rows.positions < 0
         if window is not None:
             dead = dead | (rows.positions <= self._newest_then.unsqueeze(-1) + 1 - window)
@@ -313,9 +227,16 @@ class EvictingCache(ModelCache):
 
     # --------------------------------------------------------------------- being a cache
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(budget={self.budget}, seen={self._seen})"
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, evicted ones and padding included."""
         return self._seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Keys of a full cache, and the first one's place; only another model asks."""
+        return self._seen + query_length, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """-1: texts may be of any length."""
@@ -323,12 +244,13 @@ class EvictingCache(ModelCache):
 
     def reset(self) -> None:
         """Forget everything; hooks and budget stay."""
-        self.layers[:] = [KeptRows() for _ in self.windows]
-        self._staged: dict[int, KeptRows] = {}
+        self.layers[:] = [KeptRows.none() for _ in self.windows]
+        self._staged: dict[int, KeptRows] = {}  # what the layers hold once the forward is over
         self._seen = 0
         self._newest = torch.empty(0, 1, dtype=torch.long)
         self._newest_then = self._newest
-        self._unsorted = False
+        self._padded = self._unsorted = False
+        self._alive = 0
         self.peak_bytes = 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -373,9 +295,10 @@ class EvictingCache(ModelCache):
             raise PertokenError(f"{name} cannot take back tokens of a text with padding inside")
         left = self._seen - count
         for layer, rows in enumerate(self.layers):
-            self.layers[layer] = KeptRows(
+            kept = KeptRows(
                 rows.keys[:, :, :left], rows.values[:, :, :left], rows.positions[:, :, :left]
             )
+            self.layers[layer] = kept.map(torch.Tensor.clone)
         self._seen = left
         self._newest = self.layers[0].positions[:, 0].amax(1, keepdim=True)
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken.cache._evicting import EvictingCache, KeptRows
+from pertoken.cache._evicting import EvictingCache
+from pertoken.cache._kept_rows import KeptRows
 from pertoken.cache._weights import watched
 from pertoken.errors import PertokenError
 

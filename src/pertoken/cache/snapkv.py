@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken.cache._evicting import EvictingCache, KeptRows
+from pertoken.cache._evicting import EvictingCache
+from pertoken.cache._kept_rows import KeptRows
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:

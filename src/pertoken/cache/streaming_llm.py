@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pertoken.cache._evicting import EvictingCache, KeptRows
-from pertoken.cache._rotation import Rotation
+from pertoken.cache._evicting import EvictingCache
+from pertoken.cache._kept_rows import KeptRows
+from pertoken.cache._rotation import Angles, Rotation
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class StreamingLLMCache(EvictingCache):
                 "are always kept"
             )
         self.sinks = sinks
-        self._rotation = Rotation(model)
+        self._rotation = Rotation(model, "StreamingLLMCache")
         # A layer that sees no further than the budget anyway keeps its own window and no sinks.
         self._streams = [window is None or budget < window for window in self.windows]
         self._dead_beyond = [
@@ -72,16 +73,24 @@ class StreamingLLMCache(EvictingCache):
     def begin(self, forward: Forward) -> None:
         super().begin(forward)
         self._moved = (self._newest + 1 - self.budget).clamp(min=0)  # [batch, 1], places
-        self._moves = bool(self._moved.any())
+        self._angles: Angles = {}
+        if any(self._rotation.turns) and bool(self._moved.any()):
+            self._angles = self._rotation.angles(self._moved, self.layers[0].keys)
 
     def _looked_at(self, layer: int, rows: KeptRows) -> KeptRows:
-        if not (self._moves and self._streams[layer] and self._rotation.turns[layer]):
+        if not self._streams[layer] or rows.count == self._now.positions.shape[1]:
             return rows
-        # Sinks come first. A row with padding before them has evicted nothing: its move is 0.
-        sinks = self._rotation.turned(layer, rows.keys[:, :, : self.sinks], self._moved)
-        keys = torch.cat((sinks, rows.keys[:, :, self.sinks :]), 2)
         is_sink = (rows.positions >= 0) & (rows.positions < self.sinks)
         places = rows.positions + is_sink * self._moved.unsqueeze(-1)
+        if not self._angles or not self._rotation.turns[layer]:
+            return replace(rows, positions=places)
+        # Sinks come first. Rows with padding before them have evicted nothing and move by 0, but
+        # where rows were sorted anew, padding came in between.
+        first = rows.count if self._unsorted else self.sinks
+        keys = rows.keys[:, :, :first]
+        turned = self._rotation.turned(layer, keys, self._angles)
+        turned = torch.where(is_sink[:, :, :first, None], turned, keys)
+        keys = torch.cat((turned, rows.keys[:, :, first:]), 2)
         return replace(rows, keys=keys, positions=places)
 
     def _priority(self, layer: int, rows: KeptRows) -> torch.Tensor:

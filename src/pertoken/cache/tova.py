@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pertoken.cache._evicting import EvictingCache, KeptRows
+from pertoken.cache._evicting import EvictingCache
+from pertoken.cache._kept_rows import KeptRows
 
 if TYPE_CHECKING:
     import torch
