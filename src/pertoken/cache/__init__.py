@@ -14,6 +14,27 @@ if TYPE_CHECKING:
 __all__ = ["KVDirectCache"]
 
 _HOME = {"KVDirectCache": "kv_direct"}
+    from pertoken.cache.h2o import H2OCache
+    from pertoken.cache.snapkv import SnapKVCache
+    from pertoken.cache.streaming_llm import StreamingLLMCache
+    from pertoken.cache.tova import TOVACache
+    from pertoken.cache.window import WindowCache
+
+__all__ = [
+    "H2OCache",
+    "SnapKVCache",
+    "StreamingLLMCache",
+    "TOVACache",
+    "WindowCache",
+]
+
+_HOME = {
+    "H2OCache": "h2o",
+    "SnapKVCache": "snapkv",
+    "StreamingLLMCache": "streaming_llm",
+    "TOVACache": "tova",
+    "WindowCache": "window",
+}
 
 
 def __getattr__(name: str) -> Any:
