@@ -34,6 +34,33 @@ _HOME = {
     "StreamingLLMCache": "streaming_llm",
     "TOVACache": "tova",
     "WindowCache": "window",
+    from pertoken.cache.fidelity import Fidelity, Turn, cache_fidelity, compare_caches
+    from pertoken.cache.fidelity_report import fidelity_table
+    from pertoken.cache.memory import cache_bytes, full_cache_bytes
+    from pertoken.cache.named import CACHES, make_cache
+
+__all__ = [
+    "CACHES",
+    "Fidelity",
+    "Turn",
+    "cache_bytes",
+    "cache_fidelity",
+    "compare_caches",
+    "fidelity_table",
+    "full_cache_bytes",
+    "make_cache",
+]
+
+_HOME = {
+    "CACHES": "named",
+    "Fidelity": "fidelity",
+    "Turn": "fidelity",
+    "cache_bytes": "memory",
+    "cache_fidelity": "fidelity",
+    "compare_caches": "fidelity",
+    "fidelity_table": "fidelity_report",
+    "full_cache_bytes": "memory",
+    "make_cache": "named",
 }
 
 
