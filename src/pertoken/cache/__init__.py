@@ -9,6 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pertoken.cache.kv_direct import KVDirectCache as KVDirectCache
+
+__all__ = ["KVDirectCache"]
+
+_HOME = {"KVDirectCache": "kv_direct"}
+    from pertoken.cache.h2o import H2OCache
+    from pertoken.cache.snapkv import SnapKVCache
+    from pertoken.cache.streaming_llm import StreamingLLMCache
+    from pertoken.cache.tova import TOVACache
+    from pertoken.cache.window import WindowCache
+
+__all__ = [
+    "H2OCache",
+    "SnapKVCache",
+    "StreamingLLMCache",
+    "TOVACache",
+    "WindowCache",
+]
+
+_HOME = {
+    "H2OCache": "h2o",
+    "SnapKVCache": "snapkv",
+    "StreamingLLMCache": "streaming_llm",
+    "TOVACache": "tova",
+    "WindowCache": "window",
     from pertoken.cache.fidelity import Fidelity, Turn, cache_fidelity, compare_caches
     from pertoken.cache.fidelity_report import fidelity_table
     from pertoken.cache.memory import cache_bytes, full_cache_bytes
