@@ -19,7 +19,7 @@ from pertoken.cache.named import CACHES
 from pertoken.cli import main
 from pertoken.cli.chat import Said, Talk
 from pertoken.cli.generate import Streamer
-from pertoken.dialogue import read_dialogue
+from pertoken.conversation import read_conversation
 from pertoken.errors import PertokenError
 
 Capture = pytest.CaptureFixture[str]
@@ -165,7 +165,7 @@ def test_the_conversation_is_saved_for_other_commands(
 ) -> None:
     piped(monkeypatch, *QUESTIONS[:2])
     assert main([*run, "--save", "talk.jsonl"]) == 0
-    found = read_dialogue(here / "talk.jsonl")
+    found = read_conversation(here / "talk.jsonl")
     assert [m["content"] for m in found if m["role"] == "user"] == QUESTIONS[:2]
     answers = [text.strip() for text in expected(tiny_folder, QUESTIONS[:2])]
     assert [m["content"] for m in found if m["role"] == "assistant"] == answers
@@ -176,7 +176,7 @@ def test_the_conversation_is_saved_for_other_commands(
     piped(monkeypatch, "x")
     assert main([*run, "--save", "talk.jsonl"]) == 2
     assert "talk.jsonl exists already" in capsys.readouterr().err
-    assert read_dialogue(here / "talk.jsonl") == found
+    assert read_conversation(here / "talk.jsonl") == found
 
 
 def test_sampling_repeats_with_a_seed(run: list[str], capsys: Capture, monkeypatch: Patch) -> None:

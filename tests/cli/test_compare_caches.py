@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from pertoken.cache.named import CACHES
 from pertoken.cli import main
 from pertoken.cli.caches import parse_budgets, tokens_of
-from pertoken.dialogue import as_jsonl
+from pertoken.conversation import as_jsonl
 from pertoken.errors import PertokenError
 
 Capture = pytest.CaptureFixture[str]
@@ -156,14 +156,13 @@ MISTAKES = [
     (["window", "--new-tokens", "x"], "Invalid value for '--new-tokens'"),
     (["window", "--limit", "0"], "--limit must be 1 or more, got 0"),
     (["window", "--chunk", "0"], "--chunk must be 1 or more, got 0"),
-    (["window", "--conversation", "none.jsonl"], "there is no conversation none.jsonl"),
-    (["window", "--conversation", "dir.jsonl"], "is a folder"),
-    (["window", "--conversation", "talk.csv"], "a conversation is read from a .jsonl"),
+    (["window", "--conversation", "none.jsonl"], "there is no conversation file none.jsonl"),
+    (["window", "--conversation", "."], "is a folder"),
     (["window", "--conversation", "empty.jsonl"], "empty.jsonl is empty"),
     (["window", "--conversation", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
     (
         ["window", "--conversation", "role.jsonl"],
-        "line 1: unknown role 'usr' (did you mean 'user'?)",
+        "role.jsonl, line 1: the role is one of system",
     ),
     (["window", "--conversation", "latin.jsonl"], "latin.jsonl is not UTF-8 (byte 28)"),
     (["window", "--conversation", "long.jsonl"], "tokens long; the model has 512 positions"),
@@ -185,7 +184,6 @@ def test_mistakes_are_one_line_and_exit_code_2(
     (here / "latin.jsonl").write_bytes('{"role":"user", "content": "é"}'.encode("latin-1"))
     (here / "long.jsonl").write_text(as_jsonl([{"role": "user", "content": "x" * 600}]))
     (here / "asks.jsonl").write_text(as_jsonl([TALK[0], TALK[2]]))
-    (here / "dir.jsonl").mkdir()
     before = sorted(os.listdir(here))
     assert main(["compare-caches", *run, *arguments]) == 2
     out, err = capsys.readouterr()

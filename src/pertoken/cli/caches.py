@@ -18,7 +18,7 @@ from pertoken.errors import PertokenError
 if TYPE_CHECKING:
     from pertoken.cache.fidelity import Turn
     from pertoken.cache.fidelity_report import Fidelity
-    from pertoken.dialogue import Exchange
+    from pertoken.conversation import Exchange
 
 # "step" of KV-Direct reads the whole evicted text again for every token; "turn" once a turn.
 DEFAULT_CACHES = ("kv-direct:turn", "window", "streaming-llm", "h2o", "snapkv", "tova")
@@ -98,7 +98,7 @@ def compare_caches(
     """Decode a conversation with several KV caches; show what each forgets, holds and takes."""
     from pertoken._files import check_target, write_whole
     from pertoken.cache.named import check_name
-    from pertoken.dialogue import exchanges, read_dialogue
+    from pertoken.conversation import exchanges, read_conversation
 
     chosen = list(dict.fromkeys(names or DEFAULT_CACHES))
     for name in chosen:
@@ -114,7 +114,7 @@ def compare_caches(
         check_target(target)
     if html and html in targets:
         raise PertokenError(f"--json and --html both want to write {html}")
-    system, talk = exchanges(read_dialogue(conversation))
+    system, talk = exchanges(read_conversation(conversation))
     talk = _answered(talk[:limit], answers)
 
     import pertoken
@@ -193,7 +193,7 @@ def as_turns(
 ) -> list[Turn]:
     """The conversation as ids, in the chat template if there is one."""
     from pertoken.cache.fidelity import Turn
-    from pertoken.dialogue import first_turn, next_turn
+    from pertoken.conversation import first_turn, next_turn
 
     found = []
     for place, exchange in enumerate(talk):

@@ -70,7 +70,7 @@ def chat(
     """
     from pertoken._files import check_target, write_whole
     from pertoken.cache.named import check_budget, check_name, make_cache
-    from pertoken.dialogue import as_jsonl
+    from pertoken.conversation import as_jsonl
 
     check_name(cache)
     check_budget(budget)
@@ -206,8 +206,8 @@ class Talk:
         max_new_tokens: int,
         choice: dict[str, Any],
     ) -> None:
-        from pertoken.cache.fidelity import refuse_unfit
-        from pertoken.dialogue import stop_ids
+        from pertoken.cache._texts import refuse_unfit
+        from pertoken.conversation import stop_ids
 
         refuse_unfit(model)
         self.model, self.tokenizer, self._make = model, tokenizer, make
@@ -299,7 +299,7 @@ class Talk:
         getattr(self.cache, "close", lambda: None)()
 
     def _turn(self, question: str) -> list[int]:
-        from pertoken.dialogue import first_turn, follow, next_turn
+        from pertoken.conversation import first_turn, follow, next_turn
 
         try:
             question.encode("utf-8")

@@ -1,4 +1,4 @@
-"""Dialogues: questions and answers in order, and ids that only grow."""
+"""Conversations: files are checked line by line, and ids only grow."""
 
 import json
 from itertools import pairwise
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from pertoken.dialogue import (
+from pertoken.conversation import (
     Exchange,
     as_jsonl,
     exchanges,
     first_turn,
     follow,
     next_turn,
-    read_dialogue,
+    read_conversation,
     stop_ids,
 )
 from pertoken.errors import PertokenError
@@ -28,12 +28,14 @@ TALK = [
 ]
 
 
-@pytest.mark.parametrize("form", [".jsonl", ".json"])
+@pytest.mark.parametrize("form", ["lines", "list", "pretty"])
 def test_files_are_read_in_both_forms(tmp_path: Path, form: str) -> None:
-    file = tmp_path / f"talk{form}"
-    text = as_jsonl(TALK) if form == ".jsonl" else json.dumps(TALK, indent=2)
+    file = tmp_path / "talk.jsonl"
+    text = as_jsonl(TALK)
+    if form != "lines":
+        text = json.dumps(TALK, indent=2 if form == "pretty" else None)
     file.write_text("\ufeff" + text.replace("\n", "\r\n"), encoding="utf-8")
-    assert read_dialogue(file) == TALK
+    assert read_conversation(file) == TALK
     assert exchanges(TALK) == (
         "Be brief.",
         [Exchange("Hi", "Hello\u2028you"), Exchange("And now?")],
@@ -41,42 +43,64 @@ def test_files_are_read_in_both_forms(tmp_path: Path, form: str) -> None:
 
 
 def test_the_sample_has_twenty_turns_and_reads_like_a_file(tmp_path: Path) -> None:
-    sample = read_dialogue(None)
+    sample = read_conversation(None)
     _, turns = exchanges(sample)
     assert len(turns) == 20
     assert all(turn.answer for turn in turns)
     (tmp_path / "sample.jsonl").write_text(as_jsonl(sample), encoding="utf-8")
-    assert read_dialogue(tmp_path / "sample.jsonl") == sample
+    assert read_conversation(tmp_path / "sample.jsonl") == sample
     sample.clear()
-    assert read_dialogue(None)
+    assert read_conversation(None)
+
+
+def line(role: Any, content: Any) -> str:
+    return json.dumps({"role": role, "content": content})
 
 
 @pytest.mark.parametrize(
-    ("messages", "message"),
+    ("content", "message"),
     [
-        ([("system", "Hi")], "has no message of the user"),
-        ([("user", " ")], "message 1: it is empty"),
-        ([("user", "a"), ("tool", "b")], "message 2: a dialogue has system, user and assistant"),
-        ([("assistant", "a")], "message 1: an answer of the assistant without a question"),
-        ([("user", "a"), ("assistant", "b"), ("assistant", "c")], "message 3: an answer of the"),
-        ([("user", "a"), ("system", "b")], "message 2: a system message can only be the first"),
+        (b"", "talk is empty"),
+        (b" \n\n", "talk is empty"),
+        (b"[]", "talk has no message of the user"),
+        (line("system", "Hi").encode(), "talk has no message of the user"),
+        (line("user", "Hi").encode() + b"\n{", "talk, line 2: not JSON"),
+        (b'[\n{"role": "user",\n}]', "talk, line 3: not JSON"),
+        (b'\n"Hi"', 'talk, line 2: {"role": "user"'),
+        (b'["Hi"]', 'talk, message 1: {"role": "user"'),
+        (b'{"content": "Hi"}', "line 1: {"),
+        (line("usr", "Hi").encode(), "not 'usr' (did you mean 'user'?)"),
+        (line(["user"], "Hi").encode(), "not ['user']"),
+        (line("user", 3).encode(), '"content" must hold text, not int'),
+        (line("user", " ").encode(), "line 1: the message is empty"),
+        (line("user", "a \ud800").encode(), "line 1: its character 3 is a broken one"),
+        (line("assistant", "Hi").encode(), "an answer of the assistant without a question"),
+        (
+            "\n".join([line("user", "a"), line("assistant", "b"), line("assistant", "c")]).encode(),
+            "line 3: an answer of the assistant without a question",
+        ),
+        (
+            "\n".join([line("user", "a"), line("system", "b")]).encode(),
+            "line 2: a system message can only be the first",
+        ),
+        (b"\xff\xfe", "talk is not UTF-8 (byte 0)"),
     ],
 )
-def test_what_is_no_dialogue_is_named(
-    tmp_path: Path, messages: list[tuple[str, str]], message: str
+def test_broken_files_are_named_with_their_line(
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
-    file = tmp_path / "talk.jsonl"
-    file.write_text(as_jsonl([{"role": role, "content": text} for role, text in messages]))
+    (tmp_path / "talk").write_bytes(content)
     with pytest.raises(PertokenError) as error:
-        read_dialogue(file)
-    assert f"talk.jsonl{'' if message.startswith('has') else ','} {message}" in str(error.value)
+        read_conversation(tmp_path / "talk")
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_plain_text_is_no_dialogue(tmp_path: Path) -> None:
-    (tmp_path / "talk.txt").write_text("Hi")
-    with pytest.raises(PertokenError, match="a dialogue has system, user and assistant messages"):
-        read_dialogue(tmp_path / "talk.txt")
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(PertokenError, match="there is no conversation file"):
+        read_conversation(tmp_path / "none")
+    with pytest.raises(PertokenError, match="is a folder"):
+        read_conversation(tmp_path)
 
 
 def test_without_a_template_turns_are_a_transcript() -> None:
@@ -123,7 +147,7 @@ def test_later_turns_are_cut_behind_the_answer() -> None:
 @pytest.mark.model
 def test_the_ids_of_a_real_template_grow_to_what_it_renders_at_once(smollm2: Any) -> None:
     _, tokenizer = smollm2
-    sample = read_dialogue(None)
+    sample = read_conversation(None)
     _, turns = exchanges(sample)
     ids = first_turn(tokenizer, turns[0].question)
     for before, turn in pairwise(turns):
