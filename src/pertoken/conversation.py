@@ -11,7 +11,7 @@ from pertoken.errors import PertokenError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TEXT", "encode_conversation", "read_conversation"]
+__all__ = ["TEXT", "encode_conversation", "encode_turn", "read_conversation"]
 
 TEXT = "text"
 """The role of a plain text file's one message: it goes to the model without a chat template."""
@@ -85,6 +85,29 @@ def encode_conversation(
             f"a conversation of {len(ids)} tokens does not fit the model's {room} positions"
         )
     return torch.tensor([ids], dtype=torch.long, device=model.device)
+
+
+def encode_turn(tokenizer: Any, text: str, *, chat: bool = True) -> list[int]:
+    """Ids of a user's next message, behind a conversation that the model has read already.
+
+    In the chat template, up to the opening of the answer; the text alone without one, or with
+    chat=False. Raises PertokenError where nothing is left of it.
+    """
+    if chat and getattr(tokenizer, "chat_template", None):
+        # What the template writes for a message depends on whether it is the first.
+        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        after = [*before, {"role": "user", "content": text}]
+        head = tokenizer.apply_chat_template(before, tokenize=False)
+        whole = tokenizer.apply_chat_template(after, tokenize=False, add_generation_prompt=True)
+        if not whole.startswith(head):
+            raise PertokenError(
+                "the model's chat template rewrites earlier messages, so a message can't be added"
+            )
+        text = whole[len(head) :]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise PertokenError("there is no text to continue with")
+    return ids
 
 
 def _read(file: Path) -> str:

@@ -9,11 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from pertoken.cache.archive import (
+        Inspection,
+        Restored,
+        Saved,
+        inspect_cache,
+        restore_cache,
+        save_cache,
+    )
+    from pertoken.cache.fingerprint import model_fingerprint
 
-__all__: list[str] = []
+__all__ = [
+    "Inspection",
+    "Restored",
+    "Saved",
+    "inspect_cache",
+    "model_fingerprint",
+    "restore_cache",
+    "save_cache",
+]
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "Inspection": "archive",
+    "Restored": "archive",
+    "Saved": "archive",
+    "inspect_cache": "archive",
+    "model_fingerprint": "fingerprint",
+    "restore_cache": "archive",
+    "save_cache": "archive",
+}
 
 
 def __getattr__(name: str) -> Any:
