@@ -1,0 +1,224 @@
+"""A cache that answers attention itself: the same logits as the library, and no trace."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from pertoken.cache._attention import ModelCache, layer_windows, sdpa, visible
+from pertoken.cache._blocks import Blocks
+from pertoken.errors import PertokenError
+from pertoken.testing import ARCHITECTURES, check_leaves_no_trace, tiny_model
+
+ALL = (*ARCHITECTURES, "qwen3-sliding")
+
+
+class _Everything(ModelCache):
+    """Keeps every row, the simplest cache there is."""
+
+    def __init__(self, model):
+        super().__init__(model, [])
+        self.rows = [None] * len(self.windows)
+        self.positions = None
+        self.new = {}
+
+    def get_seq_length(self, layer_idx=0):
+        return 0 if self.positions is None else self.positions.shape[1]
+
+    def begin(self, forward):
+        self.new = {}
+
+    def attend(self, module, query, key, value, attention_mask, **kwargs):
+        layer = module.layer_idx
+        held = self.rows[layer]
+        positions = self.forward.positions
+        if held is not None:
+            key, value = (
+                torch.cat((old, new), 2) for old, new in zip(held, (key, value), strict=True)
+            )
+        if self.positions is not None:
+            positions = torch.cat((self.positions, positions), 1)
+        self.new[layer] = (key, value)
+        allowed = visible(self.forward.positions, positions, self.windows[layer])[:, None]
+        return sdpa(module, query, key, value, allowed, scaling=kwargs["scaling"])
+
+    def end(self, finished):
+        if finished:
+            for layer, pair in self.new.items():
+                self.rows[layer] = pair
+            old, new = self.positions, self.forward.positions
+            self.positions = new if old is None else torch.cat((old, new), 1)
+        self.new = {}
+
+
+@pytest.fixture(params=ALL)
+def model(request):
+    return tiny_model(request.param)
+
+
+def _ids(model, *shape, seed=0):
+    return torch.randint(1, 64, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_generate_is_that_of_the_full_cache(model):
+    ids = _ids(model, 1, 21)
+    run = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(
+        model.generate(ids, past_key_values=_Everything(model), **run), model.generate(ids, **run)
+    )
+
+
+def test_padded_batch_and_chunks(model):
+    ids = _ids(model, 2, 20)
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    numbers = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = _Everything(model)
+    parts = []
+    with torch.no_grad():
+        full = model(ids, attention_mask=mask, position_ids=numbers, use_cache=False).logits
+        for start, end in ((0, 9), (9, 15), (15, 16), (16, 20)):
+            parts.append(
+                model(
+                    ids[:, start:end],
+                    attention_mask=mask[:, :end],
+                    position_ids=numbers[:, start:end],
+                    past_key_values=cache,
+                ).logits
+            )
+    real = mask.bool()
+    assert (torch.cat(parts, 1) - full)[real].abs().max() < 1e-10
+
+
+def test_leaves_no_trace(model):
+    ids = _ids(model, 1, 6)
+    check_leaves_no_trace(
+        model,
+        lambda m: m.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            past_key_values=_Everything(m),
+        ),
+    )
+
+
+def test_hooks_go_with_the_cache():
+    model = tiny_model("llama")
+    decoder = model.get_decoder()
+    cache = _Everything(model)
+    assert len(decoder._forward_pre_hooks) == 1
+    del cache
+    gc.collect()
+    assert not decoder._forward_pre_hooks
+    assert not decoder._forward_hooks
+    with _Everything(model):
+        assert decoder._forward_hooks
+    assert not decoder._forward_hooks
+
+
+def test_a_failed_forward_leaves_the_cache(model):
+    cache = _Everything(model)
+    ids = _ids(model, 1, 5)
+    model(ids, past_key_values=cache)
+    block = Blocks(model).modules[-1]
+
+    def fail(*_):
+        raise RuntimeError("planted")
+
+    handle = block.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        model(ids[:, :1], past_key_values=cache)
+    handle.remove()
+    assert cache.get_seq_length() == 5
+    assert cache.rows[0][0].shape[2] == 5
+    assert model.config._attn_implementation == "sdpa"
+    model(ids[:, :1], past_key_values=cache)
+    assert cache.get_seq_length() == 6
+
+
+def test_another_model_is_refused():
+    one, other = tiny_model("llama"), tiny_model("llama", seed=1)
+    cache = _Everything(one)
+    with pytest.raises(PertokenError, match="made for another model"):
+        other(torch.tensor([[5, 6]]), past_key_values=cache)
+    cache.close()
+    with pytest.raises(PertokenError, match="closed"):
+        one(torch.tensor([[5, 6]]), past_key_values=cache)
+
+
+def test_padded_without_positions_is_refused():
+    model = tiny_model("llama")
+    with pytest.raises(PertokenError, match="position_ids"):
+        model(
+            torch.tensor([[5, 6]]),
+            attention_mask=torch.tensor([[0, 1]]),
+            past_key_values=_Everything(model),
+        )
+
+
+def test_a_short_mask_is_refused():
+    model = tiny_model("llama")
+    cache = _Everything(model)
+    model(torch.tensor([[5, 6]]), past_key_values=cache)
+    with pytest.raises(PertokenError, match="must cover all 3"):
+        model(torch.tensor([[5]]), attention_mask=torch.tensor([[1]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_projected_rows_are_the_cached_ones(model, dtype):
+    model = model.to(dtype)
+    ids = _ids(model, 2, 11)
+    numbers = torch.arange(11)[None].expand(2, -1)
+    inputs = []
+    blocks = Blocks(model)
+    handles = [
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs: inputs.append(args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
+        for block in blocks.modules
+    ]
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(ids, position_ids=numbers, past_key_values=cache)
+        for handle in handles:
+            handle.remove()
+        entered = blocks.enter(ids, numbers)
+        assert torch.equal(entered.hidden, inputs[0])
+        for index, layer in enumerate(cache.layers):
+            keys, values = blocks.project(index, inputs[index], entered.calls[index])
+            assert torch.equal(keys, layer.keys)
+            assert torch.equal(values, layer.values)
+
+
+def test_advance_is_the_next_block_s_input(model):
+    ids = _ids(model, 1, 12)
+    numbers = torch.arange(12)[None]
+    blocks = Blocks(model)
+    windows = layer_windows(model)
+    with torch.no_grad():
+        expected = model(ids, position_ids=numbers, output_hidden_states=True).hidden_states
+        entered = blocks.enter(ids, numbers)
+        hidden = entered.hidden
+        for index in range(len(windows)):
+            assert (hidden - expected[index]).abs().max() < 1e-10
+
+            def attend(module, query, key, value, _, scaling=None, window=windows[index], **kw):
+                allowed = visible(numbers, numbers, window)[:, None]
+                return sdpa(module, query, key, value, allowed, scaling=scaling)
+
+            hidden = blocks.advance(index, hidden, entered.calls[index], attend)
+
+
+def test_blocks_leave_no_trace(model):
+    def act(model):
+        blocks = Blocks(model)
+        entered = blocks.enter(torch.tensor([[5, 6]]), torch.tensor([[0, 1]]))
+        blocks.project(0, entered.hidden, entered.calls[0])
+        return model(torch.tensor([[5]]))
+
+    check_leaves_no_trace(model, act)
