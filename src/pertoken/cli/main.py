@@ -27,6 +27,7 @@ COMMANDS = (
     "compare",
     "caches",
     "verify",
+    "probe",
     "reproduce",
 )
 
