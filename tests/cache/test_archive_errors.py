@@ -135,6 +135,10 @@ def test_caches_that_are_more_or_less_than_keys_and_values(tmp_path: Path, model
     class Evicting(transformers.cache_utils.DynamicLayer):
         pass
 
+    class Window(DynamicCache):
+        pass
+
+    assert "a Window can't be archived: give a DynamicCache" in line(Window(config=model.config))
     own = DynamicCache(config=model.config)
     own.layers[0] = Evicting()
     assert "a DynamicCache with Evicting can't be archived" in line(own)
