@@ -264,3 +264,14 @@ def test_hidden_states_are_those_of_the_new_tokens(model):
     assert len(mine) == len(full)
     for one, other in zip(mine, full, strict=True):
         assert (one - other[:, 10:]).abs().max() < 1e-10
+
+
+@pytest.mark.model
+def test_a_real_model_says_the_same(smollm2):
+    model, tokenizer = smollm2
+    ids = tokenizer("The first prime numbers are 2, 3, 5, 7, 11 and", return_tensors="pt").input_ids
+    run = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(ids, **run)
+    for mode in STEP:
+        with KVDirectCache(model, 8, **mode) as cache:
+            assert torch.equal(model.generate(ids, past_key_values=cache, **run), expected)

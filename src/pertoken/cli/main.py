@@ -26,6 +26,7 @@ COMMANDS = (
     "chat",
     "compare",
     "caches",
+    "cache",
     "verify",
     "probe",
     "reproduce",
