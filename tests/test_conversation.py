@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from pertoken.conversation import (
+    TEXT,
     Exchange,
     as_jsonl,
+    encode_conversation,
     exchanges,
     first_turn,
     follow,
@@ -127,18 +129,21 @@ class Templated(ByteTokenizer):
     chat_template: Any = "some"
     keeps = True
 
-    def apply_chat_template(self, messages: Any, tokenize: bool = True, **_: Any) -> Any:
+    def apply_chat_template(
+        self, messages: Any, add_generation_prompt: bool, tokenize: bool = True, **_: Any
+    ) -> Any:
         parts = []
         for place, message in enumerate(messages):
             words = message["content"].strip()
             parts.append(f"<{message['role'][0]}>{words}" if self.keeps or not place else "")
-        text = "".join(parts) + "<a>"
+        text = "".join(parts) + "<a>" * add_generation_prompt
         return {"input_ids": self.encode(text)} if tokenize else text
 
 
 def test_later_turns_are_cut_behind_the_answer() -> None:
     tokenizer = Templated()
     assert tokenizer.decode(next_turn(tokenizer, " And? ")) == "<u>And?<a>"
+    assert tokenizer.decode(next_turn(tokenizer, " And? ", closed=True)) == "<u>And?<a>"
     tokenizer.keeps = False
     with pytest.raises(PertokenError, match="leaves out answers or questions"):
         next_turn(tokenizer, "And?")
@@ -165,3 +170,41 @@ def test_a_template_that_refuses_is_named(smollm2: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     with pytest.raises(PertokenError, match="refuses the conversation: no system here"):
         first_turn(tokenizer, "Hi", "Be brief.")
+
+
+def test_a_text_file_is_one_message_without_a_template(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon\na time", encoding="utf-8")
+    messages = read_conversation(tmp_path / "a.txt")
+    assert messages == [{"role": TEXT, "content": "Once upon\na time"}]
+    tokenizer = Templated()
+    model = tiny_model("llama", vocab_size=512)
+    ids = encode_conversation(tokenizer, model, messages)
+    assert ids[0].tolist() == tokenizer("Once upon\na time")["input_ids"]
+    with pytest.raises(PertokenError, match="a plain text is no conversation"):
+        exchanges(messages)
+
+
+def test_whole_conversations_as_ids() -> None:
+    model = tiny_model("llama", vocab_size=512)
+    for tokenizer, text in (
+        (
+            ByteTokenizer(),
+            "System: Be brief.\nUser: Hi\nAssistant: Hello\u2028you\nUser: And now?\n",
+        ),
+        (Templated(), "<s>Be brief.<u>Hi<a>Hello\u2028you<u>And now?"),
+    ):
+        assert tokenizer.decode(encode_conversation(tokenizer, model, TALK)[0].tolist()) == text
+    short = tiny_model("llama", vocab_size=512, max_positions=16)
+    with pytest.raises(PertokenError, match="does not fit the model's 16 positions"):
+        encode_conversation(ByteTokenizer(), short, TALK)
+
+
+@pytest.mark.model
+def test_a_closed_answer_goes_on_as_the_template_does(smollm2: Any) -> None:
+    model, tokenizer = smollm2
+    sample = read_conversation(None)[:4]
+    ids = encode_conversation(tokenizer, model, sample)[0].tolist()
+    ids += next_turn(tokenizer, "And now?", closed=True)
+    messages = [*sample, {"role": "user", "content": "And now?"}]
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert ids == whole["input_ids"]

@@ -18,12 +18,15 @@ from pertoken.errors import PertokenError, nearest
 from pertoken.prompts import read_utf8
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 __all__ = [
     "ROLES",
+    "TEXT",
     "Exchange",
     "as_jsonl",
+    "encode_conversation",
     "exchanges",
     "first_turn",
     "follow",
@@ -33,6 +36,9 @@ __all__ = [
 ]
 
 ROLES = ("system", "user", "assistant")
+TEXT = "text"
+"""The role of a plain text file's one message: it goes to the model without a chat template."""
+
 Message = dict[str, str]  # "role" and "content", as chat templates take them
 
 _ANSWER = "an-answer-0b5e"  # where the later part of a rendering begins
@@ -47,11 +53,12 @@ class Exchange:
 
 
 def read_conversation(path: str | Path | None) -> list[Message]:
-    """Messages of a file: JSON lines of {"role", "content"}, or one JSON list of them.
+    """Messages of a file: JSON lines of {"role", "content"}, one JSON list of them, or a .txt file.
 
-    None is the built-in sample of 20 turns. Raises PertokenError that names the file and the line
-    (in a list: the message): not UTF-8, not JSON, an unknown role, an empty or broken text, an
-    answer without a question, a system message that is not the first, no question at all.
+    A .txt file is one message of the role `TEXT`. None is the built-in sample of 20 turns. Raises
+    PertokenError that names the file and the line (in a list: the message): not UTF-8, not JSON,
+    an unknown role, an empty or broken text, an answer without a question, a system message that
+    is not the first, no question at all.
     """
     if path is None:
         from pertoken.samples import CONVERSATION
@@ -61,6 +68,8 @@ def read_conversation(path: str | Path | None) -> list[Message]:
     text = read_utf8(file, "conversation file")
     if not text.strip():
         raise PertokenError(f"conversation file {file} is empty")
+    if file.suffix.lower() == ".txt":
+        return [{"role": TEXT, "content": text}]
     messages: list[Message] = []
     for place, row in _rows(text, file):
         messages.append(_message(row, place, messages))
@@ -72,11 +81,17 @@ def read_conversation(path: str | Path | None) -> list[Message]:
 def exchanges(messages: Sequence[Message]) -> tuple[str | None, list[Exchange]]:
     """The system message, if there is one, and the questions with their answers.
 
+    PertokenError for a plain text, which has none.
+
     >>> exchanges([{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hello?"}])
     (None, [Exchange(question='Hi', answer=None), Exchange(question='Hello?', answer=None)])
     """
     system: str | None = None
     found: list[Exchange] = []
+    if messages[0]["role"] == TEXT:
+        raise PertokenError(
+            'a plain text is no conversation: give a .jsonl file of {"role", "content"} lines'
+        )
     for message in messages:
         if message["role"] == "system":
             system = message["content"]
@@ -92,6 +107,34 @@ def as_jsonl(messages: Sequence[Message]) -> str:
     return "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
 
 
+def encode_conversation(
+    tokenizer: Any, model: PreTrainedModel, messages: Sequence[Message]
+) -> torch.Tensor:
+    """Ids [1, time] of a whole conversation on the model's device.
+
+    In the chat template if there is one, else as a transcript; a plain text as it is. Raises
+    PertokenError for messages that the template refuses, and for more tokens than the model has
+    positions.
+    """
+    import torch
+
+    if messages[0]["role"] == TEXT:
+        ids = tokenizer(messages[0]["content"])["input_ids"]
+    elif getattr(tokenizer, "chat_template", None):
+        ids = _template(tokenizer, messages, return_dict=True)["input_ids"]
+    else:
+        lines = (f"{message['role'].capitalize()}: {message['content']}\n" for message in messages)
+        ids = tokenizer("".join(lines))["input_ids"]
+    if not ids:
+        raise PertokenError("the conversation is empty: the tokenizer makes no token of it")
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and len(ids) > room:
+        raise PertokenError(
+            f"a conversation of {len(ids)} tokens does not fit the model's {room} positions"
+        )
+    return torch.tensor([ids], dtype=torch.long, device=model.device)
+
+
 def first_turn(tokenizer: Any, question: str, system: str | None = None) -> list[int]:
     """Ids up to where the first answer begins: by the chat template, or as a transcript.
 
@@ -102,22 +145,31 @@ def first_turn(tokenizer: Any, question: str, system: str | None = None) -> list
         return list(tokenizer(f"{head}User: {question}\nAssistant:")["input_ids"])
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
-    return list(_template(tokenizer, messages, return_dict=True)["input_ids"])
+    return list(_template(tokenizer, messages, reply=True, return_dict=True)["input_ids"])
 
 
-def next_turn(tokenizer: Any, question: str) -> list[int]:
-    """Ids from the end of an answer to the beginning of the next: its closing tokens included."""
+def next_turn(tokenizer: Any, question: str, *, closed: bool = False) -> list[int]:
+    """Ids from the end of an answer to the beginning of the next: its closing tokens included.
+
+    closed: the closing tokens have been read already, as behind `encode_conversation`.
+    """
     if getattr(tokenizer, "chat_template", None):
         roles = ("user", "assistant", "user")
         contents = ("a question", _ANSWER, question)
         messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
-        _, answer, text = _template(tokenizer, messages, tokenize=False).partition(_ANSWER)
+        text = _template(tokenizer, messages, reply=True, tokenize=False)
+        before, answer, text = text.partition(_ANSWER)
+        if closed:
+            head = _template(tokenizer, messages[:2], tokenize=False)
+            closing = head.removeprefix(before + answer)
+            answer = answer if text.startswith(closing) else ""
+            text = text.removeprefix(closing)
         if not answer or question.strip() not in text:
             raise PertokenError(
                 "the tokenizer's chat template leaves out answers or questions of a conversation"
             )
     else:
-        text = f"\nUser: {question}\nAssistant:"
+        text = ("" if closed else "\n") + f"User: {question}\nAssistant:"
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -141,11 +193,14 @@ def stop_ids(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(found if isinstance(found, list | tuple) else [int(found)])
 
 
-def _template(tokenizer: Any, messages: list[Message], **options: Any) -> Any:
+def _template(
+    tokenizer: Any, messages: Sequence[Message], *, reply: bool = False, **options: Any
+) -> Any:
+    """What the chat template makes of messages. reply: up to the opening of an answer."""
     from jinja2.exceptions import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=reply, **options)
     except TemplateError as error:
         raise PertokenError(f"the chat template refuses the conversation: {error}") from None
 

@@ -26,7 +26,9 @@ COMMANDS = (
     "chat",
     "compare",
     "caches",
+    "cache",
     "verify",
+    "probe",
     "reproduce",
 )
 
