@@ -1,9 +1,10 @@
 """KV-Direct: keys and values of the newest tokens only, those of all others made again when needed.
 
 Keys and values of a layer are a function of the layer's input, and all of it is a function of the
-token ids (arXiv 2603.19664): a cache may drop them and the output stays the same. The newest `budget` tokens keep theirs; an evicted token keeps a checkpoint.
-A forward goes over the evicted tokens in blocks: a block's keys and values are made, used by the
-new tokens' attention, merged by log-sum-exp (`_paged`) and dropped.
+token ids (arXiv 2603.19664): a cache may drop them and the output stays the same. The newest
+`budget` tokens keep theirs; an evicted token keeps a checkpoint. A forward goes over the evicted
+tokens in blocks: a block's keys and values are made, used by the new tokens' attention, merged by
+log-sum-exp (`_paged`) and dropped.
 
 What a checkpoint costs. The paper counts the memory of one vector per token for all layers, and the
 work of one projection per token and layer (its Algorithm 1 keeps a vector per layer). Both at once
@@ -75,7 +76,9 @@ class KVDirectCache(ModelCache):
     order: the same tokens in float64; in float32 unless two choices are as good as tied; in
     bfloat16 close choices may fall otherwise. Bit by bit: all, while nothing is evicted (a model
     with sdpa); a block's keys and values, from one step to the next; and with "per_layer" those
-    that the model cached, if it read that very block at once. A step is slower than with a full cache as soon as a token is evicted.
+    that the model cached, if it read that very block at once.
+
+    A step is slower than with a full cache as soon as a token is evicted.
 
     Raises PertokenError for a budget below 1 or below the block, a model whose blocks cannot be
     recomputed, another model than its own, training, gradients, embeddings instead of ids,
