@@ -111,6 +111,7 @@ class EvictingCache(ModelCache):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        *_: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layer = module.layer_idx
@@ -222,7 +223,8 @@ class EvictingCache(ModelCache):
         """Attention through sdpa."""
         if allowed is not None and allowed.shape[1] > 1:  # one mask per key head: one per head
             allowed = allowed.repeat_interleave(query.shape[1] // allowed.shape[1], 1)
-        out, _ = sdpa(module, query, rows.keys, rows.values, allowed, scaling=scaling)
+        # Some libraries replace the function by one that insists on `dropout`.
+        out, _ = sdpa(module, query, rows.keys, rows.values, allowed, scaling=scaling, dropout=0.0)
         return out
 
     # --------------------------------------------------------------------- being a cache
