@@ -6,6 +6,9 @@ priority. Then the rows with the highest priorities stay, `budget` of them per b
 others are gone for good. This is done after the prompt, after each further piece of text, and after
 each decoded token alike.
 
+A forward that fails leaves the cache as it was, so until a forward is over the old rows are held
+beside the new ones; `peak_bytes` counts both.
+
 Rows stand in the order of their positions, padding first. Padding (position -1) has no priority and
 no vote, so a padded row keeps what it would keep alone. In a layer with a sliding window a row that
 no later token can see goes before any other.
