@@ -61,7 +61,9 @@ def test_packing_gives_codes_back_in_the_fewest_whole_bytes(bits: int, numbers: 
 
 @pytest.mark.parametrize("quantizer", PLAIN, ids=lambda quantizer: quantizer.name)
 @pytest.mark.parametrize("kind", ["keys", "values"])
-def test_bits_are_those_of_the_bytes_from_which_a_code_is_decoded(quantizer: Any, kind: Any) -> None:
+def test_bits_are_those_of_the_bytes_from_which_a_code_is_decoded(
+    quantizer: Any, kind: Any
+) -> None:
     x = tensor(2, 2, 19, 8)
     code = quantizer.encode(x, kind)
     written = {name: part.numpy().tobytes() for name, part in code.parts.items()}
@@ -128,9 +130,7 @@ def test_kivi_groups_keys_over_tokens_and_values_over_channels() -> None:
     for kind in ("keys", "values"):
         before, after = (quantizer.decode(quantizer.encode(x, kind)) for x in (clean, spoilt))  # type: ignore[arg-type]
         changed = (before != after)[0, 0].nonzero().tolist()
-        allowed = (
-            {(t, 5) for t in range(4)} if kind == "keys" else {(2, c) for c in range(4, 8)}
-        )
+        allowed = {(t, 5) for t in range(4)} if kind == "keys" else {(2, c) for c in range(4, 8)}
         assert {tuple(place) for place in changed} <= allowed
         assert len(changed) > 1
 
@@ -210,12 +210,16 @@ def test_predictor_of_zeros_is_the_plain_quantiser() -> None:
         torch.ones(streams, size),
     )
     quantizer = Predictive(step, zeros)
-    cache = decode_cache(quantizer, model, ids, encode_cache(quantizer, model, ids, plain_cache(rows)))
+    cache = decode_cache(
+        quantizer, model, ids, encode_cache(quantizer, model, ids, plain_cache(rows))
+    )
     for (_, values), layer in zip(rows, cache.layers, strict=True):
         assert torch.equal(layer.values, (values / step).round() * step)
 
 
-def test_closed_loop_gives_the_decoder_what_the_encoder_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_loop_gives_the_decoder_what_the_encoder_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_model("llama", dtype=torch.float32)
     quantizer = Predictive(0.7, fit_predictor(model, texts(4, 100)))
     seen: list[torch.Tensor] = []
@@ -340,7 +344,7 @@ def test_a_predictor_is_refused_by_another_model_and_by_single_tensors() -> None
     model, other = tiny_model("llama", dtype=torch.float32), tiny_model("llama", layers=3)
     quantizer = Predictive(0.5, fit_predictor(model, texts(2, 40)))
     ids = torch.tensor(texts(1, 10))
-    with pytest.raises(PertokenError, match="4 streams of 16.*has 6 of 16"):
+    with pytest.raises(PertokenError, match=r"4 streams of 16.*has 6 of 16"):
         encode_cache(quantizer, other, ids, plain_cache(cached_rows(other, ids)))
     with pytest.raises(PertokenError, match="use encode_cache"):
         quantizer.encode(tensor(1, 2, 3, 8))

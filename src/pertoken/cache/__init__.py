@@ -9,11 +9,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from pertoken.cache.prefix_trie import PrefixTrie, canonical_text
+    from pertoken.cache.quantize import (
+        KIVI,
+        Int4,
+        Int8,
+        Predictive,
+        TurboQuant,
+        decode_cache,
+        encode_cache,
+        fit_predictor,
+    )
+    from pertoken.cache.rate_distortion import paper_ratio
 
-__all__: list[str] = []
+__all__ = [
+    "KIVI",
+    "Int4",
+    "Int8",
+    "Predictive",
+    "PrefixTrie",
+    "TurboQuant",
+    "canonical_text",
+    "decode_cache",
+    "encode_cache",
+    "fit_predictor",
+    "paper_ratio",
+]
 
-_HOME: dict[str, str] = {}
+_HOME: dict[str, str] = {
+    "KIVI": "quantize",
+    "Int4": "quantize",
+    "Int8": "quantize",
+    "Predictive": "quantize",
+    "PrefixTrie": "prefix_trie",
+    "TurboQuant": "quantize",
+    "canonical_text": "prefix_trie",
+    "decode_cache": "quantize",
+    "encode_cache": "quantize",
+    "fit_predictor": "quantize",
+    "paper_ratio": "rate_distortion",
+}
 
 
 def __getattr__(name: str) -> Any:

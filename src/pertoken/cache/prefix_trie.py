@@ -229,7 +229,9 @@ class PrefixTrie:
 
     def _path(self, session: int) -> list[_Block]:
         if session not in self._sessions:
-            raise PertokenError(f"no session {session!r} in this trie: it was released or never was")
+            raise PertokenError(
+                f"no session {session!r} in this trie: it was released or never was"
+            )
         return self._sessions[session]
 
     def _nodes(self, session: int) -> list[_Node]:
@@ -339,7 +341,7 @@ class _Node:
     def __init__(self, parent: _Node | None, token: int, bits: float) -> None:
         self.parent = parent
         self.token = token
-        self.total = bits + (parent.total if parent else 0.0)
+        self.total: float = bits + (parent.total if parent else 0.0)
         self.children: dict[int, _Node] = {}
         self.blocks: list[_Block] = []
 

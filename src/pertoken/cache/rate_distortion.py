@@ -191,9 +191,7 @@ def measure(
     return found
 
 
-def storage(
-    config: Any, *, bits_per_token: float, bits_per_component: float
-) -> dict[str, float]:
+def storage(config: Any, *, bits_per_token: float, bits_per_component: float) -> dict[str, float]:
     """Bits of one token's cache in three ways: as id, as coded id, as quantised vectors.
 
     bits_per_token: measured cross-entropy of the ids; bits_per_component: of the quantiser.
