@@ -34,7 +34,7 @@ from pertoken.errors import PertokenError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LIMIT = 4095  # greatest residual in steps; beyond it the closed loop catches up at the next row
+_LIMIT = 16383  # greatest residual in steps; the closed loop catches up behind a larger one
 _MEMORY = 5  # the scale of a channel is a mean that forgets by 1/32 a token
 _POINT = 8  # binary places of that mean
 
