@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pertoken.errors import PertokenError
 
-__all__ = ["check_target", "write_whole"]
+__all__ = ["check_target", "whole_file", "write_whole"]
 
 
 def check_target(path: Path) -> None:
@@ -29,9 +31,22 @@ def check_target(path: Path) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write text in UTF-8 beside `path` and move it there, so that nothing is left half-written."""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` to write bytes to, on the disk and in its place when the block ends.
+
+    Whatever stops the block, a full disk or Ctrl-C, leaves what was at `path`.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(text.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a crash could leave the name without its bytes
         os.replace(partial, path)
     except OSError as error:
         raise _refusal(path, error) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from pertoken.reproduce._context import Context
@@ -109,9 +110,7 @@ class _Rates:
         self.length, self.cut = (24, 16) if smoke else (LENGTH, CONTEXT_LENGTH)
         fitted = 1 if smoke else FITTED
         self.fitted = pieces(tokenizer, rows, "dev", length=self.length, per_group=fitted)
-        self.dev = pieces(
-            tokenizer, rows, "dev", length=self.length, per_group=1, skip=fitted
-        )
+        self.dev = pieces(tokenizer, rows, "dev", length=self.length, per_group=1, skip=fitted)
         self.report = pieces(
             tokenizer, rows, "report", length=self.length, per_group=1 if smoke else PER_GROUP
         )
@@ -128,7 +127,7 @@ class _Rates:
 
     @cached_property
     def baselines(self) -> dict[str, Any]:
-        """Quantiser by label; groups of 32, KIVI's newest 32 rows whole as in its short settings."""
+        """Quantiser by label; groups of 32, and KIVI's newest 32 rows whole."""
         from pertoken.cache.quantize import KIVI, Int4, Int8, TurboQuant
 
         group = min(32, 8 if self.context.smoke else 32)
@@ -199,7 +198,7 @@ def step_for(bits: float, curve: Sequence[tuple[float, float]]) -> float:
     0.354
     """
     points = sorted(((b, math.log(step)) for step, b in curve), reverse=True)
-    for (high, left), (low, right) in zip(points, points[1:], strict=False):
+    for (high, left), (low, right) in pairwise(points):
         if bits >= low or low == points[-1][0]:
             return math.exp(left + (right - left) * (high - bits) / (high - low))
     raise AssertionError("a curve has two points at least")
