@@ -332,6 +332,7 @@ def test_residuals_beyond_the_range_are_caught_up_with() -> None:
         (lambda: Predictive().encode(torch.full((1, 1, 1, 4), math.nan)), "NaN"),
         (lambda: Predictive().encode(tensor(1, 1, 0, 4)), "no rows to code"),
         (lambda: fit_predictor(tiny_model("llama"), []), "needs texts"),
+        (lambda: fit_predictor(tiny_model("llama"), texts(1, 49)), "49 tokens.*49 weights"),
         (lambda: plain_rows(plain_cache([])), "the cache is empty"),
     ],
 )

@@ -212,8 +212,10 @@ def fit_predictor(
 ) -> Predictor:
     """Ridge regression of every stream on its previous vector and the token's embedding.
 
-    texts: token ids of texts other than those to be coded. ridge: penalty of a weight, as a share
-    of its input's own power. Fitted on the true previous vectors (our reading).
+    texts: token ids of texts other than those to be coded, with more tokens than a channel has
+    weights (width + embedding + 1; some times as many are better). ridge: penalty of a weight, as a
+    share of its input's own power. Fitted on the true previous vectors (our reading).
+    Raises PertokenError for too few tokens.
     """
     if not texts:
         raise PertokenError("fit_predictor needs texts: a list of lists of token ids")
@@ -231,6 +233,12 @@ def fit_predictor(
         cross = cross + (both.transpose(1, 2) @ known).double()
         count += len(known)
     size = own.shape[-1] // 2
+    free = count - size - len(shared)
+    if free < 1:
+        raise PertokenError(
+            f"the texts hold {count} tokens, and a channel has {size + len(shared)} weights to "
+            "fit: give more or longer texts"
+        )
     weights, scales = [], []
     for moments, mixed in zip(own, cross, strict=True):
         inputs = torch.cat(
@@ -246,7 +254,7 @@ def fit_predictor(
         left = moments[size:, size:].diagonal() - 2 * (weight * targets).sum(0)
         left = left + (weight * (inputs @ weight)).sum(0)
         weights.append(weight.float())
-        scales.append((left.clamp(min=0) / count).sqrt().float())
+        scales.append((left.clamp(min=0) / free).sqrt().float())
     weight = torch.stack(weights)
     return Predictor(
         weight[:, :size].contiguous(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ LABELS = (
     "TurboQuant 3 bits",
     "TurboQuant 2 bits",
 )
+ALONE_AT = "TurboQuant 3 bits"
+ALONE = f"predictive without its predictor at the bits of {ALONE_AT}"
 BARS = {
     f"{what}: predictive over {label}": "<= 1"
     for label in LABELS
@@ -48,7 +50,7 @@ def rate_rows(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[Ro
     rates = _Rates(context, rows)
     totals: dict[str, Tally] = {}
     for name in context.track(list(rates.report), "quantisers"):
-        unit = context.remember(["rates", name], lambda name=name: rates.measure(name))
+        unit = context.remember(["rates", name], partial(rates.measure, name))
         for label, sums in unit.items():
             totals[label] = totals.get(label, Tally()) + Tally(**sums)
     result = []
@@ -107,7 +109,7 @@ class _Rates:
         self.context = context
         self.model, tokenizer = context.load()
         smoke = context.smoke
-        self.length, self.cut = (24, 16) if smoke else (LENGTH, CONTEXT_LENGTH)
+        self.length, self.cut = (40, 16) if smoke else (LENGTH, CONTEXT_LENGTH)
         fitted = 1 if smoke else FITTED
         self.fitted = pieces(tokenizer, rows, "dev", length=self.length, per_group=fitted)
         self.dev = pieces(tokenizer, rows, "dev", length=self.length, per_group=1, skip=fitted)
@@ -127,10 +129,10 @@ class _Rates:
 
     @cached_property
     def baselines(self) -> dict[str, Any]:
-        """Quantiser by label; groups of 32, and KIVI's newest 32 rows whole."""
+        """Quantiser by label; groups of 32, KIVI's newest 32 rows whole."""
         from pertoken.cache.quantize import KIVI, Int4, Int8, TurboQuant
 
-        group = min(32, 8 if self.context.smoke else 32)
+        group = 8 if self.context.smoke else 32
         return {
             "int8": Int8(group=group),
             "int4": Int4(group=group),
@@ -145,33 +147,35 @@ class _Rates:
         from pertoken.cache.rate_distortion import measure
 
         chosen: dict[str, Any] = {"raw, 16 bits": Raw(), **self.baselines}
-        for label, step in self.steps.items():
-            chosen[_matched(label)] = Predictive(step, self.predictor)
-        alone = Predictive(self.steps["TurboQuant 3 bits"])
-        chosen["predictive without its predictor, same step as at the bits of TurboQuant 3"] = alone
+        for label in LABELS:
+            chosen[_matched(label)] = Predictive(self.steps[label], self.predictor)
+        chosen[ALONE] = Predictive(self.steps[ALONE])
         found = measure(self.model, self.report[name], list(chosen.values()), context=self.cut)
         return {label: found[quantizer.name].to_dict() for label, quantizer in chosen.items()}
 
     @cached_property
     def steps(self) -> dict[str, float]:
-        """Step of the predictive coder for the bits of each baseline."""
-        from pertoken.cache.quantize import Predictive
-
-        curve = [
-            self.context.remember(
-                ["curve", step],
-                lambda step=step: self._bits(Predictive(step, self.predictor)),
-            )
-            for step in STEPS
-        ]
+        """Step for the bits of each baseline, and for the coder without its predictor."""
         targets = {
-            label: self.context.remember(["bits", label], lambda q=quantizer: self._bits(q))
+            label: self.context.remember(["bits", label], partial(self._bits, quantizer))
             for label, quantizer in self.baselines.items()
         }
-        return {
-            label: step_for(MARGIN * bits, list(zip(STEPS, curve, strict=True)))
-            for label, bits in targets.items()
-        }
+        curve = self._curve(fitted=True)
+        steps = {label: step_for(MARGIN * bits, curve) for label, bits in targets.items()}
+        bits = MARGIN * targets[ALONE_AT]
+        return {**steps, ALONE: step_for(bits, self._curve(fitted=False))}
+
+    def _curve(self, fitted: bool) -> list[tuple[float, float]]:
+        """(step, bits per value) of the predictive coder on development texts."""
+        return [
+            (step, self.context.remember(["curve", fitted, step], partial(self._try, step, fitted)))
+            for step in STEPS
+        ]
+
+    def _try(self, step: float, fitted: bool) -> float:
+        from pertoken.cache.quantize import Predictive
+
+        return self._bits(Predictive(step, self.predictor if fitted else None))
 
     def _bits(self, quantizer: Any) -> float:
         """Bits per value on development texts that the predictor was not fitted to."""

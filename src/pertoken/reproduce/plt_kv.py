@@ -34,7 +34,7 @@ def run(context: Context) -> Reproduction:
     """All rows; about an hour on two slow cores."""
     _, tokenizer = context.load()
     rows = context.data("spec-bench", smoke_rows=SMOKE_ROWS)
-    length = 24 if context.smoke else _plt_rates.LENGTH
+    length = 40 if context.smoke else _plt_rates.LENGTH
     texts = pieces(tokenizer, rows, "report", length=length, per_group=1)
     if context.smoke:
         texts = dict(list(texts.items())[:1])
