@@ -241,6 +241,13 @@ def test_the_last_id_of_generate_has_no_row() -> None:
     assert trie.lookup(out.sequences[0])[1] == 6
 
 
+def test_caches_of_two_models_do_not_mix() -> None:
+    trie = PrefixTrie()
+    trie.add([1, 2], plain_cache(rows([1, 2])))
+    with pytest.raises(PertokenError, match="one trie holds the caches of one model"):
+        trie.add([1, 2], plain_cache(rows([1, 2])[:1]))
+
+
 def test_canonical_text_is_stable_and_joins_spellings() -> None:
     spelt = ["Café \r\nx", "Cafe\u0301\nx  "]
     found = {canonical_text(text) for text in spelt}

@@ -92,10 +92,11 @@ def half(tensor: torch.Tensor, what: str) -> torch.Tensor:
     return found
 
 
-def check(tensor: torch.Tensor) -> None:
-    """Raise PertokenError for what is not [batch, heads, time, dim] of floats."""
+def check(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in main memory; PertokenError for what is not [batch, heads, time, dim] floats."""
     if tensor.dim() != 4 or not tensor.is_floating_point():
         raise PertokenError(
             f"a quantiser takes floats [batch, heads, time, dim], got {tensor.dtype} "
             f"{list(tensor.shape)}"
         )
+    return tensor.detach().cpu()

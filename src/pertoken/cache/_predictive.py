@@ -96,7 +96,7 @@ class Predictive:
                 "this Predictive was fitted to all layers of a model: use encode_cache(quantizer, "
                 "model, input_ids, cache), or Predictive(step) without a predictor"
             )
-        check(tensor)
+        tensor = check(tensor)
         parts = self._encode(_merge(tensor)[None], None)
         return Code(parts, tuple(tensor.shape), tensor.dtype, kind)
 
@@ -281,7 +281,7 @@ def _embed(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """Embeddings [batch, time, hidden] at unit root mean square, as a first norm leaves them."""
     found = model.get_input_embeddings()(input_ids).float()
     power = found.square().mean(-1, keepdim=True)
-    return found * torch.rsqrt(power + torch.finfo(torch.float32).tiny)
+    return (found * torch.rsqrt(power + torch.finfo(torch.float32).tiny)).cpu()
 
 
 def _streams(rotary: Rotary, rows: Rows) -> torch.Tensor:
@@ -294,7 +294,7 @@ def _streams(rotary: Rotary, rows: Rows) -> torch.Tensor:
         )
     found = []
     for layer, (keys, values) in enumerate(rows):
-        found += [_merge(rotary.undo(keys, layer)), _merge(values.float())]
+        found += [_merge(rotary.undo(keys, layer)).cpu(), _merge(values).cpu()]
     return torch.stack(found)
 
 

@@ -50,7 +50,7 @@ class TurboQuant:
 
     def encode(self, tensor: torch.Tensor, kind: Kind = "keys") -> Code:
         """Code of a tensor [batch, heads, time, dim]; keys and values are treated alike."""
-        check(tensor)
+        tensor = check(tensor)
         dim = tensor.shape[-1]
         rows = tensor.float().reshape(-1, dim)
         norms = half(rows.norm(dim=1), "norms of vectors")

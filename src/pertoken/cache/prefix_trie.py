@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken.cache._rows import Rows, plain_cache, plain_rows
+from pertoken.cache._trie import Block, Node, form, joined, same
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ class PrefixTrie:
         self.model = model
         self.block = block
         self.capacity = capacity
-        self._root = _Node(None, -1, 0.0)
-        self._sessions: dict[int, list[_Block]] = {}
-        self._blocks: dict[_Block, None] = {}  # in order of making, for ties
+        self._root = Node(None, -1, 0.0)
+        self._sessions: dict[int, list[Block]] = {}
+        self._blocks: dict[Block, None] = {}  # in order of making, for ties
         self._next = self._bytes = 0
         self._hits = self._misses = 0
 
@@ -134,10 +135,15 @@ class PrefixTrie:
             raise PertokenError(
                 f"the cache has a batch of {rows[0][0].shape[0]}: add one session at a time"
             )
+        if self._blocks and form(rows) != form(next(iter(self._blocks)).rows):
+            raise PertokenError(
+                "the cache has other layers, heads or dtypes than those stored: one trie holds the "
+                "caches of one model"
+            )
         if bits is not None and len(bits) < len(tokens):
             raise PertokenError(f"bits has {len(bits)} numbers for {len(tokens)} ids")
         prices = [self._unknown()] * len(tokens) if bits is None else [float(b) for b in bits]
-        path: list[_Block] = []
+        path: list[Block] = []
         for start in range(0, len(tokens), self.block):
             path.append(self._share_or_make(path, tokens, rows, start, prices))
         session, self._next = self._next, self._next + 1
@@ -159,12 +165,12 @@ class PrefixTrie:
         path = block.path()
         for used in path:
             used.hits += 1
-        return plain_cache(_joined(path, length)), length
+        return plain_cache(joined(path, length)), length
 
     def read(self, session: int) -> DynamicCache:
         """The cache of a session as it was put in, up to where it was evicted; a copy."""
         path = self._path(session)
-        return plain_cache(_joined(path, path[-1].end) if path else [])
+        return plain_cache(joined(path, path[-1].end) if path else [])
 
     def length(self, session: int) -> int:
         """Rows of a session that are held."""
@@ -227,17 +233,17 @@ class PrefixTrie:
             misses=self._misses,
         )
 
-    def _path(self, session: int) -> list[_Block]:
+    def _path(self, session: int) -> list[Block]:
         if session not in self._sessions:
             raise PertokenError(
                 f"no session {session!r} in this trie: it was released or never was"
             )
         return self._sessions[session]
 
-    def _nodes(self, session: int) -> list[_Node]:
+    def _nodes(self, session: int) -> list[Node]:
         return [node for block in self._path(session) for node in block.nodes]
 
-    def _longest(self, tokens: Sequence[int]) -> tuple[_Block | None, int]:
+    def _longest(self, tokens: Sequence[int]) -> tuple[Block | None, int]:
         """A block that covers the last token of the longest stored prefix, and its length."""
         node, length = self._root, 0
         for token in tokens:
@@ -248,12 +254,12 @@ class PrefixTrie:
 
     def _share_or_make(
         self,
-        path: list[_Block],
+        path: list[Block],
         tokens: Sequence[int],
         rows: Rows,
         start: int,
         prices: Sequence[float],
-    ) -> _Block:
+    ) -> Block:
         """The block of tokens[start : start + block] behind `path`."""
         end = min(start + self.block, len(tokens))
         before = path[-1] if path else None
@@ -262,15 +268,15 @@ class PrefixTrie:
         nodes = []
         for place in range(start, end):
             if tokens[place] not in node.children:
-                node.children[tokens[place]] = _Node(node, tokens[place], prices[place])
+                node.children[tokens[place]] = Node(node, tokens[place], prices[place])
             node = node.children[tokens[place]]
             nodes.append(node)
         for block in node.blocks:
-            if block.before is before and block.end == end and _same(block.rows, own):
+            if block.before is before and block.end == end and same(block.rows, own):
                 block.users += 1
                 block.hits += 1
                 return block
-        made = _Block(before, nodes, [(k.clone(), v.clone()) for k, v in own], end)
+        made = Block(before, nodes, [(k.clone(), v.clone()) for k, v in own], end)
         self._blocks[made] = None
         self._bytes += made.nbytes
         return made
@@ -281,7 +287,7 @@ class PrefixTrie:
             return 1.0
         return math.log2(self.model.config.get_text_config(decoder=True).vocab_size)
 
-    def _free(self, block: _Block) -> None:
+    def _free(self, block: Block) -> None:
         del self._blocks[block]
         self._bytes -= block.nbytes
         if block.before is not None:
@@ -297,7 +303,7 @@ class PrefixTrie:
         if self.model is None:
             raise PertokenError("add needs the cache of the ids, or PrefixTrie(model) to fill it")
         block, stored = self._longest(tokens)
-        known = _joined(block.path(), stored) if block else []
+        known = joined(block.path(), stored) if block else []
         bits = [self._unknown()] * len(tokens)  # also of the first token, which has no law
         if stored == len(tokens):
             return known, bits
@@ -333,72 +339,8 @@ def canonical_text(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
-class _Node:
-    """One prefix: its last token, -log2 P of that token and of the whole, and who covers it."""
-
-    __slots__ = ("blocks", "children", "parent", "token", "total")
-
-    def __init__(self, parent: _Node | None, token: int, bits: float) -> None:
-        self.parent = parent
-        self.token = token
-        self.total: float = bits + (parent.total if parent else 0.0)
-        self.children: dict[int, _Node] = {}
-        self.blocks: list[_Block] = []
-
-
-class _Block:
-    """Rows of up to `block` tokens behind the block before; `end` counts from the first token."""
-
-    __slots__ = ("before", "end", "followers", "hits", "nbytes", "nodes", "rows", "users")
-
-    def __init__(self, before: _Block | None, nodes: list[_Node], rows: Rows, end: int) -> None:
-        self.before = before
-        self.nodes = nodes
-        self.rows = rows
-        self.end = end
-        self.users = self.hits = 1
-        self.followers = 0
-        self.nbytes = sum(t.numel() * t.element_size() for pair in rows for t in pair)
-        for node in nodes:
-            node.blocks.append(self)
-        if before is not None:
-            before.followers += 1
-
-    def path(self) -> list[_Block]:
-        """The blocks from the first token to this one."""
-        found, block = [self], self.before
-        while block is not None:
-            found.append(block)
-            block = block.before
-        return found[::-1]
-
-
 def _tokens(ids: Sequence[int] | torch.Tensor) -> list[int]:
     found = torch.as_tensor(ids).reshape(-1).tolist()
     if not found:
         raise PertokenError("ids are empty: give at least one token")
     return [int(token) for token in found]
-
-
-def _joined(path: Sequence[_Block], length: int) -> Rows:
-    """Rows of the first `length` tokens of a path, copied."""
-    return [
-        (
-            torch.cat([block.rows[layer][0] for block in path], 2)[:, :, :length].clone(),
-            torch.cat([block.rows[layer][1] for block in path], 2)[:, :, :length].clone(),
-        )
-        for layer in range(len(path[0].rows))
-    ]
-
-
-def _same(ours: Rows, theirs: Rows) -> bool:
-    """Whether rows are the same bits of the same layers."""
-    return len(ours) == len(theirs) and all(
-        a.dtype == b.dtype and torch.equal(_raw(a), _raw(b))
-        for pair, other in zip(ours, theirs, strict=True)
-        for a, b in zip(pair, other, strict=True)
-    )
-
-
-def _raw(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)  # 0.0 and -0.0 are not the same bits

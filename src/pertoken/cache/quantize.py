@@ -4,7 +4,8 @@
 `Predictive` codes a cache as the sequence it is. The first four take one tensor [batch, heads,
 time, dim] of one layer, keys as they are cached (behind the rotary embedding); `Predictive` takes
 all layers at once, keys before the rotation. `encode_cache` and `decode_cache` do the right thing
-for each. A `Code` holds real packed bytes, so `Code.bits` cannot leave side information out.
+for each. A `Code` holds real packed bytes in main memory, so `Code.bits` cannot leave side
+information out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from pertoken.cache._code import Code, Kind, Quantizer, check, half, pack, unpack
 from pertoken.cache._predictive import Predictive, Predictor, fit_predictor
-from pertoken.cache._rows import plain_rows
+from pertoken.cache._rows import plain_cache, plain_rows
 from pertoken.cache._turboquant import TurboQuant
 from pertoken.errors import PertokenError
 
@@ -53,7 +54,7 @@ class Raw:
 
     def encode(self, tensor: torch.Tensor, kind: Kind = "keys") -> Code:
         """Code of a tensor [batch, heads, time, dim]."""
-        check(tensor)
+        tensor = check(tensor)
         return Code({"rows": _full(tensor)}, tuple(tensor.shape), tensor.dtype, kind)
 
     def decode(self, code: Code) -> torch.Tensor:
@@ -81,7 +82,7 @@ class _Grouped:
 
     def encode(self, tensor: torch.Tensor, kind: Kind = "keys") -> Code:
         """Code of a tensor [batch, heads, time, dim]; keys and values are treated alike."""
-        check(tensor)
+        tensor = check(tensor)
         parts = _quantise(_groups(tensor, self.group), self.bits)
         return Code(parts, tuple(tensor.shape), tensor.dtype, kind)
 
@@ -144,7 +145,7 @@ class KIVI:
 
     def encode(self, tensor: torch.Tensor, kind: Kind = "keys") -> Code:
         """Code of a tensor [batch, heads, time, dim]."""
-        check(tensor)
+        tensor = check(tensor)
         cut = self._quantised(tensor.shape[2], kind)
         old = tensor[:, :, :cut]
         if kind == "keys":
@@ -204,12 +205,12 @@ def decode_cache(
     codes: Sequence[Code],
 ) -> DynamicCache:
     """The cache that codes stand for, every layer a plain one (right for sliding models too)."""
-    from pertoken.cache._rows import plain_cache
-
     if isinstance(quantizer, Predictive):
-        return plain_cache(quantizer.decode_cache(model, input_ids, codes[0]))
-    tensors = [quantizer.decode(code) for code in codes]
-    return plain_cache(list(zip(tensors[::2], tensors[1::2], strict=True)))
+        rows = quantizer.decode_cache(model, input_ids, codes[0])
+    else:
+        tensors = [quantizer.decode(code) for code in codes]
+        rows = list(zip(tensors[::2], tensors[1::2], strict=True))
+    return plain_cache([(keys.to(model.device), values.to(model.device)) for keys, values in rows])
 
 
 _KINDS: tuple[Kind, Kind] = ("keys", "values")

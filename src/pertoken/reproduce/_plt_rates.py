@@ -79,6 +79,14 @@ def rate_rows(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[Ro
             ),
         ]
     result += [_row(label, tally) for label, tally in totals.items()]
+    result.append(
+        Row(
+            "predictor weights, once per model",
+            context.remember(["weights"], rates.weights) / 2**20,
+            "MiB",
+            why="float32; they ship with the model and are not in the bits above",
+        )
+    )
     return result, totals["TurboQuant 3 bits"].bits_per_value
 
 
@@ -126,6 +134,10 @@ class _Rates:
 
         self.context.say("plt-kv: fitting the predictor on development texts")
         return fit_predictor(self.model, list(self.fitted.values()))
+
+    def weights(self) -> int:
+        """Bytes of the predictor."""
+        return self.predictor.nbytes
 
     @cached_property
     def baselines(self) -> dict[str, Any]:

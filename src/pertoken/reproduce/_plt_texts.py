@@ -27,9 +27,9 @@ def pieces(
     per_group: int,
     skip: int = 0,
 ) -> dict[str, list[int]]:
-    """`per_group` pieces of `length` token ids of each task group, by name, behind `skip` others.
+    """Pieces of `length` token ids, by name: up to `per_group` of each task group behind `skip`.
 
-    Raises PertokenError where a group's prompts are too short for that.
+    A group whose prompts are short gives fewer; PertokenError where none gives one.
     """
     joined: dict[str, list[str]] = {}
     for prompt in select(rows, split=split):
@@ -37,9 +37,9 @@ def pieces(
     found = {}
     for group, texts in joined.items():
         ids = list(tokenizer("\n\n".join(texts))["input_ids"])
-        wanted = (skip + per_group) * length
-        if len(ids) < wanted:
-            raise PertokenError(f"{group} has {len(ids)} tokens in the {split} split, not {wanted}")
-        for number in range(skip, skip + per_group):
+        whole = len(ids) // length
+        for number in range(skip, min(skip + per_group, whole)):
             found[f"{group} {number}"] = ids[number * length : (number + 1) * length]
+    if not found:
+        raise PertokenError(f"no group of the {split} split holds {(skip + 1) * length} tokens")
     return found
