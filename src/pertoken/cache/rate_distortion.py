@@ -2,9 +2,11 @@
 
 The cache of the first tokens of a text is quantised; the rest of the text is then read behind it,
 teacher-forced, and compared with reading behind the untouched cache: the outputs of all attention
-blocks and the laws of the next tokens. Below that stands what a cache costs as ids, and the paper's
-ratio (arXiv 2604.15356) recomputed: it divides vectors by coded ids, so it counts rebuilding the
-cache by a prefill as free.
+blocks and the laws of the next tokens. The rows of the rest itself are kept whole. Errors of a
+layer's output hold those of the layers before it, as in use.
+
+Below that stands what a cache costs as ids, and the paper's ratio (arXiv 2604.15356) recomputed: it
+divides vectors by coded ids, so it counts rebuilding the cache by a prefill as free.
 """
 
 from __future__ import annotations

@@ -45,9 +45,10 @@ BARS = {
 
 def rate_rows(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[Row], float]:
     """All rows, and the measured bits per value of TurboQuant at 3 bits."""
-    from pertoken.cache.rate_distortion import Tally
+    from pertoken.cache.rate_distortion import Tally, components
 
     rates = _Rates(context, rows)
+    size = components(rates.model.config)
     totals: dict[str, Tally] = {}
     for name in context.track(list(rates.report), "quantisers"):
         unit = context.remember(["rates", name], partial(rates.measure, name))
@@ -78,7 +79,7 @@ def rate_rows(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[Ro
                 baseline=round(other.kl_per_token, 5),
             ),
         ]
-    result += [_row(label, tally) for label, tally in totals.items()]
+    result += [_row(label, tally, size) for label, tally in totals.items()]
     result.append(
         Row(
             "predictor weights, once per model",
@@ -90,9 +91,9 @@ def rate_rows(context: Context, rows: Sequence[dict[str, Any]]) -> tuple[list[Ro
     return result, totals["TurboQuant 3 bits"].bits_per_value
 
 
-def _row(label: str, tally: Tally) -> Row:
-    """One line of the rate-distortion table."""
-    tokens = tally.tokens / (LENGTH - CONTEXT_LENGTH) * CONTEXT_LENGTH / 1000
+def _row(label: str, tally: Tally, size: int) -> Row:
+    """One line of the rate-distortion table; size: numbers a cache holds for a token."""
+    tokens = tally.values / size / 1000
     return Row(
         f"attention error: {label}",
         100 * tally.attention_error,
