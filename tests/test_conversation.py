@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pertoken.conversation import TEXT, encode_conversation, read_conversation
+from pertoken.conversation import TEXT, encode_conversation, encode_turn, read_conversation
 from pertoken.errors import PertokenError
 from pertoken.testing import ByteTokenizer, tiny_model
 
@@ -96,3 +96,25 @@ def test_more_tokens_than_positions_are_refused() -> None:
     model = tiny_model("llama", vocab_size=512, max_positions=16)
     with pytest.raises(PertokenError, match="does not fit the model's 16 positions"):
         encode_conversation(ByteTokenizer(), model, [{"role": "user", "content": "x" * 40}])
+
+
+@pytest.mark.model
+def test_a_turn_is_what_the_template_adds_to_the_conversation(smollm2: tuple[Any, Any]) -> None:
+    model, tokenizer = smollm2
+    turn = {"role": "user", "content": "And then?"}
+    before = encode_conversation(tokenizer, model, MESSAGES)[0].tolist()
+    whole = encode_conversation(tokenizer, model, [*MESSAGES, turn], reply=True)[0].tolist()
+    assert before + encode_turn(tokenizer, "And then?") == whole
+    bare = tokenizer("And then?", add_special_tokens=False)["input_ids"]
+    assert encode_turn(tokenizer, "And then?", chat=False) == bare
+
+
+def test_a_turn_without_a_template_is_its_text() -> None:
+    tokenizer = ByteTokenizer()
+    model = tiny_model("llama", vocab_size=512)
+    assert encode_turn(tokenizer, "Why?") == tokenizer.encode("Why?")
+    with pytest.raises(PertokenError, match="no text to continue with"):
+        encode_turn(tokenizer, "")
+    assert encode_conversation(tokenizer, model, MESSAGES)[0].tolist() == tokenizer.encode(
+        "user: Hi\u2028there\nassistant: Yes.\n"
+    )

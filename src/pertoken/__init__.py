@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from pertoken.errors import PertokenError
     from pertoken.loading import load
     from pertoken.reproduce import reproduce
+    from pertoken.signal import TokenSignal
 
     __version__: str
 
 __all__ = [
     "Card",
     "PertokenError",
+    "TokenSignal",
     "__version__",
     "compare",
     "data",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {
     "Card": "catalog",
     "PertokenError": "errors",
+    "TokenSignal": "signal",
     "compare": "compare",
     "data": "data",
     "get": "catalog",

@@ -51,7 +51,7 @@ def frequencies(logits: np.ndarray) -> np.ndarray:
     """Whole frequencies [vocab] (int32, each >= 1, sum 2^24) of the law of logits [vocab].
 
     >>> frequencies(np.array([0.0, 0.0, -100.0])).tolist()
-    [8388608, 8388607, 1]
+    [8388609, 8388606, 1]
     """
     exact = logits.astype(np.float64)
     exact -= exact.max()

@@ -37,14 +37,15 @@ def layer_shapes(cache: Cache, model: PreTrainedModel, tokens: int) -> tuple[Lay
     Raises PertokenError, which names it, for a cache that does not keep all that plain decoding
     would: one of a fixed size, quantised, evicting, of several rows, or of another text.
     """
-    name = type(cache).__name__
+    from transformers import DynamicCache
+
     layers = list(getattr(cache, "layers", []))
-    for layer in layers:
-        if not _known(layer):
-            raise PertokenError(
-                f"a {name} with {type(layer).__name__} can't be archived: give a DynamicCache, or "
-                "no cache to have the keys and values computed"
-            )
+    unknown = next((f" with {type(each).__name__}" for each in layers if not _known(each)), "")
+    if type(cache) is not DynamicCache or unknown:  # a subclass may keep less than its layers show
+        raise PertokenError(
+            f"a {type(cache).__name__}{unknown} can't be archived: give a DynamicCache, or no "
+            "cache to have the keys and values computed"
+        )
     if len(layers) != len(empty_cache(model).layers):
         raise PertokenError(
             f"the cache has {len(layers)} layers, {type(model).__name__} fills "

@@ -29,30 +29,22 @@ file is one conversation; shared prefixes are the business of `PrefixTrie`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from pertoken._extras import need
 from pertoken._files import check_target, whole_file
 from pertoken.cache import _format
-from pertoken.cache._coder import (
-    Chunk,
-    Law,
-    decode_chunk,
-    encode_chunk,
-    pack_ids,
-    packed_size,
-    unpack_ids,
-)
+from pertoken.cache._coder import pack_ids
 from pertoken.cache._format import CODED, INT8, LEVELS, PACKED, RAW, Damaged, Header, Reader
+from pertoken.cache._ids import check_room, code_ids, numerics, read_ids, with_threads
 from pertoken.cache._tensors import Rows, empty_cache, layer_shapes, pack_rows
 from pertoken.cache.fingerprint import model_fingerprint, model_name
 from pertoken.decode.forward import text_logits
@@ -77,9 +69,8 @@ __all__ = [
 class Saved:
     """What was written. bytes: of the file; payload_bits: without header and records' frames.
 
-    cross_entropy: bits per token of the model on these ids, float64 from float32 logits, log2 of
-    the vocabulary for the first; with raw_chunks, the chunks that had to be kept as plain ids,
-    known at level "tokens" only.
+    cross_entropy: the model's own bits per token on these ids, log2 of the vocabulary for the first
+    of them; raw_chunks: how many chunks had to be kept as plain ids. Both of level "tokens" only.
     """
 
     path: Path
@@ -149,6 +140,15 @@ def save_cache(
     prefilled together. An older file at `path` stays until the new one is whole.
 
     Raises PertokenError for a cache or model whose state is more or less than keys and values.
+
+    >>> import tempfile
+    >>> from pertoken.testing import tiny_model
+    >>> model = tiny_model("llama")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     saved = save_cache(f"{folder}/talk.ptkv", model, [5, 6, 7], level="tokens")
+    ...     restored = restore_cache(f"{folder}/talk.ptkv", model)
+    >>> restored.input_ids.tolist(), restored.cache.get_seq_length()
+    ([[5, 6, 7]], 2)
     """
     began = time.perf_counter()
     target = Path(path)
@@ -159,48 +159,32 @@ def save_cache(
     vocab = _vocabulary(model)
     ids = _check_ids(input_ids, vocab)
     check_target(target)
+    rows = len(ids) - 1
+    if cache is None and level != "tokens":
+        cache = prefill(model, ids[:-1], chunk=chunk)
+    layers: tuple[_format.LayerShape, ...] = ()
     if cache is not None:
         layers = layer_shapes(cache, model, len(ids))
         rows = int(cache.get_seq_length())
-    elif level == "tokens":
-        layers, rows = (), len(ids) - 1
-    else:
-        cache, rows = prefill(model, ids[:-1], chunk=chunk), len(ids) - 1
-        layers = layer_shapes(cache, model, len(ids))
-    if level == "tokens":
-        layers = ()
+    stored = layers if level != "tokens" else ()
     header = Header(
         level=level,
         model=model_name(model),
         fingerprint=model_fingerprint(model),
-        dtype=str((cache.layers[0].keys if layers and cache else model).dtype)[6:],
+        dtype=str(cache.layers[0].keys.dtype if cache is not None and stored else model.dtype)[6:],
         vocab=vocab,
         tokens=len(ids),
         rows=rows,
         chunk=chunk,
-        layers=layers,
-        numerics=_numerics(model),
+        layers=stored,
+        numerics=numerics(model),
     )
-    payload = 0
-    place = 0
-    entropy: list[float] = []
-    raw_chunks = 0
+    entropy: float | None = None
+    records = [(PACKED, pack_ids(ids[a:b], vocab)) for a, b in header.spans(len(ids))]
     if level == "tokens":
-        records, entropy = _code_ids(model, ids, header)
-        raw_chunks = sum(kind == PACKED for kind, _ in records)
-    else:
-        records = [(PACKED, pack_ids(ids[a:b], vocab)) for a, b in header.spans(len(ids))]
+        records, entropy = code_ids(model, ids, header)
     with whole_file(target) as file:
-        file.write(header.to_bytes())
-        for kind, part in records:
-            file.write(_format.record(kind, place, part))
-            place += 1
-            payload += len(part) - (_format.CODED_HEAD if kind == CODED else 0)
-        for span in header.spans(rows) if layers and cache is not None else []:
-            part = pack_rows(cache, layers, span, level == "int8")
-            file.write(_format.record(INT8 if level == "int8" else RAW, place, part))
-            place += 1
-            payload += len(part)
+        payload = _write(file, header, chain(records, _row_records(cache, header)))
         size = file.tell()
     return Saved(
         path=target,
@@ -210,8 +194,8 @@ def save_cache(
         bytes=size,
         payload_bits=8 * payload,
         seconds=time.perf_counter() - began,
-        cross_entropy=sum(entropy) / len(ids) if entropy else None,
-        raw_chunks=raw_chunks,
+        cross_entropy=None if entropy is None else entropy / len(ids),
+        raw_chunks=0 if entropy is None else sum(kind == PACKED for kind, _ in records),
     )
 
 
@@ -237,8 +221,8 @@ def restore_cache(path: str | os.PathLike[str], model: PreTrainedModel) -> Resto
     with Reader(Path(path)) as reader:
         header = reader.header
         _check_same(reader, model)
-        with _threads(int(header.numerics["threads"])):
-            ids = _read_ids(reader, model)
+        with with_threads(int(header.numerics["threads"])):
+            ids = read_ids(reader, model)
             cache = empty_cache(model)
             verified, damage = 0, ""
             if header.layers:
@@ -286,7 +270,7 @@ def prefill(
     cache = empty_cache(model) if cache is None else cache
     seen = int(cache.get_seq_length())
     if seen < len(ids):
-        _check_room(model, len(ids))
+        check_room(model, len(ids))
     whole = torch.tensor([list(ids)], dtype=torch.long, device=model.device)
     for start in range(seen, len(ids), chunk):
         end = min(start + chunk, len(ids))
@@ -294,49 +278,21 @@ def prefill(
     return cache
 
 
-def _code_ids(
-    model: PreTrainedModel, ids: list[int], header: Header
-) -> tuple[list[tuple[int, bytes]], list[float]]:
-    """Records of coded ids, each decoded once to see that it comes out right; bits per chunk."""
-    _check_room(model, len(ids))
-    spans = header.spans(len(ids))
-    law = Law(model, header.vocab)
-    chunks = [encode_chunk(law, ids[a:b]) for a, b in spans]
-    law = Law(model, header.vocab)
-    records: list[tuple[int, bytes]] = []
-    for (a, b), chunk in zip(spans, chunks, strict=True):
-        if decode_chunk(law, chunk, b - a) == ids[a:b]:
-            payload = _format.coded_payload(chunk.checksum, chunk.crc, chunk.code)
-            records.append((CODED, payload))
-            continue
-        records.append((PACKED, pack_ids(ids[a:b], header.vocab)))
-        law = Law(model, header.vocab)  # the old one has read wrong tokens
-        for token in ids[:b]:
-            law.add(token)
-    return records, [chunk.entropy for chunk in chunks]
+def _write(file: BinaryIO, header: Header, records: Iterable[tuple[int, bytes]]) -> int:
+    """Write header and records; bytes of their payloads, a code's checks not counted."""
+    file.write(header.to_bytes())
+    total = 0
+    for place, (kind, payload) in enumerate(records):
+        file.write(_format.record(kind, place, payload))
+        total += len(payload) - (_format.CODED_HEAD if kind == CODED else 0)
+    return total
 
 
-def _read_ids(reader: Reader, model: PreTrainedModel) -> list[int]:
-    header = reader.header
-    spans = header.spans(header.tokens)
-    law = Law(model, header.vocab)
-    ids: list[int] = []
-    for number, (a, b) in enumerate(spans):
-        name = f"chunk {number + 1} of {len(spans)}"
-        kind, payload = reader.record(f"ids, {name}: {a} of {header.tokens} tokens are whole")
-        if kind == PACKED and len(payload) == packed_size(b - a, header.vocab):
-            new = unpack_ids(payload, b - a, header.vocab)
-            for token in new:
-                law.add(token)
-        else:
-            _check_room(model, header.tokens)
-            checksum, crc, code = _format.split_coded(payload)
-            decoded = decode_chunk(law, Chunk(code, checksum, crc), b - a)
-            if decoded is None:
-                raise PertokenError(f"{reader.path}: {name} {_not_reproduced(header, model)}")
-            new = decoded
-        ids += new
-    return ids
+def _row_records(cache: Cache | None, header: Header) -> Iterator[tuple[int, bytes]]:
+    """Records of keys and values, one at a time: together they are as large as the cache."""
+    int8 = header.level == "int8"
+    for span in header.spans(header.rows) if cache is not None and header.layers else ():
+        yield INT8 if int8 else RAW, pack_rows(cache, header.layers, span, int8)
 
 
 def _read_rows(reader: Reader, rows: Rows) -> tuple[int, str]:
@@ -366,46 +322,6 @@ def _row_parts(header: Header) -> list[str]:
     return [f"keys and values, chunk {number} of {count}" for number in range(1, count + 1)]
 
 
-def _numerics(model: PreTrainedModel) -> dict[str, Any]:
-    """What the last bits of a forward pass depend on beside the model."""
-    return {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "device": model.device.type,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "attention": str(model.config.get_text_config(decoder=True)._attn_implementation),
-    }
-
-
-def _not_reproduced(header: Header, model: PreTrainedModel) -> str:
-    here = _numerics(model)
-    then = {name: value for name, value in header.numerics.items() if here.get(name) != value}
-    if then:
-        written = ", ".join(f"{name} {value}" for name, value in then.items())
-        now = ", ".join(f"{name} {here.get(name)}" for name in then)
-        known = f"written with {written}; here {now}"
-    else:
-        known = f"written with {header.numerics['threads']} threads, the same libraries as here"
-    return (
-        f"does not reproduce: {known}. Its ids need the machine and libraries it was written "
-        'with; level="raw" does not'
-    )
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with this number of threads: sums come out otherwise with another."""
-    before = torch.get_num_threads()
-    if count != before:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
-
-
 def _check_same(reader: Reader, model: PreTrainedModel) -> None:
     header = reader.header
     here = model_fingerprint(model)
@@ -427,12 +343,6 @@ def _check_model(model: PreTrainedModel) -> None:
             f"{type(model).__name__} is in training mode, whose dropout changes keys and values: "
             "call model.eval() first"
         )
-
-
-def _check_room(model: PreTrainedModel, tokens: int) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if room is not None and tokens > room:
-        raise PertokenError(f"{tokens} tokens do not fit the model's {room} positions")
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
