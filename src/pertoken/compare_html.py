@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pertoken.compare_report import Comparison, Decoded
     from pertoken.prompts import Prompt
 
-__all__ = ["page"]
+__all__ = ["asset", "grid", "page", "source_hash"]
 
 SOURCES = {
     "bonus": "the model's own choice behind what was accepted",
@@ -41,10 +41,10 @@ _BAR = 120  # width of the longest bar, in pixels
 
 def page(comparison: Comparison) -> str:
     """The whole page as HTML."""
-    style, script = _asset("compare.css"), _asset("compare.js")
+    style, script = asset("compare.css"), asset("compare.js")
     policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{source_hash(style)}'; "
+        f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
     run = comparison.settings
     count = len(comparison.prompts)
@@ -54,7 +54,7 @@ def page(comparison: Comparison) -> str:
     )
     by_category = ""
     if len(comparison.categories) > 1:
-        by_category = "<h2>By category</h2>\n" + _grid(comparison.category_cells())
+        by_category = "<h2>By category</h2>\n" + grid(comparison.category_cells())
     notes = "\n".join(f'<p class="faint">{escape(line)}</p>' for line in comparison.notes())
     text = f"""\
 <!DOCTYPE html>
@@ -150,7 +150,8 @@ def _bar(value: float, longest: float) -> str:
     )
 
 
-def _grid(lines: Sequence[Sequence[str]]) -> str:
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A table as HTML: the head, then lines whose first cell names them."""
     head, *body = lines
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     rows = "\n".join(
@@ -267,11 +268,12 @@ def _json(data: Any) -> str:
     return text
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file of the page's own: its style or its script."""
     return files("pertoken").joinpath("_page", name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def source_hash(text: str) -> str:
     """The source expression of the security policy that allows exactly this text."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")

@@ -1,82 +1,130 @@
-"""Conversations from a file, and conversations as ids: shared by the commands about caches."""
+"""Conversations: read from a file, checked, and turned into ids that only ever grow.
+
+A chat template sees the whole history, and some templates render earlier turns differently as the
+history grows (they drop reasoning, or trim). A cache cannot follow that: its tokens are read. So
+the first question is rendered by the template, and later ones are cut out of a rendering behind an
+answer and appended: what was read stays as it was.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import PertokenError, nearest
+from pertoken.prompts import read_utf8
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
-__all__ = ["TEXT", "encode_conversation", "encode_turn", "read_conversation"]
+__all__ = [
+    "ROLES",
+    "TEXT",
+    "Exchange",
+    "as_jsonl",
+    "encode_conversation",
+    "exchanges",
+    "first_turn",
+    "follow",
+    "next_turn",
+    "read_conversation",
+    "stop_ids",
+]
 
+ROLES = ("system", "user", "assistant")
 TEXT = "text"
 """The role of a plain text file's one message: it goes to the model without a chat template."""
 
-_ROLES = ("system", "user", "assistant", "tool")
+Message = dict[str, str]  # "role" and "content", as chat templates take them
+
+_ANSWER = "an-answer-0b5e"  # where the later part of a rendering begins
 
 
-def read_conversation(path: str | Path) -> list[dict[str, str]]:
-    """Messages {"role", "content"} of a file, in order.
+@dataclass(frozen=True)
+class Exchange:
+    """One question and its answer, None where the conversation has none."""
 
-    .jsonl: one message per line, blank lines skipped; .json: a list of messages; .txt: the whole
-    file as one message of the role `TEXT`. Raises PertokenError that names the file and the line.
+    question: str
+    answer: str | None = None
+
+
+def read_conversation(path: str | Path | None) -> list[Message]:
+    """Messages of a file: JSON lines of {"role", "content"}, one JSON list of them, or a .txt file.
+
+    A .txt file is one message of the role `TEXT`. None is the built-in sample of 20 turns. Raises
+    PertokenError that names the file and the line (in a list: the message): not UTF-8, not JSON,
+    an unknown role, an empty or broken text, an answer without a question, a system message that
+    is not the first, no question at all.
     """
+    if path is None:
+        from pertoken.samples import CONVERSATION
+
+        return [dict(message) for message in CONVERSATION]
     file = Path(path)
-    kind = file.suffix.lower()
-    if kind not in (".jsonl", ".json", ".txt"):
+    text = read_utf8(file, "conversation file")
+    if not text.strip():
+        raise PertokenError(f"conversation file {file} is empty")
+    if file.suffix.lower() == ".txt":
+        return [{"role": TEXT, "content": text}]
+    messages: list[Message] = []
+    for place, row in _rows(text, file):
+        messages.append(_message(row, place, messages))
+    if not any(message["role"] == "user" for message in messages):
+        raise PertokenError(f"conversation file {file} has no message of the user")
+    return messages
+
+
+def exchanges(messages: Sequence[Message]) -> tuple[str | None, list[Exchange]]:
+    """The system message, if there is one, and the questions with their answers.
+
+    PertokenError for a plain text, which has none.
+
+    >>> exchanges([{"role": "user", "content": "Hi"}, {"role": "user", "content": "Hello?"}])
+    (None, [Exchange(question='Hi', answer=None), Exchange(question='Hello?', answer=None)])
+    """
+    system: str | None = None
+    found: list[Exchange] = []
+    if messages[0]["role"] == TEXT:
         raise PertokenError(
-            f"a conversation is read from a .jsonl (one message a line), .json or .txt file, "
-            f"not {file}"
+            'a plain text is no conversation: give a .jsonl file of {"role", "content"} lines'
         )
-    content = _read(file)
-    if not content.strip():
-        raise PertokenError(f"conversation {file} is empty")
-    if kind == ".txt":
-        return [{"role": TEXT, "content": content}]
-    if kind == ".json":
-        rows = _parse(content, str(file), 0)
-        if not isinstance(rows, list):
-            raise PertokenError(f"conversation {file} must be a list of messages, or a .jsonl file")
-        placed = [(row, f"{file}, message {number}") for number, row in enumerate(rows, 1)]
-    else:
-        placed = [  # not splitlines: a JSON string may hold other line separators as they are
-            (_parse(line, str(file), number), f"{file}, line {number}")
-            for number, line in enumerate(content.split("\n"), 1)
-            if line.strip()
-        ]
-    if not placed:
-        raise PertokenError(f"conversation {file} holds no message")
-    return [_message(row, place) for row, place in placed]
+    for message in messages:
+        if message["role"] == "system":
+            system = message["content"]
+        elif message["role"] == "user":
+            found.append(Exchange(message["content"]))
+        else:
+            found[-1] = Exchange(found[-1].question, message["content"])
+    return system, found
+
+
+def as_jsonl(messages: Sequence[Message]) -> str:
+    """The messages as JSON lines, as `read_conversation` reads them."""
+    return "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
 
 
 def encode_conversation(
-    tokenizer: Any, model: Any, messages: list[dict[str, str]], *, reply: bool = False
+    tokenizer: Any, model: PreTrainedModel, messages: Sequence[Message]
 ) -> torch.Tensor:
-    """Ids [1, time] of a conversation on the model's device, in the chat template if there is one.
+    """Ids [1, time] of a whole conversation on the model's device.
 
-    reply: end with the template's opening of the assistant's turn. Without a template a message is
-    a line "role: content". Raises PertokenError for messages that the template refuses, and for
-    more tokens than the model has positions.
+    In the chat template if there is one, else as a transcript; a plain text as it is. Raises
+    PertokenError for messages that the template refuses, and for more tokens than the model has
+    positions.
     """
     import torch
-    from jinja2 import TemplateError
 
     if messages[0]["role"] == TEXT:
-        ids = tokenizer("".join(message["content"] for message in messages))["input_ids"]
+        ids = tokenizer(messages[0]["content"])["input_ids"]
     elif getattr(tokenizer, "chat_template", None):
-        try:
-            ids = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=reply, return_dict=True
-            )["input_ids"]
-        except TemplateError as error:
-            raise PertokenError(f"the model's chat template refuses this: {error}") from None
+        ids = _template(tokenizer, messages, return_dict=True)["input_ids"]
     else:
-        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
-        ids = tokenizer("".join(lines) + ("assistant:" if reply else ""))["input_ids"]
+        lines = (f"{message['role'].capitalize()}: {message['content']}\n" for message in messages)
+        ids = tokenizer("".join(lines))["input_ids"]
     if not ids:
         raise PertokenError("the conversation is empty: the tokenizer makes no token of it")
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -87,68 +135,115 @@ def encode_conversation(
     return torch.tensor([ids], dtype=torch.long, device=model.device)
 
 
-def encode_turn(tokenizer: Any, text: str, *, chat: bool = True) -> list[int]:
-    """Ids of a user's next message, behind a conversation that the model has read already.
+def first_turn(tokenizer: Any, question: str, system: str | None = None) -> list[int]:
+    """Ids up to where the first answer begins: by the chat template, or as a transcript.
 
-    In the chat template, up to the opening of the answer; the text alone without one, or with
-    chat=False. Raises PertokenError where nothing is left of it.
+    A tokenizer without a chat template gets lines of "User: …" and "Assistant:".
     """
-    if chat and getattr(tokenizer, "chat_template", None):
-        # What the template writes for a message depends on whether it is the first.
-        before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        after = [*before, {"role": "user", "content": text}]
-        head = tokenizer.apply_chat_template(before, tokenize=False)
-        whole = tokenizer.apply_chat_template(after, tokenize=False, add_generation_prompt=True)
-        if not whole.startswith(head):
+    if not getattr(tokenizer, "chat_template", None):
+        head = f"{system}\n\n" if system else ""
+        return list(tokenizer(f"{head}User: {question}\nAssistant:")["input_ids"])
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": question})
+    return list(_template(tokenizer, messages, reply=True, return_dict=True)["input_ids"])
+
+
+def next_turn(tokenizer: Any, question: str, *, closed: bool = False) -> list[int]:
+    """Ids from the end of an answer to the beginning of the next: its closing tokens included.
+
+    closed: the closing tokens have been read already, as behind `encode_conversation`.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        roles = ("user", "assistant", "user")
+        contents = ("a question", _ANSWER, question)
+        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        text = _template(tokenizer, messages, reply=True, tokenize=False)
+        before, answer, text = text.partition(_ANSWER)
+        if closed:
+            head = _template(tokenizer, messages[:2], tokenize=False)
+            closing = head.removeprefix(before + answer)
+            answer = answer if text.startswith(closing) else ""
+            text = text.removeprefix(closing)
+        if not answer or question.strip() not in text:
             raise PertokenError(
-                "the model's chat template rewrites earlier messages, so a message can't be added"
+                "the tokenizer's chat template leaves out answers or questions of a conversation"
             )
-        text = whole[len(head) :]
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise PertokenError("there is no text to continue with")
-    return ids
+    else:
+        text = ("" if closed else "\n") + f"User: {question}\nAssistant:"
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _read(file: Path) -> str:
-    if file.is_dir():
-        raise PertokenError(f"conversation {file} is a folder")
+def follow(answer: Sequence[int], turn: Sequence[int], stops: Collection[int]) -> list[int]:
+    """The ids of a turn behind an answer: without its stop token where the answer brought it.
+
+    >>> follow([7, 8, 2], [2, 5, 6], stops={2})
+    [5, 6]
+    >>> follow([7, 8], [2, 5, 6], stops={2})  # cut at its length limit
+    [2, 5, 6]
+    """
+    doubled = bool(answer) and answer[-1] in stops and list(turn[:1]) == [answer[-1]]
+    return list(turn[1:] if doubled else turn)
+
+
+def stop_ids(model: PreTrainedModel) -> frozenset[int]:
+    """The ids that end an answer, as the model's generation settings name them."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, list | tuple) else [int(found)])
+
+
+def _template(
+    tokenizer: Any, messages: Sequence[Message], *, reply: bool = False, **options: Any
+) -> Any:
+    """What the chat template makes of messages. reply: up to the opening of an answer."""
+    from jinja2.exceptions import TemplateError
+
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise PertokenError(f"there is no conversation {file}") from None
-    except UnicodeDecodeError as error:
-        raise PertokenError(
-            f"conversation {file} is not UTF-8 (byte {error.start}); save it as UTF-8"
-        ) from None
-    except OSError as error:
-        raise PertokenError(f"conversation {file} can't be read: {error.strerror}") from None
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=reply, **options)
+    except TemplateError as error:
+        raise PertokenError(f"the chat template refuses the conversation: {error}") from None
 
 
-def _parse(text: str, file: str, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{file}, line {line or error.lineno}"
-        raise PertokenError(f"{place}: not JSON ({error.msg}, column {error.colno})") from None
+def _rows(text: str, file: Path) -> list[tuple[str, Any]]:
+    """Each message, unchecked, and the place to name when it is wrong."""
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PertokenError(
+                f"{file}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})"
+            ) from None
+        return [(f"{file}, message {number}", row) for number, row in enumerate(rows, 1)]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        try:
+            found.append((place, json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise PertokenError(f"{place}: not JSON ({error.msg}, column {error.colno})") from None
+    return found
 
 
-def _message(row: Any, place: str) -> dict[str, str]:
-    if not isinstance(row, dict):
+def _message(row: Any, place: str, before: Sequence[Message]) -> Message:
+    if not isinstance(row, dict) or not {"role", "content"} <= row.keys():
         raise PertokenError(f'{place}: {{"role": "user", "content": "…"}} is wanted')
-    for key in ("role", "content"):
-        if not isinstance(row.get(key), str):
-            what = "no" if key not in row else "no text as"
-            raise PertokenError(f'{place}: {what} "{key}" in the message')
-    if row["role"] not in _ROLES:
-        raise PertokenError(
-            f"{place}: unknown role {row['role']!r}{nearest(row['role'], _ROLES)}; "
-            f"known: {', '.join(_ROLES)}"
-        )
+    role, content = row["role"], row["content"]
+    if role not in ROLES:
+        hint = nearest(str(role), ROLES)
+        raise PertokenError(f"{place}: the role is one of {', '.join(ROLES)}, not {role!r}{hint}")
+    if not isinstance(content, str):
+        raise PertokenError(f'{place}: "content" must hold text, not {type(content).__name__}')
+    if not content.strip():
+        raise PertokenError(f"{place}: the message is empty")
     try:
-        row["content"].encode("utf-8")
+        content.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise PertokenError(
-            f"{place}: character {error.start + 1} of the content is a broken one"
-        ) from None
-    return {"role": row["role"], "content": row["content"]}
+        raise PertokenError(f"{place}: its character {error.start + 1} is a broken one") from None
+    if role == "system" and before:
+        raise PertokenError(f"{place}: a system message can only be the first")
+    if role == "assistant" and (not before or before[-1]["role"] != "user"):
+        raise PertokenError(f"{place}: an answer of the assistant without a question before it")
+    return {"role": role, "content": content}

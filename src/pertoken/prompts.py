@@ -12,7 +12,7 @@ from pertoken.errors import PertokenError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prompt", "encode_prompt", "read_prompts"]
+__all__ = ["Prompt", "encode_prompt", "read_prompts", "read_utf8"]
 
 _TEXT_KEYS = ("prompt", "text", "turns")
 
@@ -40,7 +40,7 @@ def read_prompts(path: str | Path | None, limit: int | None = None) -> list[Prom
 
         return list(SAMPLE)[:limit]
     file = Path(path)
-    content = _read(file)
+    content = read_utf8(file, "prompt file")
     if file.suffix.lower() not in (".txt", ".jsonl"):
         raise PertokenError(f"prompts are read from .txt (one a line) or .jsonl files, not {file}")
     rows = enumerate(content.splitlines(), 1)
@@ -89,19 +89,23 @@ def encode_prompt(
     return torch.tensor([encoded], dtype=torch.long, device=model.device)
 
 
-def _read(file: Path) -> str:
+def read_utf8(file: Path, what: str) -> str:
+    """The text of a file that the user named; PertokenError, with `what` it is, if there is none.
+
+    A byte order mark at the beginning is dropped.
+    """
     if not file.exists():
-        raise PertokenError(f"there is no prompt file {file}")
+        raise PertokenError(f"there is no {what} {file}")
     if file.is_dir():
-        raise PertokenError(f"prompt file {file} is a folder")
+        raise PertokenError(f"{what} {file} is a folder")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise PertokenError(
-            f"prompt file {file} is not UTF-8 (byte {error.start}); save it as UTF-8"
+            f"{what} {file} is not UTF-8 (byte {error.start}); save it as UTF-8"
         ) from None
     except OSError as error:
-        raise PertokenError(f"prompt file {file} can't be read: {error.strerror}") from None
+        raise PertokenError(f"{what} {file} can't be read: {error.strerror}") from None
 
 
 def _from_json(line: str, place: str, number: int) -> Prompt:

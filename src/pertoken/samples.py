@@ -1,6 +1,6 @@
-"""A few prompts of our own writing, so that `pertoken compare` has something to do at once.
+"""Prompts and a conversation of our own writing, so that commands have something to do at once.
 
-They are short, because plain decoding on two cores is slow, and mixed on purpose: editing,
+The prompts are short, because plain decoding on two cores is slow, and mixed on purpose: editing,
 extracting and summarising repeat their prompt and please drafters that copy; chat and sums do not.
 All names and places are made up.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pertoken.prompts import Prompt
 
-__all__ = ["SAMPLE"]
+__all__ = ["CONVERSATION", "SAMPLE"]
 
 _CHAT = """\
 My tomato plants stand on a balcony that gets sun only in the morning. Their leaves turn yellow \
@@ -70,3 +70,51 @@ SAMPLE: list[Prompt] = [
     Prompt(_REPEAT, "correct", "correct"),
 ]
 """Seven prompts of seven kinds, 45 to 160 tokens each with SmolLM2's tokenizer."""
+
+# Later questions lean on earlier ones, so that a cache that forgets has something to lose.
+_EXCHANGES = (
+    ("I want to grow herbs on my kitchen windowsill. It faces east. Which three should I start "
+     "with?", "Basil, chives and parsley. All three do well with morning sun."),
+    ("How often do they need water?", "Check the soil with a finger each morning and water when "
+     "the top is dry, usually every two days."),
+    ("The pots have no holes. Is that a problem?", "Yes. Water collects at the bottom and the "
+     "roots rot. Drill holes or put a smaller pot with holes inside."),
+    ("What soil should I buy for them?", "A light herb soil with some sand. Rich soil makes the "
+     "leaves large but weak in taste."),
+    ("Which of the three can I harvest first?", "Chives. They are ready about six weeks after "
+     "sowing; cut them two fingers above the soil."),
+    ("And how do I cut the basil?", "Cut the stem just above a pair of leaves. Two new shoots grow "
+     "from there."),
+    ("Some leaves have small holes now. What could it be?", "Probably small caterpillars or "
+     "snails. Look under the leaves in the evening and pick them off."),
+    ("I go away for ten days in July. What happens to the plants?", "Without water they dry out. "
+     "Put the pots in a tray with wet gravel, out of the sun."),
+    ("Could I dry the parsley before that?", "You can, but it loses most of its taste. Freezing "
+     "it, chopped, is better."),
+    ("How long does frozen parsley keep?", "About eight months in a closed box."),
+    ("Let us talk about lunch. I have eggs, two potatoes and the chives. What can I cook?",
+     "A potato omelette. Fry thin slices of potato, add the eggs, and strew the chives on top."),
+    ("How many eggs for two people?", "Four eggs are enough for two people."),
+    ("Should the potatoes be cooked before?", "No, thin slices are done after ten minutes in the "
+     "pan with a lid."),
+    ("What can I serve with it?", "A green salad with a dressing of lemon, oil and a little "
+     "mustard."),
+    ("I have no lemon. What else is sour?", "Vinegar. Take half as much, because it is stronger."),
+    ("Write me a shopping list for the omelette and the salad.", "Eggs, potatoes, chives, lettuce, "
+     "oil, mustard, vinegar, salt and pepper."),
+    ("How much will the cooking take in all?", "About twenty-five minutes: ten for the potatoes, "
+     "five for the eggs, ten for the salad."),
+    ("Which of my windowsill herbs would fit into the salad?", "Basil and parsley. Add them at the "
+     "end, so that they stay fresh."),
+    ("Remind me, which side does my window face?", "It faces east, so it has sun in the morning."),
+    ("Thank you. Sum up in two sentences what I should do with the herbs this week.",
+     "Drill holes into the pots and water them when the top of the soil is dry. Cut the chives and "
+     "the basil, and freeze some parsley before you leave."),
+)  # fmt: skip
+
+CONVERSATION: list[dict[str, str]] = [
+    {"role": role, "content": content}
+    for exchange in _EXCHANGES
+    for role, content in zip(("user", "assistant"), exchange, strict=True)
+]
+"""Twenty plain questions with short answers, as the messages of a chat."""

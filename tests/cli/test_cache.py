@@ -12,7 +12,7 @@ from pertoken.cli import main
 
 Capture = pytest.CaptureFixture[str]
 MESSAGES = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Three."}]
-SPOKEN = "user: How many?\nassistant: Three.\n"  # the tiny tokenizer has no chat template
+SPOKEN = "User: How many?\nAssistant: Three.\n"  # the tiny tokenizer has no chat template
 
 
 @pytest.fixture
@@ -53,11 +53,11 @@ def test_it_goes_on_as_without_a_file(
     out = tmp_path / "talk.ptkv"
     assert save(conversation, tiny_folder, out) == 0
     capsys.readouterr()
-    go_on = ["--continue", "user: Why?\n", "--max-new-tokens", "12"]
+    go_on = ["--continue", "Why?", "--max-new-tokens", "12"]
     assert main(["cache", "restore", str(out), "--model", tiny_folder, *go_on]) == 0
     text = capsys.readouterr().out
     model, tokenizer = pertoken.load(tiny_folder)
-    ids = tokenizer(SPOKEN + "user: Why?\n", return_tensors="pt")["input_ids"]
+    ids = tokenizer(SPOKEN + "User: Why?\nAssistant:", return_tensors="pt")["input_ids"]
     new = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
     )[0, ids.shape[1] :]
@@ -130,4 +130,4 @@ def test_another_model_and_too_long_a_turn_are_one_line(
     assert main([*restore, "--continue", "x", "--max-new-tokens", "5000"]) == 2
     assert "do not fit the model's 512 positions" in capsys.readouterr().err
     assert main([*restore, "--continue", ""]) == 2
-    assert "there is no text to continue with" in capsys.readouterr().err
+    assert "there is no text to go on with" in capsys.readouterr().err

@@ -52,7 +52,38 @@ __all__ = [
     "decode_cache",
     "encode_cache",
     "fit_predictor",
+    from pertoken.cache.fidelity import Fidelity, Turn, cache_fidelity, compare_caches
+    from pertoken.cache.fidelity_report import fidelity_table
+    from pertoken.cache.fingerprint import model_fingerprint
+    from pertoken.cache.h2o import H2OCache
+    from pertoken.cache.kv_direct import KVDirectCache
+    from pertoken.cache.memory import cache_bytes, full_cache_bytes
+    from pertoken.cache.named import CACHES, make_cache
+    from pertoken.cache.snapkv import SnapKVCache
+    from pertoken.cache.streaming_llm import StreamingLLMCache
+    from pertoken.cache.tova import TOVACache
+    from pertoken.cache.window import WindowCache
+
+__all__ = [
+    "CACHES",
+    "Fidelity",
+    "H2OCache",
+    "Inspection",
+    "KVDirectCache",
+    "Restored",
+    "Saved",
+    "SnapKVCache",
+    "StreamingLLMCache",
+    "TOVACache",
+    "Turn",
+    "WindowCache",
+    "cache_bytes",
+    "cache_fidelity",
+    "compare_caches",
+    "fidelity_table",
+    "full_cache_bytes",
     "inspect_cache",
+    "make_cache",
     "model_fingerprint",
     "paper_ratio",
     "restore_cache",
@@ -73,7 +104,26 @@ _HOME: dict[str, str] = {
     "decode_cache": "quantize",
     "encode_cache": "quantize",
     "fit_predictor": "quantize",
+_HOME = {
+    "CACHES": "named",
+    "Fidelity": "fidelity",
+    "H2OCache": "h2o",
+    "Inspection": "archive",
+    "KVDirectCache": "kv_direct",
+    "Restored": "archive",
+    "Saved": "archive",
+    "SnapKVCache": "snapkv",
+    "StreamingLLMCache": "streaming_llm",
+    "TOVACache": "tova",
+    "Turn": "fidelity",
+    "WindowCache": "window",
+    "cache_bytes": "memory",
+    "cache_fidelity": "fidelity",
+    "compare_caches": "fidelity",
+    "fidelity_table": "fidelity_report",
+    "full_cache_bytes": "memory",
     "inspect_cache": "archive",
+    "make_cache": "named",
     "model_fingerprint": "fingerprint",
     "paper_ratio": "rate_distortion",
     "restore_cache": "archive",

@@ -86,10 +86,12 @@ def restore(
     import pertoken
     from pertoken.cache.archive import inspect_cache, restore_cache
     from pertoken.cli.generate import Streamer
-    from pertoken.conversation import encode_turn
+    from pertoken.conversation import next_turn
 
     if max_new_tokens < 1:
         raise PertokenError(f"--max-new-tokens must be 1 or more, got {max_new_tokens}")
+    if turn is not None and not turn.strip():
+        raise PertokenError("--continue is empty: there is no text to go on with")
     inspect_cache(file)  # no model is loaded for a file that is none
     loaded, tokenizer = pertoken.load(model, dtype=dtype)
     restored = restore_cache(file, loaded)
@@ -98,7 +100,10 @@ def restore(
         typer.echo(line, err=True)
     if turn is None:
         return
-    new = encode_turn(tokenizer, turn, chat=not no_chat)
+    if no_chat:
+        new = tokenizer(turn, add_special_tokens=False)["input_ids"]
+    else:
+        new = next_turn(tokenizer, turn, closed=True)
     ids = torch.cat((restored.input_ids, restored.input_ids.new_tensor([new])), -1)
     room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and ids.shape[1] + max_new_tokens > room:

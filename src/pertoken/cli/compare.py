@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -55,6 +53,7 @@ def compare(
 ) -> None:
     """Decode the same prompts with each method in turn; check the text, show what each brought."""
     from pertoken._files import check_target, write_whole
+    from pertoken.cli.progress import progress_bar
     from pertoken.compare import compare as run
 
     number = parse_budget(budget)
@@ -63,7 +62,7 @@ def compare(
         check_target(target)
     if html and html in targets:
         raise PertokenError(f"--json and --html both want to write {html}")
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = run(
             methods or None,
             prompts=prompts,
@@ -122,27 +121,3 @@ def _say(result: Comparison, html: Path | None) -> None:
     if best.startswith(("hf", "plain")):
         second = "pertoken compare --prompts YOURS.txt --model YOUR_MODEL  runs on your own text"
     typer.echo(f"\nnext: {first}\nnext: {second}", err=True)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, gone when it is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    # Redrawn seldom: the drawing thread and the decoding share the cores.
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        refresh_per_second=2,
-    ) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def tell(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
-
-        yield tell

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def refuse_unfit_cache(cache: Cache) -> None:
-    """Raise PertokenError if a layer of the cache cannot drop arbitrary rows."""
+    """Raise PertokenError if the cache cannot drop arbitrary rows."""
+    if hasattr(cache, "keep_nodes"):
+        return
     from transformers import cache_utils as known
 
     fit = (known.DynamicLayer, known.DynamicSlidingWindowLayer, known.StaticLayer)
@@ -54,11 +56,14 @@ def keep_rows(
     """Keep some of the last `nodes` rows and return the text's new mask [batch, seen].
 
     mask: [batch, seen before the tree]; kept: for every batch row the accepted nodes in order.
+    A cache that holds its rows in its own way has a method `keep_nodes(source, mask)`: of all its
+    slots, nodes included, keep `source` [batch, length], with the new mask [batch, length].
     """
     counts = [len(row) for row in kept]
     most = max(counts)
     batch, seen = mask.shape
-    if min(counts) == most:
+    own = getattr(cache, "keep_nodes", None)
+    if min(counts) == most and own is None:
         same = all(list(row) == list(kept[0]) for row in kept)
         straight = same and list(kept[0]) == list(range(most))
         index = torch.tensor(kept if not same else [kept[0]], device=mask.device)
@@ -66,7 +71,7 @@ def keep_rows(
             _keep_equal(layer, nodes, index, straight)
         return torch.cat((mask, mask.new_ones(batch, most)), -1)
     for layer in cache.layers:
-        if not hasattr(layer, "keys") or type(layer).__name__ == "StaticLayer":
+        if own is None and (not hasattr(layer, "keys") or type(layer).__name__ == "StaticLayer"):
             raise PertokenError(
                 "a static cache cannot hold rows that accept different numbers of tokens; use "
                 "DynamicCache for a batch"
@@ -87,6 +92,9 @@ def keep_rows(
             old[row, -count:] = 1
     unused = int(old.any(0).int().argmax())
     source, old = source[:, unused:], old[:, unused:]
+    if own is not None:
+        own(source, old)
+        return old
     for layer in cache.layers:
         _keep_ragged(layer, seen, nodes, source)
     return old

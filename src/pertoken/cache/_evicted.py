@@ -1,0 +1,183 @@
+"""Keys and values of evicted tokens, made again layer by layer from what is kept of them.
+
+The evicted tokens lie in blocks with fixed borders, so a block is always recomputed in the same
+shapes and gives the same bits. A layer's keys and values come from its block input (`project`); the
+next layer's block input comes from running the block over the evicted tokens too (`advance`), with
+causal attention among them. From the last block to the first, each block's queries go over the
+blocks before it, whose keys and values are made for the occasion and dropped: two blocks of them
+are alive at a time, at the price of projecting a block once for every later block as well. A block
+that has been advanced is not read again in its layer, so its output takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.utils.output_capturing import _active_collector
+
+from pertoken.cache._attention import visible
+from pertoken.cache._blocks import Blocks
+from pertoken.cache._paged import Part, attend_part, merge, mixed_values
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+See = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Takes the number of a block and its keys and values [batch, key heads, time, dim]."""
+
+
+def token_positions(ids: torch.Tensor) -> torch.Tensor:
+    """Numbers of the tokens of each row [batch, time], -1 at padding (ids below 0).
+
+    >>> token_positions(torch.tensor([[-1, 7, 8], [7, 7, 7]])).tolist()
+    [[-1, 0, 1], [0, 1, 2]]
+    """
+    real = ids >= 0
+    return torch.where(real, real.cumsum(-1) - 1, -1)
+
+
+def tensor_bytes(held: Any) -> int:
+    """Bytes of all tensors in nested lists, tuples and mappings, shared memory once."""
+    storages: dict[int, int] = {}
+
+    def walk(item: Any) -> None:
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, Mapping):
+            for each in item.values():
+                walk(each)
+        elif isinstance(item, list | tuple):
+            for each in item:
+                walk(each)
+
+    walk(held)
+    return sum(storages.values())
+
+
+class Evicted:
+    """The evicted tokens during one forward.
+
+    ids: [batch, evicted], -1 at padding; size: tokens of a block; kept: block inputs
+    [batch, evicted, hidden] of the layers that have them. note: told of the keys and values that
+    are alive beside the cache's own, for counting.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        windows: Sequence[int | None],
+        ids: torch.Tensor,
+        size: int,
+        kept: Mapping[int, torch.Tensor],
+        note: Callable[..., None] = lambda *_: None,
+    ) -> None:
+        self.blocks, self.windows, self.kept, self.note = blocks, windows, kept, note
+        self.positions = token_positions(ids)
+        end = ids.shape[1]
+        self.parts = [slice(start, min(start + size, end)) for start in range(0, end, size)]
+        self.hidden: list[torch.Tensor | None] = []
+        self.calls: list[list[Call]] = []
+        for part in self.parts:
+            entered = blocks.enter(ids[:, part].clamp(min=0), self.positions[:, part].clamp(min=0))
+            self.calls.append(entered.calls)
+            self.hidden.append(None if 0 in kept else entered.hidden)
+        self._fixed = tensor_bytes((self.positions, self.calls))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of block inputs, rotations and positions, without what is kept between forwards."""
+        return self._fixed + tensor_bytes(self.hidden)
+
+    def page(self, layer: int, wanted: Sequence[bool], see: See) -> None:
+        """Make one layer's keys and values, show them block by block, and go to the next layer.
+
+        wanted: which blocks are to be shown. Layers must come in order.
+        """
+        with _unrecorded():
+            for index in reversed(range(len(self.parts))):
+                if self._advances(layer):
+                    self._advance(layer, index, see if wanted[index] else None)
+                elif wanted[index]:
+                    pair = self._project(layer, index)
+                    self.note(*pair)
+                    see(index, *pair)
+
+    def rebuild(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer's keys and values [batch, key heads, evicted, dim], all of them at once."""
+        made: list[tuple[torch.Tensor, torch.Tensor]] = []
+        with _unrecorded():
+            for index in range(len(self.parts)):
+                if self._advances(layer):
+                    self._advance(layer, index, lambda _, *pair: made.append(pair), made)
+                else:
+                    made.append(self._project(layer, index))
+        keys, values = zip(*made, strict=True)
+        return torch.cat(keys, 2), torch.cat(values, 2)
+
+    def _advances(self, layer: int) -> bool:
+        return layer + 1 < len(self.windows) and layer + 1 not in self.kept
+
+    def _input(self, layer: int, index: int) -> torch.Tensor:
+        hidden = self.hidden[index]
+        if layer in self.kept:
+            hidden = self.kept[layer][:, self.parts[index]]
+        assert hidden is not None  # the layers come in order
+        return hidden
+
+    def _project(self, layer: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.blocks.project(layer, self._input(layer, index), self.calls[index][layer])
+
+    def _advance(
+        self,
+        layer: int,
+        index: int,
+        see: See | None,
+        made: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
+        """Run one block of tokens through a layer. made: the blocks before it, if they are kept."""
+        part, window = self.parts[index], self.windows[layer]
+        queries = self.positions[:, part]
+
+        def attend(
+            module: Any,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attention_mask: Any,
+            scaling: float | None = None,
+            **kwargs: Any,
+        ) -> tuple[torch.Tensor, None]:
+            self.note(key, value)
+            if see is not None:
+                see(index, key, value)
+            mixed: Part | None = None
+            for before in range(index + 1):
+                allowed = visible(queries, self.positions[:, self.parts[before]], window)[:, None]
+                if not bool(allowed.any()):
+                    continue
+                if before == index:
+                    keys, values = key, value
+                elif made is not None:
+                    keys, values = made[before]
+                else:
+                    keys, values = self._project(layer, before)
+                    self.note(key, value, keys, values)
+                mixed = merge(mixed, attend_part(query, keys, values, allowed, scaling))
+            assert mixed is not None  # a token sees itself
+            return mixed_values(mixed, query.dtype), None
+
+        self.hidden[index] = self.blocks.advance(
+            layer, self._input(layer, index), self.calls[index][layer], attend
+        )
+
+
+@contextmanager
+def _unrecorded() -> Iterator[None]:
+    """Blocks that run again are no part of what `output_hidden_states` collects."""
+    token = _active_collector.set(None)
+    try:
+        yield
+    finally:
+        _active_collector.reset(token)

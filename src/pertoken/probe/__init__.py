@@ -1,0 +1,54 @@
+"""Measure a model: what its residual stream holds, and what follows from it.
+
+Each probe is a function of a model that returns a result with ``.table()`` to read and
+``.to_dict()`` for programs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pertoken.probe.patching import Patching, residual_patching
+    from pertoken.probe.query_key import QueryKeyRank, query_key_rank
+    from pertoken.probe.residual import (
+        CacheFree,
+        Reconstruction,
+        cache_free_decoding,
+        reconstruction_error,
+    )
+
+__all__ = [
+    "CacheFree",
+    "Patching",
+    "QueryKeyRank",
+    "Reconstruction",
+    "cache_free_decoding",
+    "query_key_rank",
+    "reconstruction_error",
+    "residual_patching",
+]
+
+_HOME = {
+    "CacheFree": "residual",
+    "Patching": "patching",
+    "QueryKeyRank": "query_key",
+    "Reconstruction": "residual",
+    "cache_free_decoding": "residual",
+    "query_key_rank": "query_key",
+    "reconstruction_error": "residual",
+    "residual_patching": "patching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,135 @@
+"""The residual stream of a decoder: its blocks, what each of them reads, and changing that.
+
+Here also what all probes of this folder share: refusing models without such a stream, and tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from transformers import PreTrainedModel
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what goes on now, steps done, steps in all)."""
+
+
+def refuse_unfit(model: Any) -> None:
+    """Raise PertokenError for what is not a decoder-only transformer with keys and values."""
+    name = type(model).__name__
+    if not hasattr(model, "get_decoder") or not hasattr(model, "config"):
+        raise PertokenError(
+            f"the probe needs a causal language model of transformers, got {name}: load one with "
+            "pertoken.load"
+        )
+    if model.config.is_encoder_decoder:
+        raise PertokenError(
+            f"{name} is an encoder-decoder model; the probe needs a decoder-only model"
+        )
+    if getattr(model, "_is_stateful", False):
+        raise PertokenError(
+            f"{name} keeps a recurrent state instead of keys and values; the probe needs attention "
+            "in every block"
+        )
+
+
+def blocks_of(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The blocks of the decoder, in order."""
+    from pertoken.cache._blocks import Blocks
+
+    refuse_unfit(model)
+    return Blocks(model).modules
+
+
+def one_text(model: PreTrainedModel, input_ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
+    """Ids [1, time] on the model's device, from [time] or [1, time]."""
+    ids = torch.as_tensor(input_ids, device=model.device)
+    ids = ids[None] if ids.dim() == 1 else ids
+    if ids.dim() != 2 or ids.shape[0] != 1 or ids.shape[1] == 0:
+        raise PertokenError(
+            f"the probe takes the ids of one text that is not empty, got shape {list(ids.shape)}"
+        )
+    if ids.dtype != torch.long:
+        raise PertokenError(f"input_ids must be whole numbers (torch.long), got {ids.dtype}")
+    vocab = model.get_input_embeddings().weight.shape[0]
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab:
+        raise PertokenError(
+            f"input_ids must lie in 0 … {vocab - 1}, the model's vocabulary; got "
+            f"{low if low < 0 else high}"
+        )
+    return ids
+
+
+@contextmanager
+def block_inputs(blocks: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """What the blocks read, [batch, time, hidden] each, of the forwards within the `with`."""
+    seen: list[torch.Tensor] = []
+
+    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def changed_input(
+    block: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Within the `with` the block reads ``change(hidden)`` instead of `hidden`."""
+
+    def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    handle = block.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def simple_table(
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], note: str | None = None
+) -> Table:
+    """A table with its first column to the left and the others to the right; `note` goes below."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(
+        title=escape(title),
+        title_justify="left",
+        caption=escape(note) if note else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for place, heading in enumerate(headings):
+        shown.add_column(heading, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    return shown
+
+
+def spread_out(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the numbers 0 … count - 1, evenly spread, first and last among them.
+
+    >>> spread_out(30, 4), spread_out(2, 4)
+    ([0, 10, 19, 29], [0, 1])
+    """
+    if count <= wanted:
+        return list(range(count))
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
