@@ -79,12 +79,12 @@ __all__ = [
 
 _HOME = {
     "CACHES": "named",
-    "KIVI": "quantize",
     "Fidelity": "fidelity",
     "H2OCache": "h2o",
     "Inspection": "archive",
     "Int4": "quantize",
     "Int8": "quantize",
+    "KIVI": "quantize",
     "KVDirectCache": "kv_direct",
     "Predictive": "quantize",
     "PrefixTrie": "prefix_trie",
