@@ -12,18 +12,18 @@ TREE = source_tree()
 pytestmark = pytest.mark.skipif(TREE is None, reason="needs the source tree")
 TEXTS = {
     name: (TREE / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md")
+    for name in ("README.md", "CONTRIBUTING.md", "docs/caches.md")
     if TREE is not None
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS["README.md"], re.M | re.S)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXTS[page], re.M | re.S)
 
 
 def commands() -> list[list[str]]:
     """Every command line of `pertoken` and `make` the texts show, without its comment."""
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines = [line for page in TEXTS for block in blocks("sh", page) for line in block.splitlines()]
     for text in TEXTS.values():
         lines += re.findall(r"`((?:pertoken|make) [^`]+)`", text)
     return [shlex.split(line, comments=True) for line in lines]
@@ -35,6 +35,15 @@ def test_example_runs(example: str, smollm2: object, capsys: pytest.CaptureFixtu
     exec(compile(example, "README.md", "exec"), {})
     (figure,) = re.findall(r"^([\d.]+) tokens per forward pass$", capsys.readouterr().out, re.M)
     assert float(figure) >= 1
+
+
+@pytest.mark.model
+def test_caches_page_runs(smollm2: object, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for example in blocks("python", "docs/caches.md"):
+        exec(compile(example, "docs/caches.md", "exec"), names)
+    held, full = re.findall(r"[\d,]+(?= bytes held| in a full)", capsys.readouterr().out)
+    assert int(held.replace(",", "")) < int(full.replace(",", ""))
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -111,7 +111,9 @@ def test_rows_say_the_least_match_and_the_bytes() -> None:
     row = rows["tokens equal to the full cache's, m, tokens/step: least of all budgets"]
     assert row.here == 0.75
     assert row.why == "5 %: turn 2, numerical tie, step 1: …"
-    assert rows["keys and values held, m, step: turn 20 over turn 10, greatest"].here == 1
+    # 40 bytes where a token has 10 and the budget is 5.
+    held = rows["keys and values held over the budget's, m, step: greatest of all turns"]
+    assert held.here == 0.8
     bytes_row = rows["peak bytes over the full cache's at the end, m, tokens/step, 25 %"]
     assert bytes_row.here == 0.4
 

@@ -64,6 +64,8 @@ def converse(
     turns: ids of the questions, see `questions`; an answer ends at a stop id or at `new_tokens`.
     """
     stops, found = stop_ids(model), Conversed()
+    # Weights are mapped from the disk and come into memory when they are first read.
+    model(input_ids=torch.tensor([list(turns[0])], device=model.device), use_cache=False)
     before, began, fed, last = rss_bytes(), time.perf_counter(), 0, list[int]()
     for turn in turns:
         if hasattr(cache, "reset_peak"):
