@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-BLOCK = 128  # queries whose weights are alive at once
+BLOCK = 64  # queries whose weights are alive at once
 _WIDE = {torch.float64: torch.float64}
 
 
@@ -23,13 +23,20 @@ def weigh(
     >>> weigh(torch.ones(1, 4, 3, 8), torch.ones(1, 2, 5, 8), None, 1.0).shape
     torch.Size([1, 2, 2, 3, 5])
     """
+    scores = _scores(query * scaling, key)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed.unsqueeze(2), -torch.inf)
+    return _softmax(scores)
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     batch, heads, time, dim = query.shape
     shared = key.shape[1]
     folded = query.reshape(batch, shared, heads // shared * time, dim)
-    scores = folded @ key.transpose(2, 3) * scaling
-    scores = scores.view(batch, shared, heads // shared, time, -1)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed.unsqueeze(2), -torch.inf)
+    return (folded @ key.transpose(2, 3)).view(batch, shared, heads // shared, time, -1)
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
     return scores.softmax(-1, dtype=_WIDE.get(scores.dtype, torch.float32))
 
 
@@ -54,28 +61,31 @@ def watched(
     allowed: None where everything is visible to one query, or where keys and queries are the same
         tokens in order (causal).
     voting: bool [batch, queries], False for queries that do not count.
-    Gives the mixed values [batch, queries, heads, dim] and the sums [batch, key heads, group,
-    keys].
+    Gives the mixed values [batch, queries, heads, dim] and the sums [batch, key heads, keys], over
+    queries and the heads of a group.
     """
-    batch, heads, time, _ = query.shape
+    batch, _, time, _ = query.shape
     shared, keys = key.shape[1:3]
     wide = _WIDE.get(query.dtype, torch.float32)
-    total = torch.zeros(batch, shared, heads // shared, keys, dtype=wide, device=key.device)
+    total = torch.zeros(batch, shared, keys, dtype=wide, device=key.device)
+    query = query * scaling
     mixed = []
     for start in range(0, time, BLOCK):
         stop = min(start + BLOCK, time)
-        seen, mask = keys, None
+        # Where the order is causal, later keys need not be looked at, nor earlier ones masked.
+        seen = stop if allowed is None and time > 1 else keys
+        scores = _scores(query[:, :, start:stop], key[:, :, :seen])
         if allowed is not None:
-            mask = allowed[..., start:stop, :]
-        elif time > 1:  # causal: later keys need not be looked at
-            seen = stop
-            mask = causal(stop - start, stop, key.device)
-        weights = weigh(query[:, :, start:stop], key[:, :, :seen], mask, scaling)
+            scores = scores.masked_fill(~allowed[..., start:stop, :].unsqueeze(2), -torch.inf)
+        elif time > 1:
+            past = causal(stop - start, stop - start, key.device)
+            scores[..., start:].masked_fill_(~past, -torch.inf)
+        weights = _softmax(scores)
         mixed.append(mix(weights, value[:, :, :seen]))
         counted = weights.detach()
         if voting is not None:
             counted = counted * voting[:, None, None, start:stop, None]
-        total[..., :seen] += counted.sum(3)
+        total[..., :seen] += counted.flatten(2, 3).sum(2)
     return torch.cat(mixed, 1), total
 
 

@@ -5,7 +5,7 @@ adds up, for each token it holds, the attention weights of all queries so far; a
 keeps the tokens with the greatest sums and the `recent` newest ones. Half of the budget each, as in
 the paper's experiments. A token that is gone takes its sum with it.
 
-Heads of a group share keys, so they decide together: their sums are averaged (our reading; the
+Heads of a group share keys, so they decide together: their sums are added up (our reading; the
 authors' code knows no grouped queries). Rows of a batch decide alone (the authors' code adds their
 sums up, and asserts a batch of 1 in places).
 
@@ -64,7 +64,6 @@ class H2OCache(EvictingCache):
         # Where no mask is needed there is no padding either.
         voting = None if allowed is None else self._now.positions >= 0
         out, sums = watched(query, rows.keys, rows.values, allowed, scaling, voting)
-        sums = sums.mean(2)
         return out, sums if rows.notes is None else rows.notes + sums
 
     def _priority(self, layer: int, rows: KeptRows) -> torch.Tensor:
