@@ -16,12 +16,10 @@ class Inputs:
     """Checked inputs: every tensor is 0 under the mask, in float32 or float64.
 
     log_ratio: [batch, time], log of the policy's probability over the sampling policy's, with
-    gradient. log_probs: [batch, time]. advantages: [batch, time], or [batch, 1] where a row has
-    one advantage.
+    gradient. advantages: [batch, time], or [batch, 1] where a row has one advantage.
     """
 
     log_ratio: torch.Tensor
-    log_probs: torch.Tensor
     advantages: torch.Tensor
     trajectories: Trajectories
 
@@ -57,13 +55,12 @@ def checked(
             f"got {tuple(advantages.shape)}"
         )
     must_be_finite(advantages, "advantages")
-    new = torch.where(keep, widened(log_probs), 0.0)
-    old = torch.where(keep, widened(old_log_probs.detach()), 0.0)
-    log_ratio = new - old
+    log_ratio = widened(log_probs) - widened(old_log_probs.detach())
+    log_ratio = torch.where(keep, log_ratio, 0.0)
     if not bool(torch.isfinite(log_ratio.detach().sum())):
-        must_be_finite(new, "log_probs")
-        must_be_finite(old, "old_log_probs")
-    return Inputs(log_ratio, new, advantages.detach(), trajectories)
+        for values, name in ((log_probs, "log_probs"), (old_log_probs, "old_log_probs")):
+            must_be_finite(torch.where(keep, widened(values), 0.0), name)
+    return Inputs(log_ratio, advantages.detach(), trajectories)
 
 
 def log_bounds(bounds: tuple[float, float], name: str) -> tuple[float, float]:

@@ -35,7 +35,7 @@ from __future__ import annotations
 import torch
 
 from pertoken.train._inputs import Inputs, checked, log_bounds
-from pertoken.train.reducer import reduce
+from pertoken.train.reducer import reduce, widened
 
 __all__ = [
     "cispo_loss",
@@ -199,7 +199,8 @@ def cispo_loss(
     inputs = checked(log_probs, old_log_probs, advantages, mask, segment_ids)
     _, limit = log_bounds((0.5, high), "high")
     weight = torch.exp(inputs.log_ratio.detach().clamp(max=limit))
-    values = -weight * inputs.advantages * inputs.log_probs
+    kept = torch.where(inputs.trajectories.mask, widened(log_probs), 0.0)
+    values = -weight * inputs.advantages * kept
     above = (inputs.log_ratio.detach() > limit) & (inputs.advantages > 0)
     loss = reduce(values, mask, reduction, total, segment_ids=segment_ids)
     return loss, {"closed_low": loss.new_zeros(()), "closed_high": _share(inputs, above)}
@@ -219,4 +220,5 @@ def _clipped(inputs: Inputs, log_ratio: torch.Tensor, bounds: Bounds) -> Result:
 
 def _share(inputs: Inputs, hits: torch.Tensor) -> torch.Tensor:
     trajectories = inputs.trajectories
-    return (hits & trajectories.mask).sum() / trajectories.lengths.sum()
+    hits = hits & trajectories.mask
+    return torch.count_nonzero(hits) / trajectories.lengths.sum()

@@ -134,8 +134,9 @@ def fiberpo_ratio(
     gates = _Gates.of(inputs, levels, token, variant)
     log_ratio = inputs.log_ratio
     offsets = gates.offsets(gates.drift(log_ratio))
-    inner = torch.clamp(log_ratio - gates.pick(offsets.centre, log_ratio), gates.low, gates.high)
-    ratio = torch.exp(inner + gates.pick(offsets.shift, log_ratio))
+    up = log_ratio >= 0
+    inner = torch.clamp(log_ratio - gates.pick(offsets.centre, up), gates.low, gates.high)
+    ratio = torch.exp(inner + gates.pick(offsets.shift, up))
     if variant == "censor":
         closed = gates.inputs.trajectories.spread(offsets.closed)
         ratio = torch.where(closed, ratio.detach(), ratio)
@@ -161,7 +162,7 @@ def hierarchy_loss(
     for the trajectories themselves. No level at all leaves the token gate on the log ratio;
     ``{"trajectory": (None, bounds)}`` is FiberPO.
     """
-    inputs = checked(log_probs, old_log_probs, advantages, mask, segment_ids)
+    inputs = checked(log_probs.detach(), old_log_probs, advantages, mask, segment_ids)
     gates = _Gates.of(inputs, levels, token, variant)
     weights = inputs.trajectories.weights(reduction, total, inputs.log_ratio.dtype)
     stats: Stats = {}
@@ -222,18 +223,20 @@ class _Gates:
 
     def drift(self, log_ratio: torch.Tensor) -> torch.Tensor:
         """S+ and S- of every trajectory, or its signed mean: [channels, trajectories]."""
-        mean = self.inputs.trajectories.mean
+        whole = self.inputs.trajectories.mean(log_ratio)
         if self.variant != "paper":
-            return mean(log_ratio)[None]
-        up = torch.where(log_ratio >= 0, log_ratio, 0.0)
-        return torch.stack([mean(up), mean(up - log_ratio)])
+            return whole[None]
+        # clamp, not relu: its derivative at 0 is 1, so that a log ratio of 0 is in the + channel.
+        up = self.inputs.trajectories.mean(log_ratio.clamp(min=0))
+        return torch.stack([up, up - whole])
 
-    def pick(self, values: torch.Tensor, log_ratio: torch.Tensor) -> torch.Tensor:
-        """Give every token the value of its trajectory and channel: [batch, time] or [batch, 1]."""
+    def pick(self, values: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Give every token the value of its trajectory and channel: [batch, time] or [batch, 1].
+
+        up: [batch, time], whether the token is in the + channel.
+        """
         spread = self.inputs.trajectories.spread(values)
-        if len(values) == 1:
-            return spread[0]
-        return torch.where(log_ratio >= 0, spread[0], spread[1])
+        return spread[0] if len(values) == 1 else torch.where(up, spread[0], spread[1])
 
     def offsets(self, drift: torch.Tensor) -> _Offsets:
         """The gates of all levels above the token, applied to their drift."""
@@ -286,40 +289,39 @@ class _Loss(torch.autograd.Function):
         stats: Stats,
     ) -> torch.Tensor:
         inputs, trajectories = gates.inputs, gates.inputs.trajectories
-        log_ratio = inputs.log_ratio.detach()
+        log_ratio = inputs.log_ratio
+        mask = trajectories.mask.to(log_ratio.dtype)
+        up = log_ratio >= 0
         drift = gates.drift(log_ratio).requires_grad_()
         with torch.enable_grad():
             offsets = gates.offsets(drift)
-        residual = log_ratio - gates.pick(offsets.centre.detach(), log_ratio)
+        residual = (log_ratio - gates.pick(offsets.centre.detach(), up)).mul_(mask)
         below, above = residual < gates.low, residual > gates.high
         _report(stats, gates, offsets, residual, below, above)
 
-        share = trajectories.spread(weights) * inputs.advantages
-        gated = residual.clamp(gates.low, gates.high)
-        gated = gated.add_(gates.pick(offsets.shift.detach(), log_ratio)).exp_().mul_(share)
-        gated = gated.mul_(trajectories.mask)  # each token's part of the objective
-        loss = -trajectories.sum(gated).sum()
+        # Each token's part of the loss; then the same without the tokens whose gate is closed.
+        parts = residual.clamp_(gates.low, gates.high)
+        parts = parts.add_(gates.pick(offsets.shift.detach(), up)).exp_()
+        parts = parts.mul_(trajectories.spread(-weights) * inputs.advantages).mul_(mask)
+        sums = trajectories.sum(parts)
+        loss = sums.sum()
         if gates.variant == "censor":
-            gated = gated.mul_(~trajectories.spread(offsets.closed))
-        through = gated.masked_fill(below.logical_or_(above), 0.0)
+            shut = trajectories.spread(offsets.closed)
+            parts, sums = parts.masked_fill_(shut, 0.0), sums.masked_fill(offsets.closed, 0.0)
+        through = parts.masked_fill(below.logical_or_(above), 0.0)
 
-        def per_channel(values: torch.Tensor) -> torch.Tensor:
-            whole = trajectories.sum(values)
-            if len(drift) == 1:
-                return whole[None]
-            first = trajectories.sum(values * (log_ratio >= 0))
-            return torch.stack([first, whole - first])
-
+        by_shift, by_centre = sums[None], -trajectories.sum(through)[None]
+        if len(drift) == 2:
+            members = up.to(parts.dtype)
+            first, second = trajectories.dot(parts, members), -trajectories.dot(through, members)
+            by_shift = torch.cat([first[None], by_shift - first])
+            by_centre = torch.cat([second[None], by_centre - second])
         (by_drift,) = torch.autograd.grad(
-            [offsets.centre, offsets.shift],
-            drift,
-            [-per_channel(through), per_channel(gated)],
-            allow_unused=True,
-            materialize_grads=True,
+            [offsets.centre, offsets.shift], drift, [by_centre, by_shift]
         )
         signs = by_drift.new_tensor([1.0, -1.0])[: len(drift), None]
         by_drift = by_drift * signs / trajectories.lengths.clamp(min=1)
-        gradient = through.add_(gates.pick(by_drift, log_ratio)).mul_(trajectories.mask).neg_()
+        gradient = through.add_(gates.pick(by_drift, up)).mul_(mask)
         ctx.save_for_backward(gradient)
         ctx.dtype = log_probs.dtype
         return loss
@@ -350,12 +352,10 @@ def _report(
         stats[f"{name}/drift_low"] = down.detach()[alive].max()
         stats[f"{name}/drift_high"] = up.detach()[alive].max()
     tokens = trajectories.lengths.sum()
-    mask = trajectories.mask
-    stats["token/closed_low"] = (below & mask).sum() / tokens
-    stats["token/closed_high"] = (above & mask).sum() / tokens
-    counted = torch.where(mask, residual, 0.0)
-    stats["token/drift_low"] = -counted.min()
-    stats["token/drift_high"] = counted.max()
+    stats["token/closed_low"] = torch.count_nonzero(below) / tokens
+    stats["token/closed_high"] = torch.count_nonzero(above) / tokens
+    least, most = residual.aminmax()  # 0 under the mask, within every bound
+    stats["token/drift_low"], stats["token/drift_high"] = -least, most
 
 
 def _levels(

@@ -55,12 +55,13 @@ def gate(
 class Tree:
     """The levels above the token, from the coarsest to the finest.
 
-    names; units: [trajectories], the unit each trajectory belongs to at that level; bounds: on
-    the log ratio; lengths: [trajectories], tokens of each; tokens: of the unit, per level.
+    names; units: [trajectories], the unit each trajectory belongs to at that level, None where
+    it is one itself; bounds: on the log ratio; lengths: [trajectories], tokens of each; tokens:
+    of the unit, per level.
     """
 
     names: list[str]
-    units: list[torch.Tensor]
+    units: list[torch.Tensor | None]
     bounds: list[tuple[float, float]]
     lengths: torch.Tensor
     tokens: list[torch.Tensor]
@@ -74,17 +75,22 @@ class Tree:
         above, and a "group" of one trajectory.
         """
         alive = trajectories.lengths > 0
-        units: list[torch.Tensor] = []
+        units: list[torch.Tensor | None] = []
         tokens: list[torch.Tensor] = []
-        for name, (ids, _) in levels.items():
+        above: tuple[str, torch.Tensor] | None = None
+        for depth, (name, (ids, _)) in enumerate(levels.items()):
             if ids is None:
-                unit = torch.arange(len(trajectories), device=alive.device)
-            else:
-                found = trajectories.collect(ids, f"{name}_ids")
-                unit = torch.unique(found, return_inverse=True)[1]
-                _check_members(name, found, unit, alive)
-            if units:
-                _check_nested(name, unit[alive], list(levels)[len(units) - 1], units[-1][alive])
+                if depth + 1 < len(levels):
+                    raise PertokenError(f"{name} without ids is the trajectories: put it last")
+                units.append(None)
+                tokens.append(trajectories.lengths)
+                continue
+            found = trajectories.collect(ids, f"{name}_ids")
+            unit = torch.unique(found, return_inverse=True)[1]
+            _check_members(name, found, unit, alive)
+            if above is not None:
+                _check_nested(name, unit[alive], above[0], above[1][alive])
+            above = name, unit
             units.append(unit)
             tokens.append(torch.bincount(unit, trajectories.lengths)[unit])
         bounds = [log_bounds(bounds, name) for name, (_, bounds) in levels.items()]
@@ -100,6 +106,9 @@ class Tree:
         current, counts = values, (self.lengths > 0).to(values.dtype)
         found = []
         for unit in reversed(self.units):
+            if unit is None:
+                found.append(values)
+                continue
             size = int(unit.max()) + 1
             parent = unit.new_zeros(current.shape[1]).index_copy(0, below, unit)
             members = counts.new_zeros(size).index_add(0, parent, counts)

@@ -41,7 +41,7 @@ class Trajectories:
             raise PertokenError(f"mask must be [batch, time], got shape {tuple(mask.shape)}")
         self.mask = mask if mask.dtype == torch.bool else mask != 0
         self.index: torch.Tensor | None = None
-        self.lengths = self.mask.sum(1)  # tokens of each trajectory, [trajectories]
+        self.lengths = torch.count_nonzero(self.mask, dim=1)  # tokens of each trajectory, [trajectories]
         if segment_ids is None:
             if not bool(self.lengths.any()):
                 raise PertokenError("the mask hides every token: nothing to train on")
@@ -71,6 +71,12 @@ class Trajectories:
         if self.index is None:
             return values.sum(1)
         return values.new_zeros(len(self)).index_add(0, self.index.flatten(), values.flatten())
+
+    def dot(self, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Sum of values times weights over the tokens of each trajectory."""
+        if self.index is None:
+            return torch.linalg.vecdot(values, weights)
+        return self.sum(values * weights)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean of the tokens of each trajectory, 0 where it has none."""
