@@ -41,7 +41,9 @@ class Trajectories:
             raise PertokenError(f"mask must be [batch, time], got shape {tuple(mask.shape)}")
         self.mask = mask if mask.dtype == torch.bool else mask != 0
         self.index: torch.Tensor | None = None
-        self.lengths = torch.count_nonzero(self.mask, dim=1)  # tokens of each trajectory, [trajectories]
+        self.lengths = torch.count_nonzero(
+            self.mask, dim=1
+        )  # tokens of each trajectory, [trajectories]
         if segment_ids is None:
             if not bool(self.lengths.any()):
                 raise PertokenError("the mask hides every token: nothing to train on")
