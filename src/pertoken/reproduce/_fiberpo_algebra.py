@@ -5,6 +5,7 @@ The batches lie on both sides of every bound; on-policy ones are exactly on-poli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,15 +128,12 @@ def _between(batch: _Batch) -> float:
         lambda new: batch.ratio(new, **TWO), batch.new.detach()
     )
     rows = torch.arange(ROWS)
-    return float(jacobian.sum(1)[rows != rows[:, None]].abs().max()) if ROWS > 1 else 0.0
+    apart = jacobian.transpose(1, 2)[rows != rows[:, None]]
+    return float(apart.abs().max())
 
 
 def _sum(batch: _Batch) -> float:
-    """The coefficients of a row against the formula in the tests; here by finite differences.
-
-    Moving all tokens of one trajectory together changes the objective by the sum of its
-    coefficients.
-    """
+    """The sum of a trajectory's coefficients is what moving all its tokens together changes."""
     new = batch.new
     total = _gradient(batch.loss(new, **TWO)[0], new).sum(1)
     step, moved = 1e-5, []
@@ -180,7 +178,7 @@ def _depth(batch: _Batch) -> float:
     one, _ = hierarchy_loss(new, *batch.args, levels={}, token=TWO["token"], variant=batch.variant)
     advantages = batch.advantages[:, None]
     log_ratio = torch.where(batch.mask, new - batch.old, 0.0)
-    clip = log_ratio.clamp(*torch.tensor(TWO["token"]).double().log().tolist())
+    clip = log_ratio.clamp(*(math.log(bound) for bound in TWO["token"]))
     values = -advantages * torch.exp(clip)
     if batch.variant != "paper":
         values = torch.maximum(values, -advantages * torch.exp(log_ratio))

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from pertoken.train.fiberpo import fiberpo_loss, fiberpo_ratio, hierarchy_loss
     from pertoken.train.hierarchy import gate, log_ratio_levels
     from pertoken.train.reducer import Trajectories, reduce, weighted_nll
+    from pertoken.train.trl import FiberPOTrainer
 
 __all__ = [
+    "FiberPOTrainer",
     "Trajectories",
     "apc_clip",
     "cispo_loss",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "FiberPOTrainer": "trl",
     "Trajectories": "reducer",
     "apc_clip": "apc",
     "cispo_loss": "baselines",
