@@ -104,7 +104,8 @@ def test_open_gates_are_the_parent_without_clipping(
     for parent in (False, True):
         clip = {"epsilon": 1.0, "epsilon_high": 1e9} if parent else {}
         gates = {} if parent else {"trajectory": open_gates, "token": open_gates}
-        made = trainer(tmp_path, parent=parent, loss_type=loss_type, beta=beta, **clip, **gates)
+        made = trainer(tmp_path, parent=parent, loss_type=loss_type, **clip, **gates)
+        made.beta = beta  # set late: TRL would load a reference model by name
         made.model.train()
         made.current_gradient_accumulation_steps = 1
         loss = made._compute_loss(made.model, inputs())
