@@ -96,7 +96,12 @@ def report(seconds: dict[str, list[float]], memory: dict[str, int], **about: Any
         "memory: fiberpo over ppo": ratio(memory, "fiberpo", "ppo"),
     }
     comparisons = [
-        {"metric": metric, "here": here, "bar": BARS[metric], "holds": Bar.parse(BARS[metric]).holds(here)}
+        {
+            "metric": metric,
+            "here": here,
+            "bar": BARS[metric],
+            "holds": Bar.parse(BARS[metric]).holds(here),
+        }
         for metric, here in found.items()
     ]
     figures = {

@@ -1,5 +1,8 @@
 """FiberPO in TRL: `FiberPOTrainer`, a `GRPOTrainer` with another loss and nothing else changed.
 
+    from pertoken.train import FiberPOTrainer
+    FiberPOTrainer(model, reward, args=GRPOConfig(...), train_dataset=data, trajectory=(0.99, 1.01))
+
 Two levels only: TRL shuffles a generation batch before it cuts it into micro-batches, so the
 members of a prompt group are not together when the loss is taken. Options of `GRPOConfig` that
 change the loss and are not carried are refused by name. Needs the extra ``rl``
@@ -9,7 +12,7 @@ change the loss and are not carried are refused by name. Needs the extra ``rl``
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -19,16 +22,13 @@ from pertoken.train._inputs import log_bounds
 from pertoken.train.fiberpo import Bounds, Variant, fiberpo_loss
 from pertoken.train.reducer import reduce
 
-__all__ = ["FiberPOTrainer"]
+if TYPE_CHECKING:  # GRPOTrainer is behind the mixin in the class that is made
+    _GRPOTrainer: Any
+    FiberPOTrainer: Any
+else:
+    _GRPOTrainer = object
 
-_TRL = need("trl", "rl")
-_VERSION = tuple(int(part) for part in re.findall(r"\d+", _TRL.__version__)[:2])
-if not (1, 16) <= _VERSION < (2, 0):
-    raise PertokenError(
-        f"FiberPOTrainer knows TRL 1.16 and later 1.x, found {_TRL.__version__}: "
-        'pip install "pertoken[rl]"'
-    )
-_GRPOTrainer: Any = need("trl.trainer.grpo_trainer", "rl").GRPOTrainer
+__all__ = ["FiberPOMixin", "FiberPOTrainer"]
 
 # Options of GRPOConfig that change the loss, with the only value that is carried.
 _CARRIED = {
@@ -50,14 +50,16 @@ _INSTEAD = {
 }
 
 
-class FiberPOTrainer(_GRPOTrainer):
-    """`GRPOTrainer` with the loss of FiberPO.
+class FiberPOMixin(_GRPOTrainer):
+    """What `FiberPOTrainer` has over `GRPOTrainer`: the loss of FiberPO.
 
     trajectory, token, variant: as in `pertoken.train.fiberpo_loss`; everything else as in
     `GRPOTrainer`. ``args.loss_type`` says how tokens are summed up and no more: "grpo" is the
     mean over sequences, the paper's; "dapo" (TRL's default), "dr_grpo" and "bnpo" as in TRL.
     ``args.beta`` adds TRL's KL term. With ``num_iterations=1`` and one step per generation the
     policy is the sampling policy and all objectives are one.
+
+    The class itself is put together when it is first asked for, since only then TRL is needed.
 
     Logged besides the metrics of TRL: ``fiberpo/<level>/closed_low``, ``closed_high``,
     ``drift_low``, ``drift_high``. PertokenError for what is not carried, before anything is loaded.
@@ -173,3 +175,21 @@ def _refuse(args: Any, more: dict[str, Any]) -> None:
             "FiberPOTrainer does not support vllm_importance_sampling_correction=True: set it to "
             "False with use_vllm"
         )
+
+
+def __getattr__(name: str) -> Any:
+    if name != "FiberPOTrainer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    version = need("trl", "rl").__version__
+    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not (1, 16) <= found < (2, 0):
+        raise PertokenError(
+            f"FiberPOTrainer knows TRL 1.16 and later 1.x, found {version}: "
+            'pip install "pertoken[rl]"'
+        )
+    parent = need("trl.trainer.grpo_trainer", "rl").GRPOTrainer
+    made = type(
+        name, (FiberPOMixin, parent), {"__module__": __name__, "__doc__": FiberPOMixin.__doc__}
+    )
+    globals()[name] = made
+    return made
