@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pertoken.errors import PertokenError
+from pertoken.train.trl import FiberPOMixin
 
 WORDS = [chr(ord("a") + i) for i in range(20)]
 
@@ -155,25 +156,35 @@ def test_a_run_resumes_with_the_identical_next_loss(trl: Any, tmp_path: Path) ->
         ({"top_entropy_quantile": 0.2}, "top_entropy_quantile=0.2"),
         ({"entropy_coef": 0.01}, "entropy_coef=0.01"),
         ({"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold=0.5"),
+        ({"use_liger_kernel": True}, "use_liger_kernel=True"),
+        (
+            {"use_vllm": True, "vllm_importance_sampling_correction": True},
+            "vllm_importance_sampling_correction=True",
+        ),
         ({"trajectory": (1.0, 1.1)}, "trajectory bounds are ratios around 1"),
     ],
 )
-def test_what_is_not_carried_is_refused_by_name(
-    trl: Any, tmp_path: Path, option: dict[str, Any], message: str
-) -> None:
+def test_what_is_not_carried_is_refused_by_name(option: dict[str, Any], message: str) -> None:
+    gates = {"trajectory": option.pop("trajectory", (0.9, 1.1))}
+    args = SimpleNamespace(**{"loss_type": "grpo", "use_vllm": False, **option})
     with pytest.raises(PertokenError, match=message):
-        trainer(tmp_path, **option)
+        FiberPOMixin("no model is loaded", reward, args, **gates)
 
 
-def test_more_levels_and_tools_are_refused_by_name(trl: Any) -> None:
-    from pertoken.train import FiberPOTrainer
-
+def test_more_levels_and_tools_are_refused_by_name() -> None:
     for more, message in (
         ({"group": (0.9, 1.1)}, "two levels, no group"),
         ({"tools": [print]}, "does not carry tools"),
     ):
         with pytest.raises(PertokenError, match=message):
-            FiberPOTrainer("no model is loaded", reward, trajectory=(0.9, 1.1), **more)
+            FiberPOMixin("no model is loaded", reward, trajectory=(0.9, 1.1), **more)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_the_defaults_of_the_installed_trl_are_carried(
+    trl: Any, tmp_path: Path, loss_type: str
+) -> None:
+    assert trainer(tmp_path, loss_type=loss_type).loss_type == loss_type
 
 
 def test_tool_masks_and_sampler_weights_are_refused(trl: Any, tmp_path: Path) -> None:
