@@ -29,10 +29,12 @@ def contained(
     token: tuple[float, float],
     trajectory: float,
     steps: int = STEPS,
-) -> dict[str, tuple[float, float]]:
-    """Name -> (largest token residual, largest trajectory drift) after the steps, in budgets.
+    momentum: float = 0.9,
+) -> dict[str, list[float]]:
+    """Name -> [largest token residual, largest trajectory drift] after the steps, in budgets.
 
     token: bounds of the token budget in nats, (low, high); trajectory: of the drift, +-.
+    momentum: Adam's first beta.
     """
     start, texts, advantages = _setting(stress, seed)
     found = {}
@@ -40,7 +42,7 @@ def contained(
         model = _model(seed)
         model.load_state_dict(start)
         old = _log_probs(model, texts).detach()
-        optimizer = torch.optim.Adam(model.parameters(), lr=step_size)
+        optimizer = torch.optim.Adam(model.parameters(), lr=step_size, betas=(momentum, 0.999))
         mask = torch.ones_like(old)
         for _ in range(steps):
             optimizer.zero_grad()
@@ -50,10 +52,10 @@ def contained(
             log_ratio = _log_probs(model, texts) - old
         drift = log_ratio.mean(1)
         residual = log_ratio - drift[:, None]
-        found[name] = (
+        found[name] = [
             float(torch.maximum(residual / token[1], residual / token[0]).max()),
             float(drift.abs().max() / trajectory),
-        )
+        ]
     return found
 
 
