@@ -8,7 +8,7 @@ Nothing here knows the modules of an architecture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,11 @@ class Blocks:
         if len(lists) != 1:
             raise PertokenError(f"{type(model).__name__} has no single list of {count} blocks")
         self.modules = list(lists[0])
+        # Keys and values need no queries: a block that projects them apart is spared that.
+        self._queries = [
+            [each for name, each in block.named_modules() if name.endswith("q_proj")]
+            for block in self.modules
+        ]
         self.takeover = Takeover(model)
 
     def enter(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> Entered:
@@ -73,7 +78,7 @@ class Blocks:
             calls.append((rest, kwargs))
             return first
 
-        with self.takeover(_capture), _replaced(self.modules, note):
+        with self.takeover(_capture), _replaced(self.modules, lambda _: note):
             # Not `self.decoder(...)`: a hook on the decoder is for forwards, and this is none.
             self.decoder.forward(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, return_dict=True
@@ -89,7 +94,7 @@ class Blocks:
         """
         args, kwargs = call
         try:
-            with self.takeover(_capture):
+            with self.takeover(_capture), _replaced(self._queries[layer], _no_queries):
                 self.modules[layer](hidden, *args, **kwargs)
         except _Captured as captured:
             keys, values = captured.args
@@ -115,12 +120,19 @@ def _capture(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) 
     raise _Captured(key, value)
 
 
+def _no_queries(projection: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Zeros in the shape of a linear layer's output."""
+    return lambda hidden: hidden.new_zeros(*hidden.shape[:-1], projection.out_features)
+
+
 @contextmanager
-def _replaced(modules: list[torch.nn.Module], forward: Any) -> Iterator[None]:
-    """The modules' forward is another function for the length of a `with`."""
+def _replaced(
+    modules: list[torch.nn.Module], forward: Callable[[torch.nn.Module], Any]
+) -> Iterator[None]:
+    """The modules' forward is another function, made for each, for the length of a `with`."""
     before = [vars(module).get("forward") for module in modules]
     for module in modules:
-        vars(module)["forward"] = forward
+        vars(module)["forward"] = forward(module)
     try:
         yield
     finally:
