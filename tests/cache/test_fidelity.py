@@ -252,6 +252,7 @@ def test_end_turn_and_close_are_called_and_own_peaks_count(llama: Any) -> None:
     found = cache_fidelity(llama, Noted, [TALK], new_tokens=2)
     assert calls == ["end", "end", "end", "close"]
     assert found.peak_bytes == 10**6
+    assert found.held_bytes == found.full_peak_bytes < 10**6
 
 
 def test_strings_and_tensors_are_texts_too() -> None:

@@ -108,6 +108,24 @@ def test_a_padded_batch_is_the_full_cache(model):
         assert torch.equal(model.generate(ids, past_key_values=cache, **run), expected)
 
 
+def test_padding_on_the_right_and_between_turns():
+    model = tiny_model("gemma3")
+    ids = ids_of(2, 16)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = mask[1, 6:9] = mask[0, 14:] = 0
+    numbers = (mask.cumsum(-1) - 1).clamp(min=0)
+    alone = [ids[row, mask[row].bool()][None] for row in range(2)]
+    cache = KVDirectCache(model, 5, block=BLOCK)
+    parts = []
+    with torch.no_grad():
+        for start, end in ((0, 9), (9, 14), (14, 16)):
+            given = {"attention_mask": mask[:, :end], "position_ids": numbers[:, start:end]}
+            parts.append(model(ids[:, start:end], past_key_values=cache, **given).logits)
+        for row, text in enumerate(alone):
+            logits = torch.cat(parts, 1)[row, mask[row].bool()]
+            assert (logits - model(text, use_cache=False).logits).abs().max() < 1e-10
+
+
 @every_mode
 def test_turns_go_on_where_the_last_ended(mode):
     model = tiny_model("qwen3-sliding")

@@ -74,6 +74,39 @@ def test_nothing_changes_while_the_text_fits(dtype):
     assert torch.equal(torch.stack(mine.logits), torch.stack(full.logits))
 
 
+# Work.
+
+
+@pytest.mark.parametrize(
+    ("options", "run", "projected"),
+    [
+        ({"checkpoint": "tokens"}, [4, 4, 0], [6, 6, 4]),
+        ({"checkpoint": "residual", "layer": 1}, [0, 4, 0], [4, 6, 4]),
+        ({"checkpoint": "per_layer"}, [0, 0, 0], [4, 4, 4]),
+        ({"checkpoint": "tokens", "rematerialize": "turn"}, [4, 4, 0], [0, 0, 4]),
+    ],
+)
+def test_a_step_does_the_work_that_is_promised(options, run, projected, monkeypatch):
+    """Over 4 evicted blocks, per layer: n blocks run, and n(n-1)/2 = 6 projected for them."""
+    model = tiny_model("llama", layers=3)
+    cache = KVDirectCache(model, 4, **options)
+    counts = {"advance": [0] * 3, "project": [0] * 3}
+    for name, count in counts.items():
+        whole = getattr(cache.blocks, name)
+
+        def spy(layer, *args, whole=whole, count=count):
+            count[layer] += 1
+            return whole(layer, *args)
+
+        monkeypatch.setattr(cache.blocks, name, spy)
+    with torch.no_grad():
+        model(ids_of(1, 20), past_key_values=cache)
+        cache.end_turn()
+        assert not any(counts["advance"] + counts["project"])
+        model(ids_of(1, 1), past_key_values=cache)
+    assert counts == {"advance": run, "project": projected}
+
+
 # Bytes.
 
 ROW = 2 * 2 * 8 * 8  # keys and values of a tiny llama's layer: 2 heads of 8 float64

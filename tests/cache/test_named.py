@@ -39,7 +39,8 @@ def test_every_name_makes_a_new_cache_that_decodes(name: str) -> None:
     assert isinstance(first, Cache)
     assert first is not second
     assert int(first.get_seq_length()) == 0
-    found = cache_fidelity(model, lambda: make_cache(name, model, 8), [PROMPT], new_tokens=8)
+    # Long enough that bookkeeping is small beside what an evicting cache does not hold.
+    found = cache_fidelity(model, lambda: make_cache(name, model, 8), [PROMPT * 3], new_tokens=24)
     if name == "full":
         assert set(found.kl) == {0.0}
     elif name.startswith("kv-direct"):
@@ -47,7 +48,7 @@ def test_every_name_makes_a_new_cache_that_decodes(name: str) -> None:
         assert found.token_match == 1
     elif name in ("window", "streaming-llm", "h2o", "snapkv", "tova"):
         assert found.max_kl > 1e-6
-        assert found.peak_bytes < found.full_peak_bytes
+        assert found.held_bytes < found.full_peak_bytes
 
 
 def test_only_names_without_a_module_are_unbounded() -> None:

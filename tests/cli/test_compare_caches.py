@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from transformers.cache_utils import Cache, DynamicLayer
@@ -121,6 +122,8 @@ def test_json_and_html_files(run: list[str], here: Path, capsys: Capture) -> Non
     assert page.startswith("<!DOCTYPE html>")
     assert page.count("<polyline") == 2 * 3  # a curve and its key
     assert page.count("<circle") == 3 * 3
+    for part in re.findall(r"<svg.*?</svg>", page, re.S):
+        ElementTree.fromstring(part)
     assert not re.search(r"https?:|@import|url\(|<script|style=", page)
     assert sorted(os.listdir(here)) == ["o.html", "o.json", "talk.jsonl"]
     assert capsys.readouterr().out.startswith("cache")
@@ -157,7 +160,10 @@ MISTAKES = [
     (["window", "--conversation", "."], "is a folder"),
     (["window", "--conversation", "empty.jsonl"], "empty.jsonl is empty"),
     (["window", "--conversation", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
-    (["window", "--conversation", "role.jsonl"], "role.jsonl, line 1: the role is one of system"),
+    (
+        ["window", "--conversation", "role.jsonl"],
+        "role.jsonl, line 1: the role is one of system",
+    ),
     (["window", "--conversation", "latin.jsonl"], "latin.jsonl is not UTF-8 (byte 28)"),
     (["window", "--conversation", "long.jsonl"], "tokens long; the model has 512 positions"),
     (["window", "--model", "smolm2"], "did you mean 'smollm2'"),
@@ -174,7 +180,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
 ) -> None:
     (here / "empty.jsonl").write_text("\n")
     (here / "broken.jsonl").write_text(as_jsonl(TALK[:1]) + '{"role": "user"\n')
-    (here / "role.jsonl").write_text('{"role": "bot", "content": "Hi"}')
+    (here / "role.jsonl").write_text('{"role": "usr", "content": "Hi"}')
     (here / "latin.jsonl").write_bytes('{"role":"user", "content": "é"}'.encode("latin-1"))
     (here / "long.jsonl").write_text(as_jsonl([{"role": "user", "content": "x" * 600}]))
     (here / "asks.jsonl").write_text(as_jsonl([TALK[0], TALK[2]]))

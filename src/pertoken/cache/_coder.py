@@ -5,9 +5,10 @@ whole numbers that sum to 2^24:
 
     f_i = max(1, round(p_i · (2^24 − vocab)))        and what is left goes to the most likely token
 
-(never less than nothing is left: f_i <= p_i · (2^24 − vocab) + 1). Every token has f_i >= 1, so no
+(what is left is not negative, as f_i <= p_i · (2^24 − vocab) + 1). Every token has f_i >= 1, so no
 escape is needed; the first token has no law and is coded with equal frequencies. A range coder
-(constriction) spends −log2(f_i / 2^24) bits on a token.
+(constriction) spends −log2(f_i / 2^24) bits on a token: 24 at most, so a text with very unlikely
+tokens may cost less than the model's cross-entropy.
 
 Why both sides agree. Encoder and decoder compute the law by the same sequence of one-token forward
 passes, because the decoder knows only one token more each time; another shape gives other last

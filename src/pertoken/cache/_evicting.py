@@ -6,6 +6,9 @@ priority. Then the rows with the highest priorities stay, `budget` of them per b
 others are gone for good. This is done after the prompt, after each further piece of text, and after
 each decoded token alike.
 
+A forward that fails leaves the cache as it was, so until a forward is over the old rows are held
+beside the new ones; `peak_bytes` counts both.
+
 Rows stand in the order of their positions, padding first. Padding (position -1) has no priority and
 no vote, so a padded row keeps what it would keep alone. In a layer with a sliding window a row that
 no later token can see goes before any other.
@@ -111,6 +114,7 @@ class EvictingCache(ModelCache):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        *_: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         layer = module.layer_idx
@@ -222,7 +226,8 @@ class EvictingCache(ModelCache):
         """Attention through sdpa."""
         if allowed is not None and allowed.shape[1] > 1:  # one mask per key head: one per head
             allowed = allowed.repeat_interleave(query.shape[1] // allowed.shape[1], 1)
-        out, _ = sdpa(module, query, rows.keys, rows.values, allowed, scaling=scaling)
+        # Some libraries replace the function by one that insists on `dropout`.
+        out, _ = sdpa(module, query, rows.keys, rows.values, allowed, scaling=scaling, dropout=0.0)
         return out
 
     # --------------------------------------------------------------------- being a cache

@@ -1,4 +1,4 @@
-"""Which models' keys and values can be made again, and how large they are."""
+"""What can be made again: options and models that are refused, and how large rows are."""
 
 from __future__ import annotations
 
@@ -12,14 +12,36 @@ from pertoken.cache._attention import refuse_unfit
 from pertoken.cache._blocks import Blocks
 from pertoken.cache._evicted import Evicted
 from pertoken.cache._held import size_of
-from pertoken.errors import PertokenError
+from pertoken.errors import PertokenError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CHECKPOINTS = ("tokens", "residual", "per_layer")
+REMATERIALIZE = ("step", "turn")
 _PROBE = 6  # tokens, in blocks of 4: one border between them
 
 _tried: weakref.WeakKeyDictionary[Any, dict[torch.dtype, list[int]]] = weakref.WeakKeyDictionary()
+
+
+def refuse_options(budget: int, checkpoint: str, rematerialize: str, block: int | None) -> None:
+    """Raise PertokenError for options that name nothing or do not fit each other."""
+    for name, value, known in (
+        ("checkpoint", checkpoint, CHECKPOINTS),
+        ("rematerialize", rematerialize, REMATERIALIZE),
+    ):
+        if value not in known:
+            raise PertokenError(
+                f"unknown {name} {value!r}{nearest(value, known)}: one of {', '.join(known)}"
+            )
+    if block is not None and block < 1:
+        raise PertokenError(f"block must be 1 token or more, got {block}")
+    if budget < (block or 1):
+        raise PertokenError(
+            f"budget must be 1 token or more, got {budget}"
+            if block is None
+            else f"budget must be at least one block ({block} tokens), got {budget}"
+        )
 
 
 def refuse_changing(model: PreTrainedModel, what: str) -> None:

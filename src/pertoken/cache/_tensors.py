@@ -128,9 +128,10 @@ class Rows:
             return False
         scales = torch.empty(0)
         for rows, dtype, size in wanted:
-            count = torch.Size(size).numel()
-            read = torch.frombuffer(buffer, dtype=dtype, count=count, offset=at).view(size)
-            at += count * dtype.itemsize
+            end = at + torch.Size(size).numel() * dtype.itemsize
+            # A copy, because scales behind an odd number of codes are not aligned.
+            read = torch.frombuffer(buffer[at:end], dtype=dtype).view(size)
+            at = end
             if int8 and dtype == torch.float32:
                 scales = read
             else:

@@ -137,7 +137,8 @@ def save_cache(
     cache: a DynamicCache that has seen the ids, or all but the last as after `generate`; without
     one, all but the last are prefilled (`prefill`), so that `generate` can go on from either.
     level: "raw", "int8" or "tokens", see above. chunk: tokens that are checked together, and
-    prefilled together. An older file at `path` stays until the new one is whole.
+    prefilled together. An older file at `path` stays until the new one is whole. That the cache
+    has seen these very ids can't be told from it and is taken on trust.
 
     Raises PertokenError for a cache or model whose state is more or less than keys and values.
 

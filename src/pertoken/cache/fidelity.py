@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from pertoken.cache._texts import Text, Turn, check_fit, refuse_unfit, scripts
 from pertoken.cache.fidelity_report import Fidelity, Speed, TextFidelity
 from pertoken.cache.memory import cache_bytes
 from pertoken.conversation import follow, stop_ids
@@ -42,18 +43,6 @@ __all__ = ["Fidelity", "Text", "Turn", "cache_fidelity", "compare_caches"]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what goes on now, tokens done, tokens of this pass)."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Tokens that are given, and the answer behind them: None for the full cache's greedy one."""
-
-    given: Sequence[int]
-    answer: Sequence[int] | None = None
-
-
-Text = str | Sequence[int] | torch.Tensor | Sequence[Turn]
-"""A text, its ids (a list, [time] or [1, time]), or the turns of a conversation."""
 
 
 def cache_fidelity(
@@ -80,7 +69,8 @@ def cache_fidelity(
     chunk: prompts are read in pieces of that many tokens; in one forward if None.
     context: called with the model, returns a context manager in which the candidate runs. A press
         of kvpress is one as it is:
-        ``cache_fidelity(model, DynamicCache, texts, context=KnormPress(0.5))``.
+        ``cache_fidelity(model, DynamicCache, texts, context=KnormPress(0.5))``, under a
+        transformers that kvpress supports (0.5.5: below 5.3).
 
     Raises PertokenError: no texts, a text with too few tokens, one that does not fit the model's
     positions, a factory that returns no Cache, a used one or one twice, NaN in the logits.
@@ -138,79 +128,13 @@ def compare_caches(
     return _judge(model, plain, turns, new_tokens, chunk, progress)
 
 
-def scripts(
-    texts: Sequence[Text],
-    *,
-    tokenizer: Any = None,
-    continuation: str = "greedy",
-    new_tokens: int = 64,
-    prompt_share: float = 0.5,
-) -> list[list[Turn]]:
-    """The turns of each text; PertokenError for texts that nothing can be judged on."""
-    if continuation not in ("greedy", "text"):
-        raise PertokenError(f'continuation is "greedy" or "text", not {continuation!r}')
-    if new_tokens < 1:
-        raise PertokenError(f"new_tokens must be 1 or more, got {new_tokens}")
-    if not 0 <= prompt_share < 1:
-        raise PertokenError(f"prompt_share is from 0 to below 1, got {prompt_share:g}")
-    if isinstance(texts, str) or not len(texts):
-        raise PertokenError("texts must be a list with at least one text")
-    found = []
-    for number, text in enumerate(texts, 1):
-        if isinstance(text, Sequence) and text and isinstance(text[0], Turn):
-            turns = [_checked(turn, number) for turn in text]
-            found.append(turns)
-            continue
-        ids = _ids(text, tokenizer, number)
-        if continuation == "greedy":
-            if not ids:
-                raise PertokenError(f"text {number} is empty")
-            found.append([Turn(ids)])
-            continue
-        if len(ids) < 2:
-            raise PertokenError(
-                f"text {number} has {len(ids)} tokens; one to begin with and one to judge are "
-                "needed"
-            )
-        cut = min(max(1, round(prompt_share * len(ids))), len(ids) - 1)
-        found.append([Turn(ids[:cut], ids[cut : cut + new_tokens])])
-    return found
-
-
-def _ids(text: Any, tokenizer: Any, number: int) -> list[int]:
-    if isinstance(text, str):
-        if tokenizer is None:
-            raise PertokenError(f"text {number} is a string: give the tokenizer too")
-        return list(tokenizer(text)["input_ids"])
-    if isinstance(text, torch.Tensor):
-        if text.dim() == 2 and text.shape[0] == 1:
-            text = text[0]
-        if text.dim() != 1 or text.is_floating_point():
-            raise PertokenError(
-                f"text {number} must be ids [time] or [1, time], not {list(text.shape)} of "
-                f"{text.dtype}"
-            )
-        return [int(token) for token in text]
-    if not all(isinstance(token, int) for token in text):
-        raise PertokenError(f"text {number} must be a string, ids, or a list of Turn")
-    return list(text)
-
-
-def _checked(turn: Any, number: int) -> Turn:
-    if not isinstance(turn, Turn):
-        raise PertokenError(f"text {number} mixes Turn with {type(turn).__name__}")
-    if not len(turn.given) or (turn.answer is not None and not len(turn.answer)):
-        raise PertokenError(f"text {number} has a turn with nothing given or an empty answer")
-    return turn
-
-
 class _Reader:
     """A model reading one text with one cache: times each forward, and counts the cache's bytes."""
 
     def __init__(self, model: PreTrainedModel, cache: Cache, chunk: int | None, who: str) -> None:
         self.model, self.cache, self.chunk, self.who = model, cache, chunk, who
         self.speed = Speed()
-        self.peak_bytes = 0
+        self.held_bytes = self.peak_bytes = 0
         self.fed = 0
 
     def read(self, ids: Sequence[int]) -> torch.Tensor:
@@ -248,7 +172,8 @@ class _Reader:
                 f"behind {self.fed} tokens"
             )
         inside = int(getattr(self.cache, "peak_bytes", 0))  # scratch within a forward
-        self.peak_bytes = max(self.peak_bytes, cache_bytes(self.cache), inside)
+        self.held_bytes = max(self.held_bytes, cache_bytes(self.cache))
+        self.peak_bytes = max(self.held_bytes, inside)
         return logits, seconds
 
 
@@ -314,7 +239,7 @@ def _judge(
     refuse_unfit(model)
     tell = progress or (lambda what, done, total: None)
     for number, turns in enumerate(texts, 1):
-        _check_fit(model, turns, new_tokens, number)
+        check_fit(model, turns, new_tokens, number)
     found: dict[str, list[TextFidelity]] = {name: [] for name in candidates}
     made: list[weakref.ref[Any]] = []
     # One text after the other, all candidates on each: only its own reference is kept in memory.
@@ -408,6 +333,7 @@ def _text(
         agrees=agrees,
         nll=nll,
         full_nll=full_nll,
+        held_bytes=reader.held_bytes,
         peak_bytes=reader.peak_bytes,
         full_peak_bytes=reference.peak_bytes,
         speed=reader.speed,
@@ -457,32 +383,3 @@ def _new_cache(factory: Callable[[], Cache], before: list[weakref.ref[Any]]) -> 
 def _a(thing: Any) -> str:
     name = type(thing).__name__
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
-
-
-def refuse_unfit(model: PreTrainedModel) -> None:
-    """Raise PertokenError for a model that cannot be judged: it has no KV cache, or it trains."""
-    name = type(model).__name__
-    if model.config.is_encoder_decoder:
-        raise PertokenError(f"{name} is an encoder-decoder model; a decoder-only one is needed")
-    if getattr(model, "_is_stateful", False):
-        raise PertokenError(f"{name} keeps a recurrent state instead of keys and values")
-    if model.training:
-        raise PertokenError(f"{name} is in training mode (dropout): call model.eval() first")
-
-
-def _check_fit(model: PreTrainedModel, turns: Sequence[Turn], new_tokens: int, number: int) -> None:
-    config = model.config.get_text_config(decoder=True)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    room = getattr(config, "max_position_embeddings", None)
-    given = [token for turn in turns for token in (*turn.given, *(turn.answer or ()))]
-    wrong = next((token for token in given if not 0 <= token < vocabulary), None)
-    if wrong is not None:
-        raise PertokenError(
-            f"text {number} holds the id {wrong}; the model has {vocabulary} tokens"
-        )
-    length = len(given) + new_tokens * sum(turn.answer is None for turn in turns)
-    if room is not None and length > room:
-        raise PertokenError(
-            f"text {number} with its new tokens is up to {length} tokens long; the model has "
-            f"{room} positions: shorten it, or ask for fewer new tokens"
-        )

@@ -19,6 +19,7 @@ HEAD = (
     "top-1",
     "perplexity ratio",
     "token match",
+    "held MiB",
     "peak MiB",
     "of full",
     "tokens/s",
@@ -42,6 +43,7 @@ class TextFidelity:
     answers: per turn, the tokens that were judged: the full cache's greedy ones, or given ones.
     free: per turn, what the candidate wrote by itself; None where the answer was given.
     nll, full_nll: minus log p of each token in nats, with the candidate and with the full cache.
+    held_bytes: the most the cache held behind a forward; peak_bytes: within one, if it tells.
     """
 
     answers: list[list[int]]
@@ -50,6 +52,7 @@ class TextFidelity:
     agrees: list[bool]
     nll: list[float]
     full_nll: list[float]
+    held_bytes: int
     peak_bytes: int
     full_peak_bytes: int
     speed: Speed
@@ -131,11 +134,13 @@ class Fidelity:
         return _mean(lengths) if lengths else None
 
     @property
-    def peak_bytes(self) -> int:
-        """The most bytes the candidate's cache held behind a forward, over all texts.
+    def held_bytes(self) -> int:
+        """The most bytes that the candidate's cache held behind a forward, over all texts."""
+        return max(text.held_bytes for text in self.texts)
 
-        Where a cache tells a peak of its own (`peak_bytes`: scratch within a forward), the larger.
-        """
+    @property
+    def peak_bytes(self) -> int:
+        """As `held_bytes`, and within a forward where the cache tells it (its own `peak_bytes`)."""
         return max(text.peak_bytes for text in self.texts)
 
     @property
@@ -166,8 +171,8 @@ class Fidelity:
         """The figures over all texts, as plain JSON values; None where one is not finite."""
         names = (
             "mean_kl", "max_kl", "top1_agreement", "perplexity", "full_perplexity",
-            "perplexity_ratio", "token_match", "common_prefix", "peak_bytes", "full_peak_bytes",
-            "seconds", "tokens_per_second", "full_tokens_per_second",
+            "perplexity_ratio", "token_match", "common_prefix", "held_bytes", "peak_bytes",
+            "full_peak_bytes", "seconds", "tokens_per_second", "full_tokens_per_second",
         )  # fmt: skip
         return {"steps": len(self.kl), **{name: _json(getattr(self, name)) for name in names}}
 
@@ -227,7 +232,7 @@ def table_cells(results: Mapping[str, Fidelity]) -> list[list[str]]:
     """The lines below `HEAD`: the full cache, then each result."""
     first = next(iter(results.values()))
     full = ["full (reference)", "", "", "", "", ""]
-    full += [_size(first.full_peak_bytes), "", _number(first.full_tokens_per_second, 1)]
+    full += [_size(first.full_peak_bytes)] * 2 + ["", _number(first.full_tokens_per_second, 1)]
     return [full, *(_cells(name, result) for name, result in results.items())]
 
 
@@ -239,6 +244,7 @@ def _cells(name: str, result: Fidelity) -> list[str]:
         _percent(result.top1_agreement),
         _number(result.perplexity_ratio, 3),
         _percent(result.token_match),
+        _size(result.held_bytes),
         _size(result.peak_bytes),
         _percent(result.peak_bytes / result.full_peak_bytes),
         _number(result.tokens_per_second, 1),

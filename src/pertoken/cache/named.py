@@ -46,6 +46,11 @@ def _own(module: str, name: str, **options: Any) -> Maker:
     return make
 
 
+def _snapkv(model: PreTrainedModel, budget: int) -> Cache:
+    # Its observation window lies within the budget: half of it where the usual 32 do not fit.
+    return _own("snapkv", "SnapKVCache", window=min(32, (budget + 1) // 2))(model, budget)
+
+
 _kv_direct = partial(_own, "kv_direct", "KVDirectCache")
 
 CACHES: dict[str, Maker] = {
@@ -60,7 +65,7 @@ CACHES: dict[str, Maker] = {
     "window": _own("window", "WindowCache"),
     "streaming-llm": _own("streaming_llm", "StreamingLLMCache"),
     "h2o": _own("h2o", "H2OCache"),
-    "snapkv": _own("snapkv", "SnapKVCache"),
+    "snapkv": _snapkv,
     "tova": _own("tova", "TOVACache"),
 }
 """Name -> function of a model and a budget in tokens that makes an empty cache."""
@@ -73,6 +78,7 @@ def make_cache(name: str, model: PreTrainedModel, budget: int) -> Cache:
     """A new, empty cache of a name in `CACHES`.
 
     budget: tokens per layer and batch row, 1 or more; "full" and "fp8" keep all and ignore it.
+    "snapkv" observes with the last 32 tokens, or with half of a budget below 64 (our reading).
     Raises PertokenError for an unknown name, suggesting the nearest, and for a budget that is no
     whole number from 1 on.
 

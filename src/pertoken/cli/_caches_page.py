@@ -29,7 +29,7 @@ svg.chart polyline { fill: none; stroke-width: 2; }
 svg.chart circle { stroke: none; }
 svg.chart text { fill: var(--faint); font-size: 12px; }
 svg.chart line { stroke: var(--line); stroke-dasharray: none; }
-.key { width: 2.2rem; height: .7rem; margin-right: .4rem; }
+svg.chart.key { width: 2.2rem; height: .7rem; margin-right: .4rem; }
 """ + "".join(
     f".c{i} {{ stroke: var(--l{i}); }} circle.c{i} {{ fill: var(--l{i}); }}\n"
     for i in range(_COLOURS)

@@ -62,6 +62,8 @@ def save(
     check_target(out)
     loaded, tokenizer = pertoken.load(model, dtype=dtype)
     ids = encode_conversation(tokenizer, loaded, messages)
+    if level == "tokens":
+        typer.echo(f"coding {ids.shape[1]:,} tokens, two forward passes each", err=True)
     for line in saved_lines(save_cache(out, loaded, ids, level=level)):
         typer.echo(line)
 
@@ -92,8 +94,10 @@ def restore(
         raise PertokenError(f"--max-new-tokens must be 1 or more, got {max_new_tokens}")
     if turn is not None and not turn.strip():
         raise PertokenError("--continue is empty: there is no text to go on with")
-    inspect_cache(file)  # no model is loaded for a file that is none
+    header = inspect_cache(file).header  # no model is loaded for a file that is none
     loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    if header.level == "tokens":
+        typer.echo(f"decoding {header.tokens:,} tokens, a forward pass each", err=True)
     restored = restore_cache(file, loaded)
     typer.echo(tokenizer.decode(restored.input_ids[0], skip_special_tokens=True))
     for line in restored_lines(restored):
@@ -170,14 +174,13 @@ def inspection_lines(found: Inspection) -> list[str]:
     """What a file says of itself, for people."""
     header = found.header
     per_token = 8 * found.payload_bytes / header.tokens
+    chunks = len(header.spans(header.tokens))
     facts = {
         "file": f"{found.path}, {found.bytes:,} bytes, format version {header.version}",
         "model": f"{header.model} ({header.dtype}), fingerprint {header.fingerprint}",
         "level": f"{header.level}, {per_token:,.2f} bits per token without frames",
         "tokens": f"{header.tokens:,} in chunks of {header.chunk}; the cache has {header.rows:,}",
-        "ids": f"{found.coded_chunks} chunks coded by the model"
-        if found.coded_chunks
-        else "as they are",
+        "ids": f"{found.coded_chunks} of {chunks} chunks coded by the model",
         "written": ", ".join(f"{name} {value}" for name, value in header.numerics.items()),
         "whole": f"no: {found.damage}" if found.damage else "yes, every part",
     }

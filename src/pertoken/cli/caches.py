@@ -288,6 +288,8 @@ def notes(rows: Sequence[Row], settings: dict[str, Any]) -> list[str]:
         f"{settings['name']}, {run['dtype']}, {run['device']}, {run['threads']} threads",
         "KL: from the full cache's next-token law, nats, mean and largest of a step, fed the same "
         "tokens one by one; token match: writing freely",
+        "held: between two forwards, at most; peak: within one too, where the cache tells it; a "
+        "question is read in one forward unless --chunk is given",
     ]
     foreign = settings.get("foreign_share")
     if foreign is not None and foreign > FOREIGN_LIMIT:

@@ -206,7 +206,7 @@ class Talk:
         max_new_tokens: int,
         choice: dict[str, Any],
     ) -> None:
-        from pertoken.cache.fidelity import refuse_unfit
+        from pertoken.cache._texts import refuse_unfit
         from pertoken.conversation import stop_ids
 
         refuse_unfit(model)
