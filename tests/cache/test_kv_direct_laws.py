@@ -81,16 +81,22 @@ def test_nothing_changes_while_the_text_fits(dtype):
     ("options", "run", "projected"),
     [
         ({"checkpoint": "tokens"}, [4, 4, 0], [6, 6, 4]),
+        ({"checkpoint": "tokens", "layers": 4}, [4, 4, 4, 0], [0, 0, 0, 4]),
         ({"checkpoint": "residual", "layer": 1}, [0, 4, 0], [4, 6, 4]),
+        ({"checkpoint": "residual", "layer": 1, "layers": 4}, [0, 4, 4, 0], [4, 0, 0, 4]),
         ({"checkpoint": "per_layer"}, [0, 0, 0], [4, 4, 4]),
         ({"checkpoint": "tokens", "rematerialize": "turn"}, [4, 4, 0], [0, 0, 4]),
     ],
 )
 def test_a_step_does_the_work_that_is_promised(options, run, projected, monkeypatch):
-    """Over 4 evicted blocks, per layer: n blocks run, and n(n-1)/2 = 6 projected for them."""
-    model = tiny_model("llama", layers=3)
+    """Over 4 evicted blocks of 4, per layer: n blocks run.
+
+    With 3 layers, 12 rows to spare, n(n-1)/2 = 6 are projected for them; with 4 layers none.
+    """
+    layers = options.pop("layers", 3)
+    model = tiny_model("llama", layers=layers)
     cache = KVDirectCache(model, 4, **options)
-    counts = {"advance": [0] * 3, "project": [0] * 3}
+    counts = {"advance": [0] * layers, "project": [0] * layers}
     for name, count in counts.items():
         whole = getattr(cache.blocks, name)
 
@@ -142,6 +148,17 @@ def test_the_peak_grows_by_block_inputs_and_not_by_keys_and_values():
     growth = (held[5][2] - held[2][2]) / (3 * 13)
     assert growth <= 4 + HIDDEN + 2 * 8 * 8 + 8
     assert growth < 6 * ROW / 4
+
+
+@pytest.mark.parametrize("layers", [2, 6])
+def test_made_keys_and_values_take_no_more_than_the_budget_again(layers):
+    """Held in all layers, one layer's new ones, and as many again or two blocks: whatever T is."""
+    model = tiny_model("llama", layers=layers)
+    cache = KVDirectCache(model, 8, block=4)
+    for turn, (_, _, peak) in enumerate(_talk(cache, 12), 1):
+        tokens = 13 * turn
+        inputs = tokens * (4 + HIDDEN + 2 * 8 * 8 + 8)
+        assert peak <= inputs + (2 * 8 * layers + 13 + 2 * 4) * ROW
 
 
 def test_a_peak_holds_budget_new_tokens_and_two_blocks():

@@ -3,10 +3,12 @@
 The evicted tokens lie in blocks with fixed borders, so a block is always recomputed in the same
 shapes and gives the same bits. A layer's keys and values come from its block input (`project`); the
 next layer's block input comes from running the block over the evicted tokens too (`advance`), with
-causal attention among them. From the last block to the first, each block's queries go over the
-blocks before it, whose keys and values are made for the occasion and dropped: two blocks of them
-are alive at a time, at the price of projecting a block once for every later block as well. A block
-that has been advanced is not read again in its layer, so its output takes its place.
+causal attention among them, and takes the place of the old one.
+
+One layer's keys and values of all evicted tokens are alive while they fit into `spare` rows: then a
+layer takes one run of each block. Of a longer text two blocks' are alive. Then a layer goes from
+the last block to the first (a block that was advanced is not read again in its layer), and makes
+the blocks before each for the occasion: a block is projected once for every later block as well.
 """
 
 from __future__ import annotations
@@ -60,8 +62,8 @@ class Evicted:
     """The evicted tokens during one forward.
 
     ids: [batch, evicted], -1 at padding; size: tokens of a block; kept: block inputs
-    [batch, evicted, hidden] of the layers that have them. note: told of the keys and values that
-    are alive beside the cache's own, for counting.
+    [batch, evicted, hidden] of the layers that have them. spare: tokens whose keys and values may
+    be alive in one layer. note: told of those that are, beside the cache's own, for counting.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class Evicted:
         ids: torch.Tensor,
         size: int,
         kept: Mapping[int, torch.Tensor],
+        spare: int = 0,
         note: Callable[..., None] = lambda *_: None,
     ) -> None:
         self.blocks, self.windows, self.kept, self.note = blocks, windows, kept, note
+        self._fits = ids.shape[1] <= spare
         self.positions = token_positions(ids)
         end = ids.shape[1]
         self.parts = [slice(start, min(start + size, end)) for start in range(0, end, size)]
@@ -95,10 +99,12 @@ class Evicted:
 
         wanted: which blocks are to be shown. Layers must come in order.
         """
+        order = range(len(self.parts))
+        made: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if self._fits else None
         with _unrecorded():
-            for index in reversed(range(len(self.parts))):
+            for index in order if self._fits else reversed(order):
                 if self._advances(layer):
-                    self._advance(layer, index, see if wanted[index] else None)
+                    self._advance(layer, index, see if wanted[index] else None, made)
                 elif wanted[index]:
                     pair = self._project(layer, index)
                     self.note(*pair)
@@ -110,7 +116,7 @@ class Evicted:
         with _unrecorded():
             for index in range(len(self.parts)):
                 if self._advances(layer):
-                    self._advance(layer, index, lambda _, *pair: made.append(pair), made)
+                    self._advance(layer, index, None, made)
                 else:
                     made.append(self._project(layer, index))
         keys, values = zip(*made, strict=True)
@@ -134,9 +140,12 @@ class Evicted:
         layer: int,
         index: int,
         see: See | None,
-        made: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        made: list[tuple[torch.Tensor, torch.Tensor]] | None,
     ) -> None:
-        """Run one block of tokens through a layer. made: the blocks before it, if they are kept."""
+        """Run one block of tokens through a layer.
+
+        made: keys and values of the blocks before it, and then its own too; None to make them.
+        """
         part, window = self.parts[index], self.windows[layer]
         queries = self.positions[:, part]
 
@@ -149,7 +158,9 @@ class Evicted:
             scaling: float | None = None,
             **kwargs: Any,
         ) -> tuple[torch.Tensor, None]:
-            self.note(key, value)
+            if made is not None:
+                made.append((key, value))
+            self.note(key, value, *(tensor for pair in (made or [])[:-1] for tensor in pair))
             if see is not None:
                 see(index, key, value)
             mixed: Part | None = None

@@ -49,28 +49,27 @@ class KVDirectCache(ModelCache):
 
     budget: tokens whose keys and values are held, per layer and row of the batch.
     checkpoint: what is kept of a token. "residual" and "per_layer" keep it of the newest tokens
-        too, since a block input can be had only when it is computed. Work of a step over n blocks
-        of evicted tokens, bytes per token kept, and peak bytes (MB) of 191 tokens in three turns
-        with a budget of 64, both for SmolLM2-135M in float32:
+        too, since a block input can be had only when it is computed.
 
-        | checkpoint  | kept   | peak | work of a step                                           |
-        |-------------|--------|------|----------------------------------------------------------|
-        | "tokens"    |      4 |  3.5 | per layer n blocks run and n(n-1)/2 projected; the last  |
-        |             |        |      | layer: n projected                                       |
-        | "residual"  |  2,308 |  3.9 | the same, but the layer below `layer`: n projected       |
-        | "per_layer" | 69,124 | 16.3 | per layer n projected                                    |
-        | full cache  | 46,080 |  8.8 | nothing: it is read                                      |
+        | checkpoint  | bytes per token     | work of a step over n blocks of evicted tokens  |
+        |-------------|---------------------|-------------------------------------------------|
+        | "tokens"    | 4 (the id)          | per layer n are run; in the last n projected    |
+        | "residual"  | 4 + hidden          | the same, but below `layer` n projected         |
+        | "per_layer" | 4 + layers x hidden | per layer n projected                           |
+        | full cache  | layers x 2 x key    | nothing: it is read                             |
+        |             | heads x head size   |                                                 |
 
         So "residual" saves next to nothing, and "per_layer" pays where the hidden size is below
         2 x key heads x head size. In "tokens" and "residual" the block inputs of the evicted tokens
-        (one vector each) are alive during a forward; the peaks count them.
+        (one vector each) are alive during a forward, and of one layer's keys and values as many as
+        the budget holds in all layers; of a text with more evicted tokens than that two blocks, and
+        n(n-1)/2 are projected for the n that are run. `peak_bytes` counts all of it.
     rematerialize: "step": nothing made again outlives a forward. "turn": the first forward after
         the start or after `end_turn()` makes all rows, which stay until `end_turn()`. Then a step
-        costs what it costs with a full cache, and so does the memory: peaks of 8.8, 9.2 and
-        22.0 MB in the table's order.
+        costs what it costs with a full cache, and so does the memory.
     layer: the layer whose input "residual" keeps.
     block: tokens made again at a time, at most the budget; 128 or the budget by default. Larger
-        blocks take fewer projections.
+        blocks are run faster.
 
     What is exact. The output is that of a full cache up to rounding, since sums run in another
     order: the same tokens in float64; in float32 unless two choices are as good as tied; in
@@ -277,7 +276,10 @@ class KVDirectCache(ModelCache):
         if held.first:
             kept = {layer: state[:, : held.first] for layer, state in held.states.items()}
             ids = self._ids[:, : held.first]
-            self._evicting = Evicted(self.blocks, self.windows, ids, self.block, kept, self._note)
+            spare = self.budget * len(self.layers)  # as much as the rows within the budget are
+            self._evicting = Evicted(
+                self.blocks, self.windows, ids, self.block, kept, spare, self._note
+            )
         for layer in self._kept:
             module = self.blocks.modules[layer]
             self._hooks.append(

@@ -80,7 +80,7 @@ REASONS: dict[str, str] = {}
 
 
 def run(context: Context) -> Reproduction:
-    """All rows; some hours on two slow cores with two jobs, nearly all of it in "step" modes."""
+    """All rows; about an hour on two slow cores with two jobs, most of it in "step" modes."""
     models = Models(context)
     percents = (SHOWN_PERCENT,) if context.smoke else PERCENT
     rows = context.data(
