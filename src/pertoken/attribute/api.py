@@ -71,11 +71,9 @@ def signal(question: Question, scores: Scores, method: str, quantity: Quantity) 
     values = scores.values[:, shown].T.numpy()
     spans = [span for span in question.spans if span is not None]
     name = f"{method} of {quantity.name}"
-    if len(question.targets) == 1:
-        values, targets = values[:, 0], ()
-        name += f" of {question.targets[0]!r}"
-    else:
-        targets = question.targets
+    targets = question.targets
+    if len(targets) == 1:
+        values, name, targets = values[:, 0], f"{name} of {targets[0]!r}", ()
     return TokenSignal(
         question.text, np.ascontiguousarray(values), spans, name, targets, scores.notes
     )
