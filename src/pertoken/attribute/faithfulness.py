@@ -22,7 +22,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +33,12 @@ from pertoken._bootstrap import Interval, bootstrap, bootstrap_mean
 from pertoken.attribute._forward import last_logits, most_tokens
 from pertoken.attribute._question import Prompt, Question, ask
 from pertoken.attribute._scores import Scores, seeded
+from pertoken.attribute.api import signal
 from pertoken.attribute.methods import METHODS, find
 from pertoken.attribute.quantity import Quantity
 from pertoken.attribute.quantity import find as find_quantity
 from pertoken.errors import PertokenError, nearest
+from pertoken.signal import TokenSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,12 +141,14 @@ class MethodResult:
 class Faithfulness:
     """What `evaluate_attribution` found; prints as a table.
 
-    results: by name of the method, `random` among them. notes: what must be known.
+    results: by name of the method, `random` among them. signals: for each prompt what each method
+    gave, by its name. notes: what must be known.
     """
 
     results: dict[str, MethodResult]
     settings: dict[str, Any]
-    notes: tuple[str, ...] = field(default=())
+    signals: tuple[dict[str, TokenSignal], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per method: means, 95 % intervals, and the logarithm of the ratio to random."""
@@ -274,6 +278,7 @@ def evaluate_attribution(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     suffices: dict[str, list[Floats]] = {name: [] for name in [*names, RANDOM]}
     comprises: dict[str, list[Floats]] = {name: [] for name in [*names, RANDOM]}
+    signals: list[dict[str, TokenSignal]] = []
     empty = 0
     for number, question in enumerate(questions):
         scores: dict[str, Scores] = {}
@@ -290,6 +295,7 @@ def evaluate_attribution(
                 names.remove(name)
                 continue
             seconds[name].append((time.perf_counter() - began) / len(question.targets))
+        signals.append({name: signal(question, scores[name], name, wanted) for name in names})
         measured = _measure(question, scores, draws, seed, distance)
         if np.isnan(measured).any():
             empty += 1
@@ -321,7 +327,7 @@ def evaluate_attribution(
         "intervals_over": "prompts" if left > 1 else "draws",
         "options": {name: {k: str(v) for k, v in each.items()} for name, each in given.items()},
     }
-    return Faithfulness(results, settings, tuple(notes))
+    return Faithfulness(results, settings, tuple(signals), tuple(notes))
 
 
 def _ask(model: Any, tokenizer: Any, prompt: Any, target: int) -> Question:

@@ -63,7 +63,7 @@ def compare(
         check_target(target)
     if html and html in targets:
         raise PertokenError(f"--json and --html both want to write {html}")
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = run(
             methods or None,
             prompts=prompts,
@@ -125,7 +125,7 @@ def _say(result: Comparison, html: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr, gone when it is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

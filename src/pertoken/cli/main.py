@@ -19,7 +19,7 @@ import typer
 from pertoken.errors import PertokenError
 
 # One file per group of commands, in the order of the help; each has `register(app)`.
-COMMANDS = ("catalog", "doctor", "generate", "compare", "verify", "reproduce")
+COMMANDS = ("catalog", "doctor", "generate", "compare", "verify", "explain", "reproduce")
 
 _debug = False  # --debug of the run in progress
 
