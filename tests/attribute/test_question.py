@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pertoken.attribute import attribute, contrast, estimate_cost, register
-from pertoken.attribute._question import _in_order, ask
+from pertoken.attribute._question import _in_order, ask, special_ids
+from pertoken.attribute._replace import prepare
 from pertoken.attribute.quantity import QUANTITIES, probability
 from pertoken.errors import PertokenError
 from pertoken.signal import TokenSignal
@@ -75,6 +76,22 @@ def test_a_chat_is_its_messages(model, chat):
     assert int(asked.free[: asked.prompt].sum()) == 11
     shown = "".join(chat.decode([int(asked.ids[place])]) for place in asked.shown)
     assert shown == "hi ss: yohi"
+
+
+def test_special_tokens_without_a_role_are_special_too(model, chat):
+    from tokenizers import AddedToken
+
+    chat = chat.__class__(tokenizer_object=chat.backend_tokenizer, bos_token="<s>")
+    chat.add_tokens([AddedToken("<tool>", special=True)])
+    number = chat.convert_tokens_to_ids("<tool>")
+    assert number == 258
+    assert special_ids(chat) == {0, 1, number}
+    assert number not in chat.all_special_ids
+    asked = ask(tiny_model("llama", vocab_size=259), chat, "a<tool>b", "x")
+    assert asked.free.tolist() == [False, True, False, True, True]
+    for replacer in ("uniform", "lm_topk", "nearest"):
+        drawn = prepare(replacer, asked)(torch.rand(3000, 5, dtype=torch.double))
+        assert not torch.isin(drawn, torch.tensor([0, number])).any()
 
 
 def test_a_template_that_rewrites_is_refused(model, chat):

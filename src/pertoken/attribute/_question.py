@@ -109,7 +109,7 @@ def ask(
     if model.training:
         raise PertokenError("the model is in training mode (dropout): call model.eval() first")
     own_text, spans = (text, _given(offsets)) if written is None else _own(text, written, offsets)
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     free = [span is not None and i not in special for i, span in zip(ids, spans, strict=True)]
     free += [token not in special for token in after]
     if not any(free[: len(ids)]):
@@ -124,6 +124,13 @@ def ask(
         tuple(spans),
         tuple(_shown(tokenizer, ids, after)),
     )
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids that are no text: those with a role, and all others the tokenizer marks as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marked = (token for token, about in added.items() if about.special)
+    return {*tokenizer.all_special_ids, *marked}
 
 
 def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[str] | None]:

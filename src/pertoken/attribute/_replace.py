@@ -20,7 +20,7 @@ import torch
 
 from pertoken._pieces import pieces
 from pertoken.attribute._forward import most_tokens
-from pertoken.attribute._question import Question
+from pertoken.attribute._question import Question, special_ids
 from pertoken.errors import PertokenError, nearest
 
 Draw = Callable[[torch.Tensor], torch.Tensor]
@@ -188,7 +188,7 @@ def _ordinary(question: Question) -> torch.Tensor:
     size = question.model.get_input_embeddings().weight.shape[0]
     known = min(size, len(question.tokenizer))  # rows beyond are there to fill a power of two
     allowed = torch.ones(known, dtype=torch.bool)
-    special = [token for token in question.tokenizer.all_special_ids if token < known]
+    special = [token for token in special_ids(question.tokenizer) if token < known]
     allowed[special] = False
     return allowed.nonzero()[:, 0].to(question.ids.device)
 

@@ -22,7 +22,7 @@ BETWEEN = (
     "My sister called twice about the broken kitchen window.",
     "The train was late again, so we waited and talked about the summer.",
     "He left his umbrella at the office and walked home in the rain.",
-    "They painted the old fence green and planted tomatoes behind it.",
+    "They mended the old fence in a day and planted tomatoes behind it.",
 )
 NAMES = ("Anna", "Peter", "Maria", "David", "Laura", "Thomas", "Julia", "Simon")
 THINGS = (
