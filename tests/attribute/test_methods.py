@@ -64,6 +64,17 @@ def test_the_planted_token_is_found(planted, name, prompt):
     assert values[key] > 1.5 * np.abs(np.delete(values, key)).max()
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if set(find(name).options) <= {"seed", "steps"}]
+)
+def test_values_go_with_their_tokens(planted, name):
+    """The model knows no positions: other places before the last token change no value."""
+    order = [3, 0, 4, 1, 2]
+    values = attribute(planted, TOKENIZER, "aKcdez", "A", name).values
+    moved = attribute(planted, TOKENIZER, "".join("aKcde"[i] for i in order) + "z", "A", name)
+    assert np.allclose(moved.values, values[[*order, 5]], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("attention")])
 def test_a_model_that_sees_nothing_gives_nothing_or_the_same_to_all(name):
     """A uniform next token: no difference, no gradient; ReAGent's importance stays its start."""

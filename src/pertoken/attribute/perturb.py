@@ -3,7 +3,7 @@
 "occlusion": a token matters as much as the quantity falls, on average, when it alone is replaced.
 "lime" (Ribeiro 2016): tokens are replaced at random, each with probability 1/2, and a weighted
 linear model of what is kept explains the quantity; its coefficients are the values. Texts that keep
-more weigh more: exp(-(1 - c)^2 / width^2), c the cosine between what is kept and all.
+more weigh more: sqrt(exp(-(1 - c)^2 / width^2)), c the cosine between what is kept and all.
 
 Own code for LIME: captum's needs scikit-learn beside it and draws from global random states.
 Protected tokens are never replaced and not rated.
@@ -94,7 +94,7 @@ def _coefficients(kept: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
     tensor([ 2., -1.], dtype=torch.float64)
     """
     cosine = kept.mean(1).sqrt()
-    weight = torch.exp(-((1 - cosine) ** 2) / _WIDTH**2)
+    weight = torch.exp(-((1 - cosine) ** 2) / _WIDTH**2).sqrt()
     mean = weight / weight.sum()
     x = kept - mean @ kept  # centred, which takes the place of an intercept
     y = measured - mean @ measured

@@ -79,7 +79,7 @@ def reagent(
         keep y among the top_k. The defaults are the authors' for single tokens (for sequences:
         probes 3, ratio 0.1, keep 3).
     replacer: see `pertoken.attribute`; "lm_topk", "uniform", "nearest", "pos" or `mlm(...)`.
-    Source: sections 3.1 and 3.2 and the authors' code.
+    Source: the paper's algorithm, as the authors' code runs it.
     """
     _check(probes, ratio, keep, top_k, max_steps)
     draw = prepare(replacer, question)
