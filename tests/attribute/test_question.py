@@ -187,6 +187,8 @@ def test_the_cost_is_told(model):
         assert cost.megabytes > 0
         assert "texts through the model, about" in str(cost)
     assert estimate_cost(model, TOKENIZER, "abcde", "xy", "lime", samples=3).rows == (6, 6)
+    with pytest.raises(PertokenError, match="no option 'sample'"):
+        estimate_cost(model, TOKENIZER, "abcde", "x", "lime", sample=3)
 
 
 @pytest.mark.parametrize("name", ["reagent", "occlusion", "lime", "integrated-gradients"])

@@ -58,10 +58,11 @@ def attribute(
     >>> len(signal.values), signal.name
     (9, "occlusion of probability of '!'")
     """
-    question = _asked(model, tokenizer, prompt, target, quantity)
+    chosen, wanted = find(method), find_quantity(quantity)
+    chosen.filled(options)  # what is misspelt is said before any work
+    question = ask(model, tokenizer, prompt, target)
     if progress is not None:
         question = replace(question, tell=progress)
-    chosen, wanted = find(method), find_quantity(quantity)
     return signal(question, chosen(question, wanted, seed=seed, **options), chosen.name, wanted)
 
 
@@ -112,14 +113,11 @@ def estimate_cost(
     ReAGent stops by a rule that cannot be foreseen: its cost lies between one step and max_steps.
     A gradient is counted as three forwards. Memory is what one bounded forward holds.
     """
-    question = _asked(model, tokenizer, prompt, target, "probability")
-    return cost_of(question, find(method), options)
-
-
-def cost_of(question: Question, method: Method, options: dict[str, Any]) -> Cost:
-    """See `estimate_cost`."""
-    model, place = question.model, question.places[-1]
-    rows = method.rows(question, {**method.options, **options})
+    chosen = find(method)
+    filled = chosen.filled(options)
+    question = ask(model, tokenizer, prompt, target)
+    place = question.places[-1]
+    rows = chosen.rows(question, filled)
     batch = max(1, min(most_tokens(model) // place, 8, rows[1]))
     ids = question.ids[:place].expand(batch, -1)
     with torch.no_grad():
@@ -127,8 +125,8 @@ def cost_of(question: Question, method: Method, options: dict[str, Any]) -> Cost
         began = time.perf_counter()
         last_logits(model, input_ids=ids)
         each = (time.perf_counter() - began) / batch
-    each *= 3 if method.backward else 1
-    return Cost(rows, (rows[0] * each, rows[1] * each), _megabytes(model, place, rows[1], method))
+    each *= 3 if chosen.backward else 1
+    return Cost(rows, (rows[0] * each, rows[1] * each), _megabytes(model, place, rows[1], chosen))
 
 
 def _megabytes(model: PreTrainedModel, place: int, rows: int, method: Method) -> float:
@@ -142,18 +140,6 @@ def _megabytes(model: PreTrainedModel, place: int, rows: int, method: Method) ->
     logits = 3 * rows * config.vocab_size * 4
     square = 3 * place**2 * 8 if method.name == "attention-rollout" else 0
     return float(activations + logits + square) / 2**20
-
-
-def _asked(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    prompt: Prompt,
-    target: str | int | None,
-    quantity: str | Quantity,
-) -> Question:
-    if not isinstance(quantity, Quantity):
-        find_quantity(quantity)  # before any work
-    return ask(model, tokenizer, prompt, target)
 
 
 def foil_of(tokenizer: Any, text: str) -> Quantity:

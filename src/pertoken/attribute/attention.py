@@ -111,9 +111,10 @@ def _weights(
     heads, groups = query.shape[1], key.shape[1]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     total = torch.zeros(allowed.shape, dtype=torch.float64, device=query.device)
+    wide = torch.promote_types(query.dtype, torch.float32)
     for head in range(heads):
-        own = key[0, head * groups // heads]
-        scores = (query[0, head, asked] @ own.T).double() * scale
+        own = key[0, head * groups // heads].to(wide)
+        scores = (query[0, head, asked].to(wide) @ own.T).double() * scale
         total += scores.masked_fill(~allowed, -torch.inf).softmax(-1)
     return total / heads
 

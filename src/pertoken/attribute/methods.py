@@ -45,15 +45,19 @@ class Method:
         parameters = inspect.signature(self.run).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
-    def __call__(self, question: Question, quantity: Any, **options: Any) -> Scores:
-        """Scores of the question; PertokenError for an option the method does not have."""
+    def filled(self, options: dict[str, Any]) -> dict[str, Any]:
+        """All options with their values; PertokenError for one the method does not have."""
         for name in options.keys() - self.options.keys():
             known = [option for option in self.options if option != "seed"]
             raise PertokenError(
                 f"the method {self.name!r} has no option {name!r}{nearest(name, known)}; "
                 + (f"it has: {', '.join(known)}" if known else "it has none")
             )
-        return self.run(question, quantity, **options)
+        return {**self.options, **options}
+
+    def __call__(self, question: Question, quantity: Any, **options: Any) -> Scores:
+        """Scores of the question; PertokenError for an option the method does not have."""
+        return self.run(question, quantity, **self.filled(options))
 
 
 def find(name: str) -> Method:
