@@ -62,6 +62,7 @@ def _body(signal: TokenSignal, *, inline: bool) -> str:
     if signal.targets:
         legend += "; the first text shows the mean over the targets"
     parts.append(f"<p><small>{escape(legend)}</small></p>")
+    parts += [f"<p><small>{escape(note)}</small></p>" for note in signal.notes]
     return "\n".join(parts)
 
 

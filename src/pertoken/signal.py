@@ -54,6 +54,7 @@ class TokenSignal:
         that ends inside a character covers none.
     name: what the values are, with their unit ("surprisal, bits").
     targets: what the columns belong to, in order; empty for one value per token.
+    notes: what must be known about the values, a sentence each.
     Raises PertokenError where these do not fit together or a value is infinite.
 
     >>> signal = TokenSignal("to be", [0.5, -1.0], [(0, 2), (2, 5)], "weight")
@@ -68,6 +69,7 @@ class TokenSignal:
     offsets: Sequence[tuple[int, int]]
     name: str
     targets: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float64)  # a copy: a result does not change
@@ -76,6 +78,7 @@ class TokenSignal:
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "offsets", offsets)
         object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "notes", tuple(self.notes))
         wanted = (len(offsets), len(self.targets)) if self.targets else (len(offsets),)
         if values.shape != wanted:
             raise PertokenError(
@@ -184,6 +187,7 @@ class TokenSignal:
             "text": self.text,
             "offsets": [list(pair) for pair in self.offsets],
             "targets": list(self.targets),
+            "notes": list(self.notes),
             "values": [_plain(row) for row in self.values.tolist()],
         }
 
@@ -206,7 +210,10 @@ class TokenSignal:
                 )
             shape = (len(given["offsets"]), *([len(given["targets"])] if given["targets"] else []))
             values = np.array(given["values"], dtype=np.float64).reshape(shape)
-            return cls(given["text"], values, given["offsets"], given["name"], given["targets"])
+            notes = given.get("notes", ())
+            return cls(
+                given["text"], values, given["offsets"], given["name"], given["targets"], notes
+            )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise PertokenError(f"this is no token signal: {error}") from None
 
@@ -295,6 +302,8 @@ class TokenSignal:
             line.append(token, style)
         yield line
         yield Text(f"{self.name}: {_legend(self.values)}", style="dim")
+        for note in self.notes:
+            yield Text(f"note: {note}", style="dim")
 
     def __repr__(self) -> str:
         targets = f", {len(self.targets)} targets" if self.targets else ""

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pertoken.cache._attention import ModelCache, layer_windows, sdpa, visible
-from pertoken.cache._blocks import Blocks
+from pertoken._blocks import Blocks
+from pertoken._takeover import layer_windows, sdpa, visible
+from pertoken.cache._attention import ModelCache
 from pertoken.errors import PertokenError
 from pertoken.testing import ARCHITECTURES, check_leaves_no_trace, tiny_model
 

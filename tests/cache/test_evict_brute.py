@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from pertoken._takeover import Takeover, layer_windows
 from pertoken.cache import H2OCache, SnapKVCache, StreamingLLMCache, TOVACache, WindowCache
-from pertoken.cache._attention import Takeover, layer_windows
 from pertoken.testing import ARCHITECTURES, EXTRA_ARCHITECTURES, tiny_model
 
 NAMES = (*ARCHITECTURES, *EXTRA_ARCHITECTURES)

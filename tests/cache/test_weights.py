@@ -76,7 +76,7 @@ ROPES = {
 def test_a_moved_key_is_the_key_of_the_later_place(rope: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from pertoken.cache._blocks import Blocks
+    from pertoken._blocks import Blocks
 
     config = tiny_model("llama").config
     config.rope_parameters = {"rope_theta": 10000.0, **ROPES[rope]}

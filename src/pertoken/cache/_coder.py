@@ -37,7 +37,7 @@ import numpy as np
 import torch
 
 from pertoken._extras import need
-from pertoken.decode.forward import text_logits
+from pertoken._forward import text_logits
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from transformers.utils.output_capturing import _active_collector
 
-from pertoken.cache._attention import visible
-from pertoken.cache._blocks import Blocks
+from pertoken._blocks import Blocks
+from pertoken._takeover import visible
 from pertoken.cache._paged import Part, attend_part, merge, mixed_values
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]

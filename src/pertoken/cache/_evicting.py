@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken.cache._attention import Forward, ModelCache, refuse_unfit, sdpa, visible
+from pertoken._takeover import refuse_unfit, sdpa, visible
+from pertoken.cache._attention import Forward, ModelCache
 from pertoken.cache._kept_rows import KeptRows
 from pertoken.cache._weights import causal, mix, weigh
 from pertoken.errors import PertokenError

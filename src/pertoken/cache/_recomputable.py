@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from pertoken.cache._attention import refuse_unfit
-from pertoken.cache._blocks import Blocks
+from pertoken._blocks import Blocks
+from pertoken._takeover import refuse_unfit
 from pertoken.cache._evicted import Evicted
 from pertoken.cache._held import size_of
 from pertoken.errors import PertokenError, nearest

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken.cache._blocks import Blocks
+from pertoken._blocks import Blocks
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:

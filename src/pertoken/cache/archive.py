@@ -41,13 +41,13 @@ import torch
 
 from pertoken._extras import need
 from pertoken._files import check_target, whole_file
+from pertoken._forward import text_logits
 from pertoken.cache import _format
 from pertoken.cache._coder import pack_ids
 from pertoken.cache._format import CODED, INT8, LEVELS, PACKED, RAW, Damaged, Header, Reader
 from pertoken.cache._ids import check_room, code_ids, numerics, read_ids, with_threads
 from pertoken.cache._tensors import Rows, empty_cache, layer_shapes, pack_rows
 from pertoken.cache.fingerprint import model_fingerprint, model_name
-from pertoken.decode.forward import text_logits
 from pertoken.errors import PertokenError, nearest
 
 if TYPE_CHECKING:

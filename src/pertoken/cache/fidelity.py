@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from pertoken._forward import text_logits
 from pertoken.cache._texts import Text, Turn, check_fit, refuse_unfit, scripts
 from pertoken.cache.fidelity_report import Fidelity, Speed, TextFidelity
 from pertoken.cache.memory import cache_bytes
 from pertoken.conversation import follow, stop_ids
-from pertoken.decode.forward import text_logits
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:

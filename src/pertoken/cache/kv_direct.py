@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pertoken.cache._attention import FULL, SLIDING, Forward, ModelCache, sdpa, visible
-from pertoken.cache._blocks import Blocks
+from pertoken._blocks import Blocks
+from pertoken._takeover import FULL, SLIDING, sdpa, visible
+from pertoken.cache._attention import Forward, ModelCache
 from pertoken.cache._evicted import Evicted, token_positions
 from pertoken.cache._held import Held, size_of
 from pertoken.cache._paged import attend_part, merge, mixed_values

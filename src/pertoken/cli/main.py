@@ -28,6 +28,7 @@ COMMANDS = (
     "caches",
     "cache",
     "verify",
+    "explain",
     "probe",
     "reproduce",
 )

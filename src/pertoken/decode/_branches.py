@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from pertoken.decode.forward import TreeForward, refuse_unfit, text_logits
+from pertoken._forward import text_logits
+from pertoken.decode.forward import TreeForward, refuse_unfit
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ def refuse_unfit(model: Any) -> None:
 
 def blocks_of(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The blocks of the decoder, in order."""
-    from pertoken.cache._blocks import Blocks
+    from pertoken._blocks import Blocks
 
     refuse_unfit(model)
     return Blocks(model).modules

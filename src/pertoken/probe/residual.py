@@ -128,10 +128,10 @@ def reconstruction_error(
     >>> reconstruction_error(tiny_model("gemma3"), [5, 6, 7], lengths=[2, 3]).exact
     True
     """
-    from pertoken.cache import _attention
+    from pertoken import _takeover
 
     refuse_unfit(model)
-    _attention.refuse_unfit(model, "reconstruction_error")
+    _takeover.refuse_unfit(model, "reconstruction_error")
     ids = one_text(model, input_ids)
     for length in lengths or ():
         if not 1 <= length <= ids.shape[1]:
@@ -151,8 +151,8 @@ def _layer_errors(
 ) -> list[LayerError]:
     from transformers import DynamicCache
 
-    from pertoken.cache._attention import layer_windows
-    from pertoken.cache._blocks import Blocks
+    from pertoken._blocks import Blocks
+    from pertoken._takeover import layer_windows
 
     tell = progress or (lambda what, done, total: None)
     blocks, windows = Blocks(model), layer_windows(model)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._forward import text_logits
 from pertoken.cache.memory import cache_bytes, rss_bytes
 from pertoken.conversation import exchanges, first_turn, follow, next_turn, stop_ids
-from pertoken.decode.forward import text_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken.cache._attention import Attend, Takeover
+from pertoken._takeover import Attend, Takeover
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:

@@ -1,0 +1,152 @@
+"""One call for every method: `attribute`, and what it will cost: `estimate_cost`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pertoken.attribute._forward import last_logits, most_tokens
+from pertoken.attribute._question import Prompt, Question, ask
+from pertoken.attribute._scores import Scores
+from pertoken.attribute.methods import Method, find
+from pertoken.attribute.quantity import Quantity, contrast
+from pertoken.attribute.quantity import find as find_quantity
+from pertoken.errors import PertokenError
+from pertoken.signal import TokenSignal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Cost", "attribute", "estimate_cost"]
+
+
+def attribute(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: Prompt,
+    target: str | int | None = None,
+    method: str = "reagent",
+    quantity: str | Quantity = "probability",
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> TokenSignal:
+    """How much each token of a prompt mattered for what follows it.
+
+    prompt: a text, taken as it is, or the messages of a chat, put into the chat template.
+    target: what follows: a text, of which every token is explained, each by the prompt and the
+        target tokens before it; or how many tokens the model shall write itself; None for one.
+    method: a name of `pertoken.attribute.METHODS`; options are the method's own.
+    quantity: what is explained, "probability", "log-probability", "logit", "entropy", or
+        `contrast(foil)`; a name you registered.
+    progress: called with (done, total) now and then.
+    Returns a `TokenSignal` over the user's own text: values [tokens] for one target token, [tokens,
+    targets] for several; special tokens and the chat template are left out, and a token that was
+    not rated is NaN. `notes` say what must be known about the result.
+    Raises PertokenError for a prompt or target that is empty or too long, an unknown method,
+    quantity or option, and a model that the method cannot serve.
+
+    >>> from pertoken.testing import ByteTokenizer, tiny_model
+    >>> model = tiny_model("llama", vocab_size=258)
+    >>> signal = attribute(model, ByteTokenizer(), "two words", "!", "occlusion")
+    >>> len(signal.values), signal.name
+    (9, "occlusion of probability of '!'")
+    """
+    chosen, wanted = find(method), find_quantity(quantity)
+    chosen.filled(options)  # what is misspelt is said before any work
+    question = ask(model, tokenizer, prompt, target)
+    if progress is not None:
+        question = replace(question, tell=progress)
+    return signal(question, chosen(question, wanted, seed=seed, **options), chosen.name, wanted)
+
+
+def signal(question: Question, scores: Scores, method: str, quantity: Quantity) -> TokenSignal:
+    """Scores of a question as a signal over the prompt's own text."""
+    shown = question.shown
+    values = scores.values[:, shown].T.numpy()
+    spans = [span for span in question.spans if span is not None]
+    name = f"{method} of {quantity.name}"
+    targets = question.targets
+    if len(targets) == 1:
+        values, name, targets = values[:, 0], f"{name} of {targets[0]!r}", ()
+    return TokenSignal(
+        question.text, np.ascontiguousarray(values), spans, name, targets, scores.notes
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an attribution will take, at least and at most.
+
+    rows: texts that go through the model; seconds: measured on one of them; megabytes: rough,
+        beside the model itself.
+    """
+
+    rows: tuple[int, int]
+    seconds: tuple[float, float]
+    megabytes: float
+
+    def __str__(self) -> str:
+        few, many = self.seconds
+        span = f"{few:.3g} s" if few == many else f"{few:.3g} to {many:.3g} s"
+        low, high = self.rows
+        rows = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        return f"{rows} texts through the model, about {span}, {self.megabytes:,.0f} MB"
+
+
+def estimate_cost(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: Prompt,
+    target: str | int | None = None,
+    method: str = "reagent",
+    **options: Any,
+) -> Cost:
+    """What `attribute` with these arguments will take; runs a few rows to time them.
+
+    ReAGent stops by a rule that cannot be foreseen: its cost lies between one step and max_steps.
+    A gradient is counted as three forwards. Memory is what one bounded forward holds.
+    """
+    chosen = find(method)
+    filled = chosen.filled(options)
+    question = ask(model, tokenizer, prompt, target)
+    place = question.places[-1]
+    rows = chosen.rows(question, filled)
+    batch = max(1, min(most_tokens(model) // place, 8, rows[1]))
+    ids = question.ids[:place].expand(batch, -1)
+    with torch.no_grad():
+        last_logits(model, input_ids=ids[:1])  # warm up
+        began = time.perf_counter()
+        last_logits(model, input_ids=ids)
+        each = (time.perf_counter() - began) / batch
+    each *= 3 if chosen.backward else 1
+    return Cost(rows, (rows[0] * each, rows[1] * each), _megabytes(model, place, rows[1], chosen))
+
+
+def _megabytes(model: PreTrainedModel, place: int, rows: int, method: Method) -> float:
+    """Activations of the largest forward: one block's at a time, with gradients all blocks'."""
+    config = model.config.get_text_config(decoder=True)
+    rows = min(rows, max(1, most_tokens(model) // place))
+    blocks = config.num_hidden_layers if method.backward else 1
+    width = 12 * config.hidden_size  # attention, feed-forward and residual beside each other
+    size = torch.finfo(model.dtype).bits // 8
+    activations = rows * place * width * blocks * size
+    logits = 3 * rows * config.vocab_size * 4
+    square = 3 * place**2 * 8 if method.name == "attention-rollout" else 0
+    return float(activations + logits + square) / 2**20
+
+
+def foil_of(tokenizer: Any, text: str) -> Quantity:
+    """The contrast with a foil given as a text, which must be one token."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise PertokenError(
+            f"the foil {text!r} is {len(ids)} tokens; it must be one (mind the blank before it)"
+        )
+    return contrast(int(ids[0]))

@@ -1,0 +1,227 @@
+"""Reproduction of ReAGent (arXiv 2402.00794) on two small models.
+
+Soft sufficiency and comprehensiveness of ReAGent and nine other methods on the same draws, for
+analogies as in the paper's LongRA and for cut prose; whether a planted fact that alone decides the
+answer is found. The paper's data sets and models are larger: GPT-2 to OPT-6.7B. Settings are the
+authors' for single tokens, but for fewer steps and for replacements by the model itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pertoken._bootstrap import bootstrap, bootstrap_mean
+from pertoken.reproduce._context import Context
+from pertoken.reproduce._reagent_prompts import Asked, analogies, planted, prose
+from pertoken.reproduce._report import Reproduction, Row
+
+VERSION = 1
+DTYPE = "float32"
+SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
+PROMPTS = {"analogies": 30, "prose": 30, "planted": 40}
+DRAWS = 20
+STEPS = 100
+METRICS = ("sufficiency", "comprehensiveness")
+
+BARS = {
+    "sufficiency: reagent over random": "> 1",
+    "comprehensiveness: reagent over random": "> 1",
+    "sufficiency: reagent over the best other method": ">= 1",
+    "comprehensiveness: reagent over the best other method": ">= 1",
+    "planted fact among the top 20 % of tokens: reagent": ">= 0.8",
+    "sufficiency: reagent over random, Gemma-3-270M": "> 1",
+    "comprehensiveness: reagent over random, Gemma-3-270M": "> 1",
+    "sufficiency: reagent over the best other method, Gemma-3-270M": ">= 1",
+    "comprehensiveness: reagent over the best other method, Gemma-3-270M": ">= 1",
+    "planted fact among the top 20 % of tokens: reagent, Gemma-3-270M": ">= 0.8",
+}
+REASONS: dict[str, str] = {}
+
+SMOKE_PROSE = [{"question": "one two three four five six seven eight nine ten " * 4}] * 2
+Unit = dict[str, Any]
+Floats = NDArray[np.float64]
+
+
+def run(context: Context) -> Reproduction:
+    """All rows; some hours on two slow cores, kept prompt by prompt."""
+    few = 1 if context.smoke else None
+    rows = context.data("gsm8k", smoke_rows=SMOKE_PROSE)
+    texts = {
+        "analogies": analogies("report", few or PROMPTS["analogies"]),
+        "prose": prose(rows, "report", few or PROMPTS["prose"]),
+        "planted": planted("report", few or PROMPTS["planted"]),
+    }
+    result: list[Row] = []
+    for which, label in (("first", ""), ("second", ", Gemma-3-270M")):
+        load = _loader(context, which)
+        found: dict[str, list[Unit]] = {}
+        for kind, asked in texts.items():
+            compute = _planted if kind == "planted" else _faithful
+            found[kind] = [
+                context.remember(
+                    [which, kind, each.number], partial(compute, load, each, context.smoke)
+                )
+                for each in context.track(asked, f"{which} model, {kind}")
+            ]
+        result += _rows(found["analogies"] + found["prose"], label, context.seed)
+        result += _planted_rows(found["planted"], label, context.seed)
+        for kind in ("analogies", "prose"):
+            result += _means(found[kind], f"{kind}{label}")
+    return context.reproduction(
+        result,
+        second_model=SECOND,
+        prompts=PROMPTS,
+        draws=DRAWS,
+        reagent={"probes": 5, "ratio": 0.3, "keep": 8, "top_k": 3, "max_steps": STEPS},
+        replacer="lm_topk",
+        split="report: odd numbers",
+        quantity="probability",
+        distance="hellinger",
+    )
+
+
+def _loader(context: Context, which: str) -> Callable[[], tuple[Any, Any]]:
+    kept: list[tuple[Any, Any]] = []
+
+    def load() -> tuple[Any, Any]:
+        if which == "first" or context.smoke:
+            return context.load()
+        if not kept:
+            from pertoken.loading import load as load_model
+
+            kept.append(load_model(SECOND, device=context.device, dtype=context.dtype))
+        return kept[0]
+
+    return load
+
+
+def _options(smoke: bool) -> dict[str, dict[str, Any]]:
+    if not smoke:
+        return {"reagent": {"max_steps": STEPS}}
+    return {
+        "reagent": {"max_steps": 1, "probes": 1},
+        "integrated-gradients": {"steps": 1},
+        "gradient-shap": {"samples": 1},
+        "occlusion": {"draws": 1},
+        "lime": {"samples": 2},
+    }
+
+
+def _faithful(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) -> Unit:
+    """Each method's metrics and seconds on one prompt."""
+    from pertoken.attribute import evaluate_attribution
+
+    model, tokenizer = load()
+    prompt: Any = asked.prompt if asked.target is None else (asked.prompt, asked.target)
+    found = evaluate_attribution(
+        model,
+        tokenizer,
+        [prompt],
+        draws=1 if smoke else DRAWS,
+        seed=asked.number,
+        options=_options(smoke),
+    )
+    return {
+        name: {
+            "sufficiency": float(result.sufficiency.mean()),
+            "comprehensiveness": float(result.comprehensiveness.mean()),
+            "seconds": result.seconds,
+        }
+        for name, result in found.results.items()
+    }
+
+
+def _planted(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) -> Unit:
+    """Is a token of the fact in each method's top 20 %; and does the model know the answer?"""
+    from pertoken.attribute import METHODS, attribute
+    from pertoken.attribute._question import ask
+
+    model, tokenizer = load()
+    target, fact = asked.target or "", asked.fact or (0, 0)
+    wanted, written = (ask(model, tokenizer, asked.prompt, aim) for aim in (target, 1))
+    found: Unit = {"answered": wanted.targets[0] == written.targets[0]}
+    options = _options(smoke)
+    for name in METHODS:
+        signal = attribute(
+            model,
+            tokenizer,
+            asked.prompt,
+            target,
+            name,
+            seed=asked.number,
+            **options.get(name, {}),
+        )
+        first = signal.target(0) if signal.targets else signal
+        top = first.top(math.ceil(0.2 * len(first)))
+        found[name] = any(each.start < fact[1] and each.end > fact[0] for each in top)
+    return found
+
+
+def _rows(units: list[Unit], label: str, seed: int) -> list[Row]:
+    """ReAGent against random and against the best of the others, over all prompts."""
+    rows = []
+    for metric in METRICS:
+        own = [unit["reagent"][metric] for unit in units]
+        others = {
+            name: float(np.mean([unit[name][metric] for unit in units]))
+            for name in units[0]
+            if name not in ("reagent", "random")
+        }
+        best = max(others, key=others.__getitem__)
+        for against, name in (("random", "random"), ("the best other method", best)):
+            reference = [unit[name][metric] for unit in units]
+            rows.append(
+                Row(
+                    f"{metric}: reagent over {against}{label}",
+                    _ratio(np.array(own), np.array(reference)).item(),
+                    "x",
+                    paper="best in most cells" if against != "random" else None,
+                    paper_setting="six models, three data sets" if against != "random" else "",
+                    interval=bootstrap(_ratio, own, reference, seed=seed),
+                    baseline=f"{name}: {float(np.mean(reference)):.4g}",
+                )
+            )
+    return rows
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(top.mean(-1) / bottom.mean(-1))
+
+
+def _planted_rows(units: list[Unit], label: str, seed: int) -> list[Row]:
+    """Shares over the prompts whose answer the model knows: elsewhere the fact decides nothing."""
+    known = [unit for unit in units if unit["answered"]]
+    rows = [Row(f"planted facts the model repeats{label}", len(known) / len(units), "share")]
+    for name in units[0]:
+        if name == "answered":
+            continue
+        hits = [float(unit[name]) for unit in known]
+        rows.append(
+            Row(
+                f"planted fact among the top 20 % of tokens: {name}{label}",
+                float(np.mean(hits)) if hits else math.nan,
+                "share",
+                interval=bootstrap_mean(hits, seed) if hits else None,
+            )
+        )
+    return rows
+
+
+def _means(units: list[Unit], label: str) -> list[Row]:
+    """The table: every method's figures on one kind of text, and its seconds per target."""
+    rows = []
+    for name in units[0]:
+        for metric in METRICS:
+            mean = float(np.mean([unit[name][metric] for unit in units]))
+            rows.append(Row(f"{metric}: {name}, {label}", mean))
+        if name != "random":
+            seconds = float(np.median([unit[name]["seconds"] for unit in units]))
+            rows.append(Row(f"seconds: {name}, {label}", seconds, "s"))
+    return rows
