@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pertoken import PertokenError
 from pertoken.cache._code import Code, pack, unpack
-from pertoken.cache._predictive import Predictor, cached_rows
-from pertoken.cache._rotary import Rotary
+from pertoken.cache._predictive import Predictor, cached_rows, turned_keys
+from pertoken.cache._rotation import Rotation
 from pertoken.cache._rows import plain_cache, plain_rows
 from pertoken.cache._turboquant import codebook, rotation
 from pertoken.cache.quantize import (
@@ -280,21 +280,23 @@ def test_keys_without_rotation_are_those_of_the_projection(architecture: str) ->
     """Same token, same key at every position of layer 0 (GPT-2 and OPT add their positions)."""
     model = tiny_model(architecture, dtype=torch.float32)
     ids = torch.full((1, 12), 7)
-    rows, rotary = cached_rows(model, ids), Rotary(model)
+    rows, rotation = cached_rows(model, ids), Rotation(model, "this")
     for layer, (keys, _) in enumerate(rows):
-        assert torch.allclose(rotary.redo(rotary.undo(keys, layer), layer), keys, atol=1e-4)
+        plain = turned_keys(rotation, keys, layer, back=True)
+        assert torch.allclose(turned_keys(rotation, plain, layer), keys, atol=1e-4)
     if architecture in ("gpt2", "opt"):
-        assert torch.equal(rotary.undo(rows[0][0], 0), rows[0][0])
+        assert torch.equal(turned_keys(rotation, rows[0][0], 0, back=True), rows[0][0])
         return
     assert not torch.allclose(rows[0][0], rows[0][0][:, :, :1], atol=1e-2)
-    plain = rotary.undo(rows[0][0], 0)
+    plain = turned_keys(rotation, rows[0][0], 0, back=True)
     assert torch.allclose(plain, plain[:, :, :1].expand_as(plain), atol=1e-4)
 
 
 def test_gemma_layers_turn_back_by_the_base_of_their_own_type() -> None:
     model = tiny_model("gemma3", dtype=torch.float32)
-    keys, rotary = tensor(1, 2, 12, 8), Rotary(model)
-    assert not torch.allclose(rotary.undo(keys, 0), rotary.undo(keys, 1), atol=1e-2)
+    keys, rotation = tensor(1, 2, 12, 8), Rotation(model, "this")
+    one, other = (turned_keys(rotation, keys, layer, back=True) for layer in (0, 1))
+    assert not torch.allclose(one, other, atol=1e-2)
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "gpt-neox", "phi", "gpt2"])

@@ -145,3 +145,12 @@ def test_a_helper_leaves_an_unfinished_line_alone(tmp_path: Path) -> None:
     with first.path.open("a") as file:
         file.write('lue": 2}\n')
     assert helper.wait("b", pytest.fail) == 2
+
+
+def test_a_helper_ends_when_its_run_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pertoken.reproduce import _jobs
+
+    _jobs.check_parent()
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    with pytest.raises(_jobs.HelperDone):
+        _jobs.check_parent()

@@ -27,7 +27,7 @@ import torch
 
 from pertoken._extras import need
 from pertoken.cache._code import Code, Kind, check, half
-from pertoken.cache._rotary import Rotary
+from pertoken.cache._rotation import Rotation
 from pertoken.cache._rows import Rows, plain_rows
 from pertoken.errors import PertokenError
 
@@ -108,7 +108,7 @@ class Predictive:
 
     def encode_cache(self, model: PreTrainedModel, input_ids: torch.Tensor, rows: Rows) -> Code:
         """Code of all layers at once; input_ids: [batch, time]; rows: (keys, values) per layer."""
-        streams = _streams(Rotary(model), rows)
+        streams = _streams(_rotation(model), rows)
         self._fits(model, streams)
         first = rows[0][0]
         parts = self._encode(streams, _embed(model, input_ids))
@@ -121,10 +121,10 @@ class Predictive:
         streams, batch, heads, time, dim = code.shape
         shape = (streams, batch, time, heads * dim)
         found = self._decode(code.parts, shape, _embed(model, input_ids))
-        rotary = Rotary(model)
+        rotation = _rotation(model)
         rows = []
         for layer in range(streams // 2):
-            keys = rotary.redo(_split(found[2 * layer], heads), layer)
+            keys = turned_keys(rotation, _split(found[2 * layer], heads), layer)
             values = _split(found[2 * layer + 1], heads)
             rows.append((keys.to(code.dtype), values.to(code.dtype)))
         return rows
@@ -224,7 +224,7 @@ def fit_predictor(
     count = 0
     for text in texts:
         ids = torch.tensor([list(text)], device=model.device)
-        now = _streams(Rotary(model), cached_rows(model, ids))[:, 0]
+        now = _streams(_rotation(model), cached_rows(model, ids))[:, 0]
         before = torch.cat([torch.zeros_like(now[:, :1]), now[:, :-1]], 1)
         both = torch.cat([before, now], -1)
         known = torch.nn.functional.pad(_embed(model, ids)[0], (0, 1), value=1.0)
@@ -284,7 +284,26 @@ def _embed(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     return (found * torch.rsqrt(power + torch.finfo(torch.float32).tiny)).cpu()
 
 
-def _streams(rotary: Rotary, rows: Rows) -> torch.Tensor:
+def _rotation(model: PreTrainedModel) -> Rotation:
+    return Rotation(model, "Predictive")
+
+
+def turned_keys(
+    rotation: Rotation, keys: torch.Tensor, layer: int, *, back: bool = False
+) -> torch.Tensor:
+    """Keys [batch, heads, time, dim] turned from place 0 to their places 0, 1, …, or back, float32.
+
+    The rotation is linear and known from the position: turned back, keys are as the projection (and
+    the norm behind it) made them. Keys that a model does not rotate stay as they are.
+    """
+    keys = keys.float()
+    if not rotation.turns[layer]:
+        return keys
+    places = torch.arange(keys.shape[2], device=keys.device)[None]
+    return rotation.turned(layer, keys, rotation.angles(-places if back else places, keys))
+
+
+def _streams(rotation: Rotation, rows: Rows) -> torch.Tensor:
     """[2 · layers, batch, time, heads · dim] in float32, keys without their rotation."""
     shapes = {tuple(tensor.shape) for pair in rows for tensor in pair}
     if len(shapes) > 1:
@@ -294,7 +313,7 @@ def _streams(rotary: Rotary, rows: Rows) -> torch.Tensor:
         )
     found = []
     for layer, (keys, values) in enumerate(rows):
-        found += [_merge(rotary.undo(keys, layer)).cpu(), _merge(values).cpu()]
+        found += [_merge(turned_keys(rotation, keys, layer, back=True)).cpu(), _merge(values).cpu()]
     return torch.stack(found)
 
 

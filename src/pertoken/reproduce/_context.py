@@ -89,12 +89,14 @@ class Context:
         checkpoint = self.checkpoint
         if checkpoint is None:
             return {name: compute() for name, (_, compute) in self._watched(units, what)}
-        from pertoken.reproduce._jobs import HelperDone, helpers, one_thread
+        from pertoken.reproduce._jobs import HelperDone, check_parent, helpers, one_thread
 
         alone = self.jobs == 1 and not self.helper
         count = 0 if self.helper else self.jobs - 1
         with contextlib.nullcontext() if alone else one_thread(), helpers(self.job, count) as said:
             for _, (key, compute) in self._watched(units, what):
+                if self.helper:
+                    check_parent()
                 if checkpoint.claim(key):
                     checkpoint.remember(key, compute)
             if self.helper:

@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+_PARENT = os.getppid()
+
 
 class HelperDone(Exception):
     """Raised in a helper behind the units it came for."""
@@ -53,6 +55,12 @@ def helpers(job: Mapping[str, Any], count: int) -> Iterator[list[str]]:
             helper.kill()
             helper.wait()
             output.close()
+
+
+def check_parent() -> None:
+    """End a helper whose run is gone: killed, it could not end its helpers itself."""
+    if os.getppid() != _PARENT:
+        raise HelperDone
 
 
 @contextlib.contextmanager
