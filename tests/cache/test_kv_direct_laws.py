@@ -82,6 +82,8 @@ def test_nothing_changes_while_the_text_fits(dtype):
     [
         ({"checkpoint": "tokens"}, [4, 4, 0], [6, 6, 4]),
         ({"checkpoint": "tokens", "layers": 4}, [4, 4, 4, 0], [0, 0, 0, 4]),
+        ({"checkpoint": "tokens", "block": None}, [2, 2, 0], [1, 1, 2]),
+        ({"checkpoint": "tokens", "block": None, "layers": 4}, [1, 1, 1, 0], [0, 0, 0, 1]),
         ({"checkpoint": "residual", "layer": 1}, [0, 4, 0], [4, 6, 4]),
         ({"checkpoint": "residual", "layer": 1, "layers": 4}, [0, 4, 4, 0], [4, 0, 0, 4]),
         ({"checkpoint": "per_layer"}, [0, 0, 0], [4, 4, 4]),
@@ -91,8 +93,10 @@ def test_nothing_changes_while_the_text_fits(dtype):
 def test_a_step_does_the_work_that_is_promised(options, run, projected, monkeypatch):
     """Over 4 evicted blocks of 4, per layer: n blocks run.
 
-    With 3 layers, 12 rows to spare, n(n-1)/2 = 6 are projected for them; with 4 layers none.
+    With 3 layers, 12 rows to spare, n(n-1)/2 = 6 are projected for them; with 4 layers none. If no
+    block is given, as many as fit into the spare rows are run at once.
     """
+    options = {"block": 4, **options}
     layers = options.pop("layers", 3)
     model = tiny_model("llama", layers=layers)
     cache = KVDirectCache(model, 4, **options)

@@ -21,9 +21,10 @@ import torch
 from transformers.utils.output_capturing import _active_collector
 
 from pertoken._blocks import Blocks
-from pertoken._takeover import visible
+from pertoken._takeover import sdpa, visible
 from pertoken.cache._paged import Part, attend_part, merge, mixed_values
 
+Pair = tuple[torch.Tensor, torch.Tensor]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 See = Callable[[int, torch.Tensor, torch.Tensor], None]
 """Takes the number of a block and its keys and values [batch, key heads, time, dim]."""
@@ -100,7 +101,7 @@ class Evicted:
         wanted: which blocks are to be shown. Layers must come in order.
         """
         order = range(len(self.parts))
-        made: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if self._fits else None
+        made: list[Pair] | None = [] if self._fits else None
         with _unrecorded():
             for index in order if self._fits else reversed(order):
                 if self._advances(layer):
@@ -112,15 +113,14 @@ class Evicted:
 
     def rebuild(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer's keys and values [batch, key heads, evicted, dim], all of them at once."""
-        made: list[tuple[torch.Tensor, torch.Tensor]] = []
+        made: list[Pair] = []
         with _unrecorded():
             for index in range(len(self.parts)):
                 if self._advances(layer):
                     self._advance(layer, index, None, made)
                 else:
-                    made.append(self._project(layer, index))
-        keys, values = zip(*made, strict=True)
-        return torch.cat(keys, 2), torch.cat(values, 2)
+                    _add(made, *self._project(layer, index))
+        return made[0]
 
     def _advances(self, layer: int) -> bool:
         return layer + 1 < len(self.windows) and layer + 1 not in self.kept
@@ -140,11 +140,12 @@ class Evicted:
         layer: int,
         index: int,
         see: See | None,
-        made: list[tuple[torch.Tensor, torch.Tensor]] | None,
+        made: list[Pair] | None,
     ) -> None:
         """Run one block of tokens through a layer.
 
-        made: keys and values of the blocks before it, and then its own too; None to make them.
+        made: holds keys and values of all blocks before it, and then its own too; None to make
+            them for the occasion.
         """
         part, window = self.parts[index], self.windows[layer]
         queries = self.positions[:, part]
@@ -158,23 +159,22 @@ class Evicted:
             scaling: float | None = None,
             **kwargs: Any,
         ) -> tuple[torch.Tensor, None]:
-            if made is not None:
-                made.append((key, value))
-            self.note(key, value, *(tensor for pair in (made or [])[:-1] for tensor in pair))
             if see is not None:
                 see(index, key, value)
+            if made is not None:
+                keys, values = _add(made, key, value)
+                self.note(keys, values, key, value)
+                seen = self.positions[:, : part.stop]
+                allowed = visible(queries, seen, window)[:, None]
+                return sdpa(module, query, keys, values, allowed, scaling=scaling)
+            self.note(key, value)
             mixed: Part | None = None
             for before in range(index + 1):
                 allowed = visible(queries, self.positions[:, self.parts[before]], window)[:, None]
                 if not bool(allowed.any()):
                     continue
-                if before == index:
-                    keys, values = key, value
-                elif made is not None:
-                    keys, values = made[before]
-                else:
-                    keys, values = self._project(layer, before)
-                    self.note(key, value, keys, values)
+                keys, values = (key, value) if before == index else self._project(layer, before)
+                self.note(key, value, keys, values)
                 mixed = merge(mixed, attend_part(query, keys, values, allowed, scaling))
             assert mixed is not None  # a token sees itself
             return mixed_values(mixed, query.dtype), None
@@ -182,6 +182,14 @@ class Evicted:
         self.hidden[index] = self.blocks.advance(
             layer, self._input(layer, index), self.calls[index][layer], attend
         )
+
+
+def _add(made: list[Pair], keys: torch.Tensor, values: torch.Tensor) -> Pair:
+    """Put keys and values behind those that the list holds as one pair; all of them."""
+    if made:
+        keys, values = torch.cat((made[0][0], keys), 2), torch.cat((made[0][1], values), 2)
+    made[:] = [(keys, values)]
+    return made[0]
 
 
 @contextmanager

@@ -69,8 +69,8 @@ class KVDirectCache(ModelCache):
         the start or after `end_turn()` makes all rows, which stay until `end_turn()`. Then a step
         costs what it costs with a full cache, and so does the memory.
     layer: the layer whose input "residual" keeps.
-    block: tokens made again at a time, at most the budget; 128 or the budget by default. Larger
-        blocks are run faster.
+    block: tokens evicted and made again at a time, at most the budget. By default 128 tokens, or
+        the budget, are evicted at a time, and about 128 made again. Larger blocks are run faster.
 
     What is exact. The output is that of a full cache up to rounding, since sums run in another
     order: the same tokens in float64; in float32 unless two choices are as good as tied; in
@@ -120,6 +120,11 @@ class KVDirectCache(ModelCache):
                 f"with {checkpoint!r}"
             )
         self.layer = layer
+        # As many rows as the budget has in all layers may be made again in one of them, so with a
+        # small budget several blocks are run at once.
+        self._spare = budget * count
+        together = 1 if block else max(1, min(_BLOCK, self._spare) // self.block)
+        self._run = together * self.block
         self._held = Held(count)
         super().__init__(model, self._held.layers)
         self._token_bytes = row_bytes(model, self.blocks, self.windows, name)
@@ -277,9 +282,8 @@ class KVDirectCache(ModelCache):
         if held.first:
             kept = {layer: state[:, : held.first] for layer, state in held.states.items()}
             ids = self._ids[:, : held.first]
-            spare = self.budget * len(self.layers)  # as much as the rows within the budget are
             self._evicting = Evicted(
-                self.blocks, self.windows, ids, self.block, kept, spare, self._note
+                self.blocks, self.windows, ids, self._run, kept, self._spare, self._note
             )
         for layer in self._kept:
             module = self.blocks.modules[layer]
