@@ -9,7 +9,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from pertoken.cache import _blocks
+from pertoken import _blocks
 from pertoken.errors import PertokenError
 from pertoken.probe import (
     cache_free_decoding,
