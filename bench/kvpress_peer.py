@@ -206,6 +206,7 @@ def measure(
                 },
                 len(prompts),
             )
+        print(f"{pair.name} done", file=sys.stderr, flush=True)
     return agreed, timed
 
 
@@ -262,8 +263,13 @@ def report(
     }
 
 
-def chosen_prompts(tokenizer: Any, path: Path | None, wanted: int, shortest: int) -> list[Any]:
-    """Ids [1, time] of Spec-Bench prompts of the report half, spread over all that are long."""
+def chosen_prompts(
+    tokenizer: Any, path: Path | None, wanted: int, shortest: int, longest: int
+) -> list[Any]:
+    """Ids [1, time] of Spec-Bench prompts of the report half, spread over all that are long.
+
+    Of a prompt with more than `longest` tokens the first ones.
+    """
     import torch
 
     import pertoken
@@ -276,7 +282,7 @@ def chosen_prompts(tokenizer: Any, path: Path | None, wanted: int, shortest: int
         raise pertoken.PertokenError(
             f"{len(long)} prompts have {shortest} tokens or more, {wanted} were asked for"
         )
-    return [torch.tensor([long[i * len(long) // wanted]]) for i in range(wanted)]
+    return [torch.tensor([long[i * len(long) // wanted][:longest]]) for i in range(wanted)]
 
 
 def main() -> int:
@@ -285,8 +291,9 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--budget", type=int, default=128, help="tokens kept per layer")
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--shortest", type=int, default=256, help="tokens of the shortest prompt")
+    parser.add_argument("--longest", type=int, default=512, help="tokens a prompt is cut to")
     parser.add_argument("--only", nargs="*", help="beginnings of the methods' names")
     parser.add_argument("--data", type=Path, help="your own copy of Spec-Bench")
     parser.add_argument("--threads", type=int, help="threads torch computes with")
@@ -305,7 +312,9 @@ def main() -> int:
         torch.set_num_threads(given.threads)
     try:
         model, tokenizer = pertoken.load(given.model, dtype=given.dtype)
-        prompts = chosen_prompts(tokenizer, given.data, given.prompts, given.shortest)
+        prompts = chosen_prompts(
+            tokenizer, given.data, given.prompts, given.shortest, given.longest
+        )
     except pertoken.PertokenError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
