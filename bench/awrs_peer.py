@@ -199,8 +199,8 @@ def report(
     speed: by contender, one dict per round with seconds and checks; languages: runs by prompt and
     contender.
     """
+    from pertoken._bootstrap import bootstrap_ratio
     from pertoken.reproduce._bars import Bar
-    from pertoken.reproduce._bootstrap import bootstrap_ratio
     from pertoken.reproduce._machine import machine, versions
 
     def column(name: str, key: str) -> list[float]:

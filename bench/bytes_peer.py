@@ -109,8 +109,8 @@ def report(
     found: dict[str, list[dict[str, Any]]], settings: dict[str, Any], noise: dict[str, Any]
 ) -> dict[str, Any]:
     """Figures of both and the comparisons that have a bar, ready for JSON."""
+    from pertoken._bootstrap import bootstrap, bootstrap_ratio
     from pertoken.reproduce._bars import Bar
-    from pertoken.reproduce._bootstrap import bootstrap, bootstrap_ratio
     from pertoken.reproduce._machine import machine, versions
 
     def column(name: str, key: str) -> list[float]:

@@ -224,8 +224,8 @@ def report(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Rows with their bars, ready for JSON; no figure where all rounds were dropped."""
+    from pertoken._bootstrap import bootstrap_ratio
     from pertoken.reproduce._bars import Bar
-    from pertoken.reproduce._bootstrap import bootstrap_ratio
     from pertoken.reproduce._machine import machine, versions
     from pertoken.timing import spread
 

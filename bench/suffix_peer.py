@@ -233,7 +233,7 @@ BARS = {  # fixed before the first run: tokens per forward over the peer's in th
 
 def report(found: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:
     """Figures of every contender and the ratios that have a bar, ready for JSON."""
-    from pertoken.reproduce._bootstrap import bootstrap_ratio_of_ratios
+    from pertoken._bootstrap import bootstrap_ratio_of_ratios
     from pertoken.reproduce._machine import machine, versions
 
     def sums(name: str) -> tuple[list[float], list[float]]:

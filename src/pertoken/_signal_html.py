@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pertoken._html import source_hash
 from pertoken.signal import _LEVELS, _colour, _legend
 
 if TYPE_CHECKING:
@@ -26,8 +25,7 @@ def fragment(signal: TokenSignal) -> str:
 def page(signal: TokenSignal) -> str:
     """The signal as a whole page."""
     style = _style()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'"
+    policy = f"default-src 'none'; style-src '{source_hash(style)}'"
     text = f"""\
 <!DOCTYPE html>
 <html lang="en">

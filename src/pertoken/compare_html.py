@@ -6,22 +6,20 @@ script and allows nothing else, and texts reach the page as JSON and as text nod
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from pertoken._html import asset, grid, source_hash
 from pertoken.compare_report import REFERENCE, MethodRow, identical, number, percent
 
 if TYPE_CHECKING:
     from pertoken.compare_report import Comparison, Decoded
     from pertoken.prompts import Prompt
 
-__all__ = ["asset", "grid", "page", "source_hash"]
+__all__ = ["page"]
 
 SOURCES = {
     "bonus": "the model's own choice behind what was accepted",
@@ -150,22 +148,6 @@ def _bar(value: float, longest: float) -> str:
     )
 
 
-def grid(lines: Sequence[Sequence[str]]) -> str:
-    """A table as HTML: the head, then lines whose first cell names them."""
-    head, *body = lines
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    rows = "\n".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in body
-    )
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n'
-        f"<tbody>\n{rows}\n</tbody>\n</table></div>"
-    )
-
-
 def _data(comparison: Comparison) -> dict[str, Any]:
     """What the script needs; a text that several methods share is there once."""
     found = [s for r in comparison.results for d in r.values() for s in d.sources or ()]
@@ -266,14 +248,3 @@ def _json(data: Any) -> str:
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
-
-
-def asset(name: str) -> str:
-    """The text of a file of the page's own: its style or its script."""
-    return files("pertoken").joinpath("_page", name).read_text(encoding="utf-8")
-
-
-def source_hash(text: str) -> str:
-    """The source expression of the security policy that allows exactly this text."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return "sha256-" + base64.b64encode(digest).decode("ascii")

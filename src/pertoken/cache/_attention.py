@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from transformers.cache_utils import Cache
 
-from pertoken._takeover import Takeover, layer_windows
+from pertoken._takeover import FULL, SLIDING, Takeover, layer_windows
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Forward", "ModelCache"]
+__all__ = ["Forward", "ModelCache", "mask_of_layer", "opens", "shows"]
 
 
 @dataclass
@@ -92,8 +92,8 @@ class ModelCache(Cache):
         """Gives the new rows back: `attend` puts the others beside them."""
         if self.forward is None:
             raise PertokenError(
-                f"this {type(self).__name__} was made for another model, or was closed: make one "
-                "with the model that is to use it"
+                f"this {type(self).__name__} was made for one {type(self.model).__name__} and is "
+                "used with another model, or was closed: make one with the model that is to use it"
             )
         return key_states, value_states
 
@@ -122,6 +122,22 @@ class ModelCache(Cache):
             self.end(finished)
         finally:
             self.forward = None
+
+
+def mask_of_layer(tree: dict[str | None, torch.Tensor], window: int | None) -> torch.Tensor:
+    """The mask of a tree for a layer with this window."""
+    kind = FULL if window is None else SLIDING
+    return tree[kind] if kind in tree else tree[None]
+
+
+def opens(mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask lets see, bool."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def shows(mask: torch.Tensor | None) -> bool:
+    """Whether any query sees any of the keys."""
+    return mask is None or bool(opens(mask).any())
 
 
 def _watch(model: PreTrainedModel, cache: ModelCache) -> list[Any]:

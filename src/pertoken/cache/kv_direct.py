@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pertoken._blocks import Blocks
-from pertoken._takeover import FULL, SLIDING, sdpa, visible
-from pertoken.cache._attention import Forward, ModelCache
+from pertoken._takeover import sdpa, visible
+from pertoken.cache._attention import Forward, ModelCache, mask_of_layer, opens, shows
 from pertoken.cache._evicted import Evicted, token_positions
 from pertoken.cache._held import Held, size_of
 from pertoken.cache._paged import attend_part, merge, mixed_values
@@ -324,7 +324,7 @@ class KVDirectCache(ModelCache):
             nonlocal mixed
             mixed = merge(mixed, attend_part(query, keys, values, masks[index], scaling))
 
-        evicting.page(layer, [_shows(mask) for mask in masks], see)
+        evicting.page(layer, [shows(mask) for mask in masks], see)
         return mixed_values(mixed, query.dtype), None
 
     def end(self, finished: bool) -> None:
@@ -357,7 +357,7 @@ class KVDirectCache(ModelCache):
         forward, window = self.forward, self.windows[layer]
         assert forward is not None
         if forward.tree is not None:
-            return _of_layer(forward.tree, window)[..., where]
+            return mask_of_layer(forward.tree, window)[..., where]
         time, total = forward.positions.shape[1], self._positions.shape[1]
         near = window is None or total < window
         if where == slice(0, None) and near and time in (1, total) and not self._padded:
@@ -371,7 +371,7 @@ class KVDirectCache(ModelCache):
         new = self._positions[:, self.get_seq_length() :]
         return not torch.equal(forward.positions, new) or any(
             not torch.equal(
-                _opens(_of_layer(forward.tree, window)).expand(new.shape[0], -1, -1, -1)[:, 0],
+                opens(mask_of_layer(forward.tree, window)).expand(new.shape[0], -1, -1, -1)[:, 0],
                 visible(new, self._positions, window),
             )
             for window in set(self.windows)
@@ -395,18 +395,3 @@ class KVDirectCache(ModelCache):
                 f"{sum(self._token_bytes)} bytes: a full cache is smaller and faster",
                 stacklevel=3,
             )
-
-
-def _of_layer(tree: dict[str | None, torch.Tensor], window: int | None) -> torch.Tensor:
-    """The mask of a tree for a layer with this window."""
-    kind = FULL if window is None else SLIDING
-    return tree[kind] if kind in tree else tree[None]
-
-
-def _opens(mask: torch.Tensor) -> torch.Tensor:
-    """Where a mask lets see, bool."""
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def _shows(mask: torch.Tensor | None) -> bool:
-    return mask is None or bool(_opens(mask).any())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken.compare_html import asset, grid, source_hash
+from pertoken._html import asset, grid, source_hash
 
 if TYPE_CHECKING:
     from pertoken.cli.caches import Row

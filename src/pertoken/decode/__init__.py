@@ -5,8 +5,9 @@ Each name is an object to hand to `generate`: ``custom_generate=Goose()``.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.decode.awrs import AWRS
@@ -68,14 +69,4 @@ _HOME = {
     "smc": "particles",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(__name__, _HOME)

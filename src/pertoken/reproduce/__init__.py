@@ -16,17 +16,12 @@ The module can be called: ``pertoken.reproduce("goose", smoke=True)``.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pertoken._lazy import lazy
+
 if TYPE_CHECKING:
-    from pertoken.reproduce._bootstrap import (
-        bootstrap,
-        bootstrap_mean,
-        bootstrap_ratio,
-        bootstrap_ratio_of_ratios,
-    )
     from pertoken.reproduce._context import Context
     from pertoken.reproduce._harness import available, refresh_reasons, reproduce
     from pertoken.reproduce._report import Report, Reproduction, Row, read_report
@@ -37,10 +32,6 @@ __all__ = [
     "Reproduction",
     "Row",
     "available",
-    "bootstrap",
-    "bootstrap_mean",
-    "bootstrap_ratio",
-    "bootstrap_ratio_of_ratios",
     "read_report",
     "refresh_reasons",
     "reproduce",
@@ -52,13 +43,12 @@ _HOME = {
     "Reproduction": "_report",
     "Row": "_report",
     "available": "_harness",
-    "bootstrap": "_bootstrap",
-    "bootstrap_mean": "_bootstrap",
-    "bootstrap_ratio": "_bootstrap",
-    "bootstrap_ratio_of_ratios": "_bootstrap",
     "read_report": "_report",
     "refresh_reasons": "_harness",
 }
+
+
+_load, _ = lazy(__name__, _HOME)
 
 
 def __getattr__(name: str) -> Any:
@@ -66,11 +56,7 @@ def __getattr__(name: str) -> Any:
         # The module itself, which can be called: `pertoken.reproduce` is then one thing whether
         # the function was asked for first or the package was imported first.
         return sys.modules[__name__]
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    return _load(name)
 
 
 class _Callable(ModuleType):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pertoken.reproduce._bootstrap import bootstrap_ratio
+from pertoken._bootstrap import bootstrap_ratio
 from pertoken.reproduce._constraint_cases import KINDS, Case, cases
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Row

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pertoken.reproduce._bootstrap import bootstrap_ratio, bootstrap_ratio_of_ratios
+from pertoken._bootstrap import bootstrap_ratio, bootstrap_ratio_of_ratios
 from pertoken.reproduce._report import Row
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pertoken.reproduce._bootstrap import bootstrap, bootstrap_ratio
+from pertoken._bootstrap import bootstrap, bootstrap_ratio
 from pertoken.reproduce._byte_texts import SMOKE_CODE, SMOKE_PROSE, Split, Text, code, cuts, prose
 from pertoken.reproduce._byte_units import (
     CONTENDERS,

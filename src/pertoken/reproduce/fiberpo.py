@@ -20,7 +20,7 @@ from functools import partial
 from statistics import mean, median
 from typing import Any
 
-from pertoken.reproduce._bootstrap import bootstrap_mean
+from pertoken._bootstrap import bootstrap_mean
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Reproduction, Row
 

@@ -6,8 +6,9 @@ return ``(loss, stats)``. Nothing here imports TRL or verl; the adapters do when
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.train.apc import apc_clip, tv_trpo_penalty
@@ -67,14 +68,4 @@ _HOME = {
     "weighted_nll": "reducer",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(__name__, _HOME)

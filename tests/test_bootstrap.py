@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from pertoken.errors import PertokenError
-from pertoken.reproduce import (
+from pertoken._bootstrap import (
     bootstrap,
     bootstrap_mean,
     bootstrap_ratio,
     bootstrap_ratio_of_ratios,
 )
+from pertoken.errors import PertokenError
 
 
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:
