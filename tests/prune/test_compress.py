@@ -190,12 +190,12 @@ def test_globenc_is_weighted_by_lexrank_and_others_are_not(
 
     monkeypatch.setattr(_plan, "_function", lambda name: place_of)
     model, tokenizer = encoder
-    text = "Cab abc ab. Cab ab. Bad."
+    text = "Cab abc dab. Cab bad. Dab."
     plain = compress(text, 0.5, salience="decompx", model=model, tokenizer=tokenizer)
     weighted = compress(text, 0.5, salience="globenc", model=model, tokenizer=tokenizer)
-    weights = lexrank(["Cab abc ab.", "Cab ab.", "Bad."])
+    weights = lexrank(["Cab abc dab.", "Cab bad.", "Dab."])
     each = [weights[0]] * 3 + [weights[1]] * 2 + [weights[2]]
-    assert len(set(weights)) == 3
+    assert weights[0] > max(weights[1:])
     wanted = [w.score * weight for w, weight in zip(plain.words, each, strict=True) if w.score]
     assert [word.score for word in weighted.words] == pytest.approx(wanted)
 
@@ -205,7 +205,8 @@ def test_self_information_is_the_negative_log_probability(tiny_folder: str) -> N
     text = "one é two"
     small = compress(text, 0.5, salience="self-information", model=model, tokenizer=tokenizer)
     ids = [0, *tokenizer(text)["input_ids"]]  # the end token stands before the first
-    log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     each = [-float(log_probs[place, ids[place + 1]]) for place in range(len(ids) - 1)]
     # Bytes: "one" 3, a blank, "é" 2, a blank, "two" 3.
     wanted = [sum(each[:3]), sum(each[4:6]), sum(each[7:])]
@@ -214,14 +215,13 @@ def test_self_information_is_the_negative_log_probability(tiny_folder: str) -> N
 
 def test_a_prompt_longer_than_the_decoder_is_read_in_windows(tiny_folder: str) -> None:
     model, tokenizer = pertoken.load(tiny_folder)
-    text = "abc " * 200  # 800 tokens, 512 positions
+    text = "abcdef " * 100  # 700 tokens; 512 positions, the end token takes the first
     small = compress(text, 0.5, salience="self-information", model=model, tokenizer=tokenizer)
     assert "read in 2 windows apart" in " ".join(small.notes)
-    assert sum(word.kept for word in small.words) == 100
-    # The second window begins as the first does.
-    first, second = small.words[0].score, small.words[128].score
-    assert first is not None
-    assert second is not None
+    assert sum(word.kept for word in small.words) == 50
+    # The second window begins as the first does: 511 tokens are 73 words.
+    assert small.words[73].score == pytest.approx(small.words[0].score)
+    assert small.words[72].score != pytest.approx(small.words[0].score)
 
 
 def test_stop_words_go_first_and_the_share_holds() -> None:
@@ -265,7 +265,7 @@ def test_how_to_answer_survives_by_default(line: str) -> None:
     text = f"Some long text that nobody needs at all. {line} More text here."
     assert line in compress(text, 0.1, salience="random").text
     assert line not in compress(text, 0.1, salience="random", protect_defaults=False).text
-    cue = compress("Some text that nobody needs.\nAnswer: ", 0.2, salience="random")
+    cue = compress("Some text that nobody needs.\nAnswer: ", 0.4, salience="random")
     assert cue.text.endswith("\nAnswer: ")
 
 

@@ -19,7 +19,7 @@ _CLUSTER = regex.compile(r"\X")  # what a reader takes for one character
 _ALONE = regex.compile(r"[\p{Han}\p{Hiragana}]")  # written without blanks between the words
 _BREAK = regex.compile(r"\r\n|[\n\r\v\f\x85\u2028\u2029]")
 _END = regex.compile(r"""[.!?…。！？]['"”’»)\]]*$""")
-_INITIAL = regex.compile(r"\p{L}\.$")
+_INITIAL = regex.compile(r"\p{Lu}\.$")
 _SHORT = """
     mr. mrs. ms. dr. prof. rev. gen. sen. rep. st. jr. sr. vs. etc. cf. al. fig. figs. eq. no. vol.
     pp. p. ch. sec. approx. inc. ltd. co. corp. dept. est. e.g. i.e. a.m. p.m. jan. feb. mar. apr.

@@ -10,7 +10,7 @@ from typing import Any
 
 from pertoken._files import check_target, write_whole
 
-__all__ = ["CompressedChat", "CompressedPrompt", "Word"]
+__all__ = ["CompressedChat", "CompressedPrompt", "Result", "Word"]
 
 FORMAT = 1  # of the JSON form; raised when it changes
 
@@ -34,6 +34,8 @@ class Word:
 class Result:
     """The forms that both results have."""
 
+    tokens_before: int | None
+    tokens_after: int | None
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
