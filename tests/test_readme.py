@@ -12,7 +12,7 @@ TREE = source_tree()
 pytestmark = pytest.mark.skipif(TREE is None, reason="needs the source tree")
 TEXTS = {
     name: (TREE / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "docs/caches.md")
+    for name in ("README.md", "CONTRIBUTING.md", "docs/caches.md", "docs/compress.md")
     if TREE is not None
 }
 
@@ -44,6 +44,12 @@ def test_caches_page_runs(smollm2: object, capsys: pytest.CaptureFixture[str]) -
         exec(compile(example, "docs/caches.md", "exec"), names)
     held, full = re.findall(r"[\d,]+(?= bytes held| in a full)", capsys.readouterr().out)
     assert int(held.replace(",", "")) < int(full.replace(",", ""))
+
+
+def test_compress_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for example in blocks("python", "docs/compress.md"):
+        exec(compile(example, "docs/compress.md", "exec"), {})
+    assert "stop word" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -200,6 +200,18 @@ def test_globenc_is_weighted_by_lexrank_and_others_are_not(
     assert [word.score for word in weighted.words] == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("salience", ["globenc", "decompx"])
+def test_the_attributions_of_an_encoder(salience: str, encoder: tuple[Any, Any]) -> None:
+    pytest.importorskip(f"pertoken.attribute.{salience}")
+    model, tokenizer = encoder
+    text = "Abc de f g. Bcd. Az by cx dw."
+    small = compress(text, 0.5, salience=salience, model=model, tokenizer=tokenizer)
+    assert sum(word.kept for word in small.words) == 4
+    scores = [word.score for word in small.words]
+    assert all(score is not None and score >= 0 for score in scores)
+    assert len(set(scores)) > 4
+
+
 def test_self_information_is_the_negative_log_probability(tiny_folder: str) -> None:
     model, tokenizer = pertoken.load(tiny_folder, dtype="float64")
     text = "one é two"

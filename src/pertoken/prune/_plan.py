@@ -106,7 +106,7 @@ def count(tokenizer: Any, text: str) -> int | None:
     """Tokens of a text, without special ones; None where there is no tokenizer."""
     if tokenizer is None:
         return None
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def name_of(thing: Any) -> str:

@@ -116,7 +116,8 @@ def by_surprise(
     from transformers import DynamicCache
 
     fast_only(tokenizer)
-    given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # verbose: without its own warning about long texts, which are read in windows.
+    given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = torch.tensor(given["input_ids"], dtype=torch.long, device=model.device)
     start = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None
@@ -185,14 +186,22 @@ def _room(model: PreTrainedModel, tokenizer: Any) -> int:
 def _batches(
     order: Sequence[int], rows: Sequence[Sequence[int]], model: PreTrainedModel
 ) -> list[list[int]]:
-    """Rows of like length together, a bounded number of tokens each (padding counted)."""
+    """Rows of like length together; order: from the shortest to the longest.
+
+    A batch has a bounded number of tokens, and no more than a fifth of them are padding.
+    """
     most = 2048 if model.device.type == "cpu" else 32768
     batches: list[list[int]] = []
+    real = 0  # tokens of the last batch
     for row in order:
-        if batches and (len(batches[-1]) + 1) * len(rows[row]) <= most:
+        width = len(rows[row])
+        whole = (len(batches[-1]) + 1) * width if batches else 0
+        if batches and whole <= min(most, 1.25 * (real + width)):
             batches[-1].append(row)
+            real += width
         else:
             batches.append([row])
+            real = width
     return batches
 
 
