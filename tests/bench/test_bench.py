@@ -9,27 +9,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 BENCH = Path(__file__).parents[2] / "bench"
-if not BENCH.is_dir():
-    pytest.skip("the benches are not in this copy", allow_module_level=True)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-peer = load("suffix_peer")
+peer = pytest.importorskip("suffix_peer")
 
 
 def chain(tokens: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
@@ -167,7 +153,7 @@ def test_greedy_texts_are_generates_own_and_resume(tmp_path: Path) -> None:
 
     from pertoken.testing import tiny_model
 
-    texts = load("greedy_texts")
+    texts = pytest.importorskip("greedy_texts")
     model = tiny_model("llama")
     prompts = [(1, "qa", [5, 6, 7]), (3, "rag", [8, 9])]
     out = tmp_path / "texts.jsonl"
@@ -185,7 +171,7 @@ def test_texts_of_a_split_a_file_or_the_sample(tmp_path: Path) -> None:
 
     from pertoken.samples import SAMPLE
 
-    texts = load("greedy_texts")
+    texts = pytest.importorskip("greedy_texts")
     mine = tmp_path / "mine.txt"
     mine.write_text("one\ntwo\n")
     assert texts.choose(Namespace(prompts=str(mine))) == [(0, "", "one"), (1, "", "two")]
@@ -210,7 +196,7 @@ def test_a_missing_prompt_file_is_one_line(tmp_path: Path) -> None:
 def test_run_reads_contenders_and_counts_per_kept_round() -> None:
     from pertoken.timing import AlternatingRun, Round, Timed
 
-    run = load("run")
+    run = pytest.importorskip("run")
     assert run.arguments("budget=auto,keep=True,shape=paper") == [
         ("budget", "auto"),
         ("keep", True),

@@ -9,26 +9,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-if not BENCH.is_dir():
-    pytest.skip("the benches are not in this copy", allow_module_level=True)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-peer = load("bytes_peer")
+peer = pytest.importorskip("bytes_peer")
 
 
 def sure_of(byte: int, chance: float) -> Sequence[float]:

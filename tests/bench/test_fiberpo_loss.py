@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-if not BENCH.is_dir():
-    pytest.skip("the benches are not in this copy", allow_module_level=True)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load("fiberpo_loss")
+bench = pytest.importorskip("fiberpo_loss")
 
 
 def test_every_contender_runs_and_holds_memory() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken._forward import text_logits
+from pertoken._takeover import FULL, SLIDING, layer_windows
 from pertoken.decode.tree import ancestor_mask
 from pertoken.errors import PertokenError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 _verified: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], bool]] = weakref.WeakKeyDictionary()
 
@@ -100,11 +100,9 @@ class TreeForward:
         self.model = model
         self.dtype = model.dtype
         self.lowest = torch.finfo(model.dtype).min
-        self.window: int | None = getattr(config, "sliding_window", None)
-        types = getattr(config, "layer_types", None)
-        if types is None:
-            sliding = self.window is not None and getattr(config, "use_sliding_window", True)
-            types = [SLIDING if sliding else FULL] * config.num_hidden_layers
+        windows = layer_windows(model)
+        types = [FULL if window is None else SLIDING for window in windows]
+        self.window = next((window for window in windows if window is not None), None)
         self.first_layer = {kind: types.index(kind) for kind in dict.fromkeys(types)}
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
         self.takes_dict = self._probe(bool(getattr(config, "layer_types", None)))
