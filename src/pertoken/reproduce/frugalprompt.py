@@ -4,16 +4,17 @@ What is left of a prompt's use when 20 to 60 % of its words are gone: on mails t
 questions about a planted fact, summaries and school mathematics; by GlobEnc, DecompX, and the
 paper's controls. Models of this size solve next to none of GSM8K, so that all four tasks are put on
 one scale: `information left` is the share of what the prompt's body takes off the negative
-log-likelihood of the right answer (of the model's own answer to the whole prompt in summaries) that
-the compressed body still takes off. Accuracy and ROUGE-1 stand beside it. The paper scores on task
-classifiers; here the encoder is MiniLM without a head, so its ablation over classes is not run.
+log-likelihood of the right answer (among the choices where there are some; of the model's own
+answer to the whole prompt in summaries) that the compressed body still takes off. Accuracy and
+ROUGE-1 stand beside it. The paper scores on task classifiers; here the encoder is MiniLM without a
+head, so its ablation over classes is not run.
 
 The summaries' articles are Spec-Bench's: PERTOKEN_DATA names the folder that holds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -176,17 +177,16 @@ def _measure(
     answer = item.answer
     if not answer:
         answer = _write(model, tokenizer, item.prompt(item.body), tokens)
-    found: Unit = {"empty": _loss(model, tokenizer, item.prompt(""), answer)}
+    found: Unit = {"empty": _loss(model, tokenizer, item.prompt(""), answer, item.choices)[0]}
     forms = {"full": [item.body], **bodies}
     for name, texts in forms.items():
         found[name] = []
         for body in texts:
             prompt = item.prompt(body)
-            losses = {each: _loss(model, tokenizer, prompt, each) for each in item.choices}
-            loss = losses[answer] if losses else _loss(model, tokenizer, prompt, answer)
+            loss, first = _loss(model, tokenizer, prompt, answer, item.choices)
             solved: float | None = None
-            if losses:
-                solved = float(min(losses, key=losses.__getitem__) == answer)
+            if item.choices:
+                solved = float(first)
             elif not item.answer:
                 written = answer if name == "full" else _write(model, tokenizer, prompt, tokens)
                 solved = rouge_1(written, answer)
@@ -194,17 +194,32 @@ def _measure(
     return found
 
 
-def _loss(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
-    """Negative log-likelihood of the answer behind the prompt, nats."""
+def _loss(
+    model: Any, tokenizer: Any, prompt: str, answer: str, choices: Sequence[str]
+) -> tuple[float, bool]:
+    """Negative log-likelihood of the answer behind the prompt, nats; among choices if there are
+    any, and then whether it is the likeliest of them."""
     import torch
 
     before = tokenizer(prompt)["input_ids"]
-    after = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([before + after], device=model.device)
+    after = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in choices or [answer]]
+    single = all(len(each) == 1 for each in after)
+    sums = []
     with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, len(before) - 1 : -1].float()
-    chances = logits.log_softmax(-1).gather(-1, ids[0, len(before) :, None])
-    return -float(chances.sum())
+        # One token each: one forward tells them all.
+        for each in after[:1] if single else after:
+            ids = torch.tensor([before + each], device=model.device)
+            logits = model(input_ids=ids).logits[0, len(before) - 1 : -1].float()
+            chances = logits.log_softmax(-1)
+            if single:
+                sums = [chances[0, own[0]] for own in after]
+            else:
+                sums.append(chances.gather(-1, ids[0, len(before) :, None]).sum())
+    found = torch.stack(sums)
+    if not choices:
+        return -float(found[0]), True
+    place = list(choices).index(answer)
+    return -float(found.log_softmax(0)[place]), int(found.argmax()) == place
 
 
 def _write(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
