@@ -127,6 +127,19 @@ def test_humaneval_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pertoken.data("humaneval") == [row]
 
 
+def test_mails_come_without_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {}
+    for group in ("easy-ham-1", "hard-ham-1", "spam-2"):
+        mail = {"id": "1", "group": group, "text": "Subject: x\nTo: y\n\nBody\n\nof it"}
+        files[f"package/data/{group}/00001.ab.json"] = json.dumps(mail).encode()
+    files["package/data/data.js"] = b"not looked at"
+    serve(monkeypatch, "spam-assassin", tarred(files))
+    rows = pertoken.data("spam-assassin")
+    assert [row["label"] for row in rows] == ["ham", "ham", "spam"]
+    assert {row["text"] for row in rows} == {"Body\n\nof it"}
+    assert rows[0]["id"] == "00001.ab"
+
+
 def test_udhr_rows_are_whole_translations(monkeypatch: pytest.MonkeyPatch) -> None:
     def page(articles: range) -> bytes:
         text = "".join(

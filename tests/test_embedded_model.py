@@ -136,3 +136,15 @@ def test_trees_are_verified_in_both_types(dtype: torch.dtype) -> None:
     verdict = compare_ids(model, inputs.input_ids[0], plain, fast, max_new_tokens=12)
     assert verdict.outcome in ("identical", "numerical tie"), verdict
     assert goose.stats.accepted_per_forward > 1.5
+
+
+def test_the_encoder_knows_what_is_alike() -> None:
+    model, tokenizer = pertoken.load("minilm", kind="encoder")
+    texts = ["A man is eating food.", "Someone is having a meal.", "The stock market fell sharply."]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    mask = inputs.attention_mask[..., None]
+    with torch.no_grad():
+        mean = (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+    cosine = torch.nn.functional.cosine_similarity(mean[:1], mean[1:])
+    assert cosine.tolist() == pytest.approx([0.689, -0.004], abs=0.001)
+    assert model.num_parameters() == 22_713_216

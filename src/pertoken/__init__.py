@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pertoken.data import data
     from pertoken.errors import PertokenError
     from pertoken.loading import load
+    from pertoken.prune import compress
     from pertoken.reproduce import reproduce
     from pertoken.signal import TokenSignal
 
@@ -28,6 +29,7 @@ __all__ = [
     "TokenSignal",
     "__version__",
     "compare",
+    "compress",
     "data",
     "get",
     "load",
@@ -41,6 +43,7 @@ _HOME = {
     "PertokenError": "errors",
     "TokenSignal": "signal",
     "compare": "compare",
+    "compress": "prune",
     "data": "data",
     "get": "catalog",
     "load": "loading",

@@ -167,7 +167,7 @@ def _loaded(
     import pertoken
 
     tell(f"loading {model}", 0, 0)
-    return pertoken.load(model, dtype=dtype)
+    return pertoken.load(model, dtype=dtype, kind="decoder")
 
 
 def _encoded(

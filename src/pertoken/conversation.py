@@ -9,7 +9,7 @@ answer and appended: what was read stays as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,13 @@ __all__ = [
     "TEXT",
     "Exchange",
     "as_jsonl",
+    "check_messages",
     "encode_conversation",
     "exchanges",
     "first_turn",
     "follow",
     "next_turn",
+    "parse_conversation",
     "read_conversation",
     "stop_ids",
 ]
@@ -66,15 +68,33 @@ def read_conversation(path: str | Path | None) -> list[Message]:
         return [dict(message) for message in CONVERSATION]
     file = Path(path)
     text = read_utf8(file, "conversation file")
-    if not text.strip():
-        raise PertokenError(f"conversation file {file} is empty")
-    if file.suffix.lower() == ".txt":
+    if file.suffix.lower() == ".txt" and text.strip():
         return [{"role": TEXT, "content": text}]
+    return parse_conversation(text, f"conversation file {file}")
+
+
+def parse_conversation(text: str, name: str) -> list[Message]:
+    """Messages of a text: JSON lines, or one JSON list; errors as of `read_conversation`.
+
+    name: what the text is, for the errors.
+    """
+    if not text.strip():
+        raise PertokenError(f"{name} is empty")
+    return check_messages(_rows(text, name), name)
+
+
+def check_messages(rows: Iterable[tuple[str, Any]], name: str) -> list[Message]:
+    """The messages that `rows` (place, value) hold; errors as of `read_conversation`.
+
+    >>> check_messages([("message 1", {"role": "user", "content": ""})], "the chat")
+    Traceback (most recent call last):
+    pertoken.errors.PertokenError: message 1: the message is empty
+    """
     messages: list[Message] = []
-    for place, row in _rows(text, file):
+    for place, row in rows:
         messages.append(_message(row, place, messages))
     if not any(message["role"] == "user" for message in messages):
-        raise PertokenError(f"conversation file {file} has no message of the user")
+        raise PertokenError(f"{name} has no message of the user")
     return messages
 
 
@@ -205,8 +225,9 @@ def _template(
         raise PertokenError(f"the chat template refuses the conversation: {error}") from None
 
 
-def _rows(text: str, file: Path) -> list[tuple[str, Any]]:
+def _rows(text: str, name: str) -> list[tuple[str, Any]]:
     """Each message, unchecked, and the place to name when it is wrong."""
+    file = name.removeprefix("conversation file ")
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)

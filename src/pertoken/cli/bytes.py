@@ -135,7 +135,7 @@ def generate_bytes(context: Context) -> None:
     import pertoken
     from pertoken.decode import ByteModel
 
-    model, tokenizer = pertoken.load(given["model"], dtype=given["dtype"])
+    model, tokenizer = pertoken.load(given["model"], dtype=given["dtype"], kind="decoder")
     byte_model = ByteModel(model, tokenizer)
     new = byte_model.stream(
         prompt,

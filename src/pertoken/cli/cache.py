@@ -60,7 +60,7 @@ def save(
     check_level(level)  # all that can be refused before a model is loaded
     messages = read_conversation(conversation)
     check_target(out)
-    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
     ids = encode_conversation(tokenizer, loaded, messages)
     if level == "tokens":
         typer.echo(f"coding {ids.shape[1]:,} tokens, two forward passes each", err=True)
@@ -95,7 +95,7 @@ def restore(
     if turn is not None and not turn.strip():
         raise PertokenError("--continue is empty: there is no text to go on with")
     header = inspect_cache(file).header  # no model is loaded for a file that is none
-    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
     if header.level == "tokens":
         typer.echo(f"decoding {header.tokens:,} tokens, a forward pass each", err=True)
     restored = restore_cache(file, loaded)

@@ -119,7 +119,7 @@ def compare_caches(
 
     import pertoken
 
-    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
     turns = as_turns(tokenizer, talk, system, new_tokens, answers == "file")
     length = sum(
         len(turn.given) + (new_tokens if turn.answer is None else len(turn.answer))

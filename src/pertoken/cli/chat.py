@@ -89,7 +89,7 @@ def chat(
 
     import pertoken
 
-    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
     choice: dict[str, Any] = {"do_sample": False}
     if sample or temperature is not None:
         choice = {"do_sample": True, "temperature": temperature or 1.0}

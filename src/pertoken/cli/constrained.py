@@ -42,7 +42,7 @@ def run(
     make = _maker(*constraint)
     if as_json not in (None, "-"):
         check_target(Path(as_json))
-    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
     if loaded.generation_config.eos_token_id is None:
         raise PertokenError(
             f"{type(loaded).__name__} has no stop token (generation_config.eos_token_id), so no "

@@ -218,7 +218,7 @@ def _load(
 
     import pertoken
 
-    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
     return loaded, tokenizer, quantity if foil is None else foil_of(tokenizer, foil)
 
 

@@ -159,7 +159,7 @@ def generate(
 
     import pertoken
 
-    loaded, tokenizer = pertoken.load(model, dtype=dtype)
+    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
     streamer = Streamer(tokenizer)
     if method in HF_SETUPS:
         setup: Setup = {**_mapping(as_setup(method, **options)), "streamer": streamer}

@@ -29,6 +29,7 @@ COMMANDS = (
     "cache",
     "verify",
     "explain",
+    "compress",
     "probe",
     "reproduce",
 )

@@ -59,7 +59,7 @@ def residual(
     text = prompt or DONOR
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)
-        loaded, tokenizer = pertoken.load(model, dtype=dtype[0] if dtype else None)
+        loaded, tokenizer = pertoken.load(model, dtype=dtype[0] if dtype else None, kind="decoder")
         ids = list(tokenizer(text)["input_ids"])
         # The quick one first: it refuses what the others would only refuse later.
         rank = query_key_rank(loaded, progress=tell)

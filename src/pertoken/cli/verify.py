@@ -133,7 +133,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 def _load(name: str, dtype: str | None) -> tuple[Any, Any]:
     import pertoken
 
-    return pertoken.load(name, dtype=dtype)
+    return pertoken.load(name, dtype=dtype, kind="decoder")
 
 
 def _assistant(name: str, dtype: str | None, model: Any) -> Any:

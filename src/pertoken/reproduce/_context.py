@@ -142,7 +142,7 @@ class Context:
     def _load(self) -> tuple[Any, Any]:
         from pertoken.loading import load
 
-        return load(self.model, device=self.device, dtype=self.dtype)
+        return load(self.model, device=self.device, dtype=self.dtype, kind="decoder")
 
     def _load_tiny(self) -> tuple[Any, Any]:
         import torch

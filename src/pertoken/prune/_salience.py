@@ -1,0 +1,213 @@
+"""How much each word of a text matters, from an encoder or from a language model's surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pertoken._forward import text_logits
+from pertoken.errors import PertokenError
+from pertoken.prune._text import Span, add_up
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Rate", "by_encoder", "by_surprise"]
+
+Rate = Callable[["PreTrainedModel", torch.Tensor, torch.Tensor], torch.Tensor]
+"""`(model, input_ids [batch, time], attention_mask [batch, time]) -> scores [batch, time]`."""
+
+_LOGITS = 2**25  # numbers of a forward's output, 128 MiB in float32
+
+
+def by_encoder(
+    text: str,
+    spans: Sequence[Span],
+    parts: Sequence[range],
+    rate: Rate,
+    model: PreTrainedModel,
+    tokenizer: Any,
+) -> tuple[list[float], list[str]]:
+    """A score for each word, and notes; tokens are rated sentence by sentence.
+
+    parts: the words of each sentence. Scores of a sentence's tokens, special ones among them, are
+    brought to 0 … 1; those of a word's own tokens are added up. A sentence longer than the model
+    is rated in pieces.
+    """
+    fast_only(tokenizer)
+    begins = [spans[part.start][0] for part in parts]
+    given = tokenizer(
+        [text[begin : spans[p.stop - 1][1]] for begin, p in zip(begins, parts, strict=True)],
+        truncation=True,
+        max_length=_room(model, tokenizer),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    rows: list[list[int]] = given["input_ids"]
+    scores = [0.0] * len(spans)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    for batch in _batches(order, rows, model):
+        ids, mask = _right_padded([rows[row] for row in batch], tokenizer.pad_token_id or 0)
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        rated = rate(model, ids, mask).detach()
+        if rated.shape != ids.shape:
+            raise PertokenError(
+                f"the salience gave scores {list(rated.shape)} for tokens {list(ids.shape)}"
+            )
+        values = unit(rated.double(), mask.bool()).tolist()
+        for row, found in zip(batch, values, strict=True):
+            begin = begins[given["overflow_to_sample_mapping"][row]]
+            own = [
+                ((begin + start, begin + end), value)
+                for (start, end), special, value in zip(
+                    given["offset_mapping"][row],
+                    given["special_tokens_mask"][row],
+                    found[: len(rows[row])],
+                    strict=True,
+                )
+                if not special
+            ]
+            add_up(spans, [offset for offset, _ in own], [value for _, value in own], scores)
+    room, total = _room(model, tokenizer), sum(len(row) for row in rows)
+    notes = []
+    if len(rows) > len(parts):
+        notes.append(
+            f"a sentence is longer than the {room} tokens that the salience model reads at once: "
+            f"{len(parts)} sentences were rated in {len(rows)} pieces"
+        )
+    elif total > room:
+        notes.append(
+            f"the prompt is longer than the {room} tokens that the salience model reads at once: "
+            "it was rated sentence by sentence"
+        )
+    return scores, notes
+
+
+def unit(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Scores [batch, time] brought to 0 … 1 in each row; 0 where the mask is False.
+
+    A row whose scores are all the same gets zeros. Raises PertokenError for a NaN.
+
+    >>> unit(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[True, True, False]])).tolist()
+    [[0.0, 1.0, 0.0]]
+    """
+    if not bool(torch.isfinite(scores[mask]).all()):
+        raise PertokenError(
+            "the salience model gave a score that is NaN or infinite: load it in float32"
+        )
+    low = scores.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    high = scores.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+    span = (high - low).clamp(min=torch.finfo(scores.dtype).tiny)
+    return ((scores - low) / span).masked_fill(~mask, 0.0)
+
+
+@torch.no_grad()
+def by_surprise(
+    text: str, spans: Sequence[Span], model: PreTrainedModel, tokenizer: Any
+) -> tuple[list[float], list[str]]:
+    """−log p of each word under a decoder, in nats, and notes; of a word's tokens the sum.
+
+    The first token follows the model's start token; where there is none it gets the mean of the
+    others. A text longer than the model is read in windows that know nothing of each other.
+    """
+    from transformers import DynamicCache
+
+    fast_only(tokenizer)
+    # verbose: without its own warning about long texts, which are read in windows.
+    given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = torch.tensor(given["input_ids"], dtype=torch.long, device=model.device)
+    start = next(
+        (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None
+    )
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + 1
+    width = max(1, room - 1)
+    step = max(16, min(512, _LOGITS // model.config.get_text_config().vocab_size))
+    values = torch.full((len(ids),), torch.nan, dtype=torch.float64)
+    for begin in range(0, len(ids), width):
+        window = ids[begin : begin + width]
+        if start is not None:
+            window = torch.cat([window.new_tensor([start]), window])
+        cache = DynamicCache(config=model.config)
+        for low in range(0, len(window) - 1, step):
+            part = window[low : min(low + step, len(window) - 1)]
+            mask = torch.ones(1, low + len(part), dtype=torch.long, device=ids.device)
+            logits = text_logits(model, part[None], mask, cache, all_logits=True)[0]
+            following = window[low + 1 : low + 1 + len(part), None]
+            chances = logits.float().log_softmax(-1).gather(-1, following)[:, 0]
+            first = begin + low + (start is None)
+            values[first : first + len(part)] = -chances.double().cpu()
+    if start is None:  # nothing stands before the first token of a window
+        unread = torch.arange(len(ids)) % width == 0
+        rest = values[~unread]
+        values[unread] = rest.mean() if len(rest) else 0.0
+    if not bool(torch.isfinite(values).all()):
+        raise PertokenError(
+            "the salience model gave a score that is NaN or infinite: load it in float32"
+        )
+    scores = [0.0] * len(spans)
+    add_up(spans, given["offset_mapping"], values.tolist(), scores)
+    notes = []
+    if len(ids) > width:
+        notes.append(
+            f"the prompt of {len(ids)} tokens is longer than the salience model's {room} "
+            f"positions: it was read in {-(-len(ids) // width)} windows apart"
+        )
+    return scores, notes
+
+
+def fast_only(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot say which characters a token stands for."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise PertokenError(
+            f"{type(tokenizer).__name__} does not say which characters a token stands for: a fast "
+            "tokenizer is needed"
+        )
+
+
+def _room(model: PreTrainedModel, tokenizer: Any) -> int:
+    """Tokens the encoder reads at once, special ones counted."""
+    config = model.config.get_text_config()
+    room = int(getattr(config, "max_position_embeddings", None) or 512)
+    # RoBERTa's positions begin behind the padding id, and its tables are larger by as much.
+    if any(
+        isinstance(module, torch.nn.Embedding)
+        and module.num_embeddings == room
+        and module.padding_idx is not None
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings")
+    ):
+        room -= config.pad_token_id + 1
+    return min(room, int(tokenizer.model_max_length))
+
+
+def _batches(
+    order: Sequence[int], rows: Sequence[Sequence[int]], model: PreTrainedModel
+) -> list[list[int]]:
+    """Rows of like length together; order: from the shortest to the longest.
+
+    A batch has a bounded number of tokens, and no more than a fifth of them are padding.
+    """
+    most = 2048 if model.device.type == "cpu" else 32768
+    batches: list[list[int]] = []
+    real = 0  # tokens of the last batch
+    for row in order:
+        width = len(rows[row])
+        whole = (len(batches[-1]) + 1) * width if batches else 0
+        if batches and whole <= min(most, 1.25 * (real + width)):
+            batches[-1].append(row)
+            real += width
+        else:
+            batches.append([row])
+            real = width
+    return batches
+
+
+def _right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and mask [rows, width], padded on the right: positions of an encoder count from there."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask

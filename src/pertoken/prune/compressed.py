@@ -1,0 +1,193 @@
+"""What a compression gives back: the text, what was kept, what was dropped, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pertoken._files import check_target, write_whole
+
+__all__ = ["CompressedChat", "CompressedPrompt", "Result", "Word"]
+
+FORMAT = 1  # of the JSON form; raised when it changes
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the prompt: its characters start … end, and what became of it.
+
+    score: its salience; None where it was not rated. why: of a word dropped the reason, of a word
+    kept the name of the pattern that protects it, or "".
+    """
+
+    start: int
+    end: int
+    text: str
+    score: float | None
+    kept: bool
+    why: str
+
+
+class Result:
+    """The forms that both results have."""
+
+    tokens_before: int | None
+    tokens_after: int | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON form."""
+        raise NotImplementedError
+
+    def titled(self) -> list[tuple[str, CompressedPrompt]]:
+        """The texts compressed, each with its heading."""
+        raise NotImplementedError
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The JSON form as a text, also written to `path` if given."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+        if path is not None:
+            check_target(Path(path))
+            write_whole(Path(path), text + "\n")
+        return text
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A page that needs nothing from outside: the prompt, with what was dropped struck out.
+
+        Also written to `path` if given.
+        """
+        from pertoken.prune._compressed_html import page
+
+        text = page(self)
+        if path is not None:
+            check_target(Path(path))
+            write_whole(Path(path), text)
+        return text
+
+    def _repr_html_(self) -> str:
+        from pertoken.prune._compressed_html import fragment
+
+        return fragment(self)
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedPrompt(Result):
+    """A prompt with fewer words.
+
+    prompt: the original. text: what is left. kept: the characters of the original it is made of,
+    (start, end) in order; joined they are the text, but for a blank between two words that stood
+    apart only by what was dropped. words: all words of the original. salience: what rated them.
+    share: of the words, asked for. tokens_before, tokens_after: for the target tokenizer; None
+    where none was given. notes: what must be known, a sentence each.
+    """
+
+    prompt: str
+    text: str
+    kept: tuple[tuple[int, int], ...]
+    words: tuple[Word, ...]
+    salience: str
+    share: float
+    tokens_before: int | None
+    tokens_after: int | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dropped(self) -> list[Word]:
+        """The words that are gone, in order, each with why."""
+        return [word for word in self.words if not word.kept]
+
+    @property
+    def protected(self) -> list[Word]:
+        """The words that were kept whatever their score; `why` names the pattern."""
+        return [word for word in self.words if word.kept and word.why]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON form."""
+        return {
+            "format": FORMAT,
+            "salience": self.salience,
+            "share": self.share,
+            "prompt": self.prompt,
+            "text": self.text,
+            "kept": [list(span) for span in self.kept],
+            "words": [asdict(word) for word in self.words],
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "notes": list(self.notes),
+        }
+
+    def titled(self) -> list[tuple[str, CompressedPrompt]]:
+        """This one, without a heading."""
+        return [("", self)]
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame with a row per word (extra `dataframe`)."""
+        return _frame([asdict(word) for word in self.words])
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        words = f"{len(self.words) - len(self.dropped)} of {len(self.words)} words"
+        return f"CompressedPrompt({_tokens(self)}{words}, {self.salience})"
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedChat(Result):
+    """A chat with fewer words: each message compressed by itself.
+
+    messages: as chat templates take them. parts: each message's `CompressedPrompt`, in order.
+    tokens_before, tokens_after: of the whole chat in the target tokenizer's template (of the
+    messages alone where it has none); None where there is no tokenizer. notes: about the chat and
+    about each message.
+    """
+
+    messages: list[dict[str, str]]
+    parts: tuple[CompressedPrompt, ...]
+    tokens_before: int | None
+    tokens_after: int | None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON form."""
+        return {
+            "format": FORMAT,
+            "messages": self.messages,
+            "parts": [part.to_dict() for part in self.parts],
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "notes": list(self.notes),
+        }
+
+    def titled(self) -> list[tuple[str, CompressedPrompt]]:
+        """Each message with its role."""
+        roles = [message["role"] for message in self.messages]
+        return list(zip(roles, self.parts, strict=True))
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame with a row per word, and the number of its message (extra `dataframe`)."""
+        return _frame(
+            [
+                {"message": number, **asdict(word)}
+                for number, part in enumerate(self.parts)
+                for word in part.words
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"CompressedChat({_tokens(self)}{len(self.messages)} messages)"
+
+
+def _tokens(result: CompressedPrompt | CompressedChat) -> str:
+    if result.tokens_before is None:
+        return ""
+    return f"{result.tokens_after} of {result.tokens_before} tokens, "
+
+
+def _frame(rows: Sequence[dict[str, Any]]) -> Any:
+    from pertoken._extras import need
+
+    return need("pandas", "dataframe").DataFrame(list(rows))
