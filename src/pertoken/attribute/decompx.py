@@ -48,7 +48,7 @@ _NO_LOGITS = (
     "{} gives no logits: use a model that classifies texts or tokens, or one without a head"
 )
 Aim = Callable[[Any], torch.Tensor]
-"""A model's output -> one number, linear in it."""
+"""A model's output -> numbers linear in it, whose sum is explained."""
 
 
 def decompx(
@@ -156,7 +156,7 @@ def decompose(
             f"decompose cannot serve {type(model).__name__}: use a causal language model or an "
             "encoder"
         )
-    _check_sum(model, output.sum(0), wanted[0], output.abs().sum(0))
+    _check_sum(model, output.sum(0), wanted[0], output.abs().sum(0), output.dtype)
     states["output"] = output
     return states
 
@@ -182,7 +182,7 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0, gate: str = "
             wide = torch.promote_types(logits.dtype, torch.float32)
             leaf = logits.detach().to(wide).requires_grad_()
             (slope,) = torch.autograd.grad(quantity(leaf, token).sum(), leaf)
-            return (logits * slope).sum()
+            return logits * slope
 
         values[number, :place] = form.shares(question.ids[:place], aim).cpu()
         question.tell(number + 1, len(question.places))
@@ -195,7 +195,7 @@ class _Adjoint(Form):
     what = "decompx"
 
     def shares(self, ids: torch.Tensor, aim: Aim, headless: bool = False) -> torch.Tensor:
-        """Share of each of the tokens [time] in what `aim` reads off the output, float64.
+        """Share of each of the tokens [time] in what `aim` reads off the output, summed, float64.
 
         headless: the output of the model without its head.
         That shares and biases add up to it is checked: a model with a nonlinear part that nobody
@@ -206,15 +206,16 @@ class _Adjoint(Form):
         with torch.enable_grad(), self():
             aimed = aim(_run(self.model.base_model if headless else self.model, ids[None]))
             leaves = [self._entered, *self._biases.values()]
-            gradients = torch.autograd.grad(aimed, leaves, allow_unused=True)
+            gradients = torch.autograd.grad(aimed.sum(), leaves, allow_unused=True)
         terms = [
             gradient.double() * leaf.detach().double()
             for gradient, leaf in zip(gradients, leaves, strict=True)
             if gradient is not None
         ]
+        said = aimed.detach().double()
         total = torch.stack([term.sum() for term in terms]).sum()
-        size = torch.stack([term.abs().sum() for term in terms]).sum()
-        _check_sum(self.model, total, aimed.detach().double(), size, aimed.dtype)
+        size = torch.stack([term.abs().sum() for term in terms]).sum() + said.abs().sum()
+        _check_sum(self.model, total, said.sum(), size, aimed.dtype)
         return terms[0][0].sum(-1)
 
     def enter(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -280,7 +281,7 @@ def _said(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _aim(model: PreTrainedModel, at: int, target: str | int, output: Any) -> torch.Tensor:
-    """The number that is explained: a logit, or the length of the last hidden state."""
+    """What is explained: a logit, or the length of the last hidden state by its dimensions."""
     logits = output.get("logits")
     if logits is None:
         if not isinstance(target, str):
@@ -288,8 +289,10 @@ def _aim(model: PreTrainedModel, at: int, target: str | int, output: Any) -> tor
         if "last_hidden_state" not in output:
             raise PertokenError(_NO_LOGITS.format(type(model).__name__))
         state = output.last_hidden_state[0, at]
-        return (state * state.detach()).sum() / state.detach().norm()
-    row = logits[0] if logits.dim() == 2 else logits[0, min(at, logits.shape[1] - 1)]
+        return state * state.detach() / state.detach().norm()
+    if logits.dim() == 3:  # a decoder's last position stands alone
+        logits = logits[:, 0 if logits.shape[1] == 1 else at]
+    row = logits[0]
     if isinstance(target, str):
         return row[row.argmax()]
     if not 0 <= target < len(row):
@@ -310,14 +313,13 @@ def _check_sum(
     found: torch.Tensor,
     wanted: torch.Tensor,
     size: torch.Tensor,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype,
 ) -> None:
     """Refuse a model whose parts do not add up, and say so of NaN."""
     name = type(model).__name__
     if not bool(found.isfinite().all()) or not bool(wanted.isfinite().all()):
         raise PertokenError(f"the output of {name} or a share in it is NaN: load it in float32")
-    tolerance = torch.finfo(dtype or wanted.dtype).eps ** 0.5
-    if bool(((found - wanted).abs() > tolerance * (size + wanted.abs())).any()):
+    if bool(((found - wanted).abs() > torch.finfo(dtype).eps ** 0.5 * size).any()):
         raise PertokenError(
             f"{name} cannot be decomposed: what tokens and biases brought does not add up to its "
             "output, so it has a nonlinear part that is not known"

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 __all__ = ["globenc", "rate"]
 
-_CHUNK = 2**20  # attention weights of all heads that are held at a time
+_CHUNK = 2**16  # attention weights of one head that are held at a time: they stay in the cache
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def rollout(layers: list[_Layer], asked: torch.Tensor) -> torch.Tensor:
     rows[torch.arange(len(asked)), asked] = 1
     for layer in reversed(layers):
         used = rows.any(0).nonzero()[:, 0]  # the top layer needs the asked rows alone
-        step = max(1, _CHUNK // (time * len(layer.query)))
+        step = max(1, _CHUNK // time)
         norms = _norms(layer)
         total, largest = torch.zeros_like(rows), rows.new_zeros(())
         for part in used.split(step):
@@ -175,21 +175,30 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
     behind = carried
     for norm in layer.after:
         behind = norm.shape(behind)
-    gram = behind @ behind.mT  # [time, heads, heads]
+    # Pairs of heads, [heads, heads, time]; a pair stands for its mirror image too.
+    gram = (behind @ behind.mT).permute(1, 2, 0).contiguous()
+    gram = gram * (2 - torch.eye(heads, dtype=gram.dtype, device=gram.device))[:, :, None]
     scale_before, scale_after = _scale(layer.before), _scale(layer.after)
 
     def rows(part: torch.Tensor) -> torch.Tensor:
         end = int(part.max()) + 1 if layer.causal else len(layer.entered)
-        weights = _weights(layer, part, end)  # [time, rows, heads]
-        norms = ((weights @ gram[:end]) * weights).sum(-1).clamp(min=0).sqrt().T
-        own = torch.einsum("rh,rhx->rx", weights[part, torch.arange(len(part))], carried[part])
-        if isinstance(scale_before, torch.Tensor):
+        weights = _weights(layer, part, end)  # [heads, rows, end]
+        square = torch.zeros_like(weights[0])
+        for one in range(heads):
+            inner = weights[0] * gram[one, 0, :end]
+            for other in range(1, one + 1):
+                inner.addcmul_(weights[other], gram[one, other, :end])
+            square.addcmul_(inner, weights[one])
+        norms = square.clamp_(min=0).sqrt_()
+        count = torch.arange(len(part), device=part.device)
+        own = torch.einsum("hr,rhx->rx", weights[:, count, part], carried[part])
+        if scale_before is not None:
             own, norms = own * scale_before[part, None], norms * scale_before[part, None]
         own = own + layer.entered[part]
         for norm in layer.after:
             own = norm.shape(own)
-        norms[torch.arange(len(part)), part] = own.norm(dim=-1)
-        return norms * scale_after[part, None] if isinstance(scale_after, torch.Tensor) else norms
+        norms[count, part] = own.norm(dim=-1)
+        return norms if scale_after is None else norms * scale_after[part, None]
 
     return rows
 
@@ -200,7 +209,7 @@ def _scale(norms: list[_Norm]) -> torch.Tensor | None:
 
 
 def _weights(layer: _Layer, part: torch.Tensor, end: int) -> torch.Tensor:
-    """Attention weights of queries `part` over the keys before `end`, [end, rows, heads]."""
+    """Attention weights of queries `part` over the keys before `end`, [heads, rows, end]."""
     heads, groups = len(layer.query), len(layer.key)
     query = layer.query[:, part].unflatten(0, (groups, heads // groups))
     scores = (query @ layer.key[:, None, :end].mT).flatten(0, 1) * layer.scaling
@@ -209,7 +218,7 @@ def _weights(layer: _Layer, part: torch.Tensor, end: int) -> torch.Tensor:
         if layer.allowed is not None:
             allowed = allowed & layer.allowed[0, 0, part, :end]
         scores = scores.masked_fill(~allowed, -torch.inf)
-    return scores.softmax(-1).permute(2, 1, 0)
+    return scores.softmax(-1)
 
 
 class _Watch:
