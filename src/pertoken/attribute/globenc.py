@@ -167,16 +167,17 @@ def rollout(layers: list[_Layer], asked: torch.Tensor) -> torch.Tensor:
 def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function: tokens i [rows] -> N_ij [rows, up to the last token seen]."""
     heads, groups = len(layer.query), len(layer.value)
-    out = layer.out.unflatten(1, (heads, -1))  # [hidden, heads, dim]
     value = layer.value.repeat_interleave(heads // groups, 0)
-    carried = torch.einsum("htd,xhd->thx", value, out)
+    # Norms act on the columns of W_O, once for all tokens.
+    carry = layer.out.T.unflatten(0, (heads, -1))  # [heads, dim, hidden]
     for norm in layer.before:
-        carried = norm.shape(carried)
-    behind = carried
+        carry = norm.shape(carry)
+    behind = carry
     for norm in layer.after:
         behind = norm.shape(behind)
+    carried = (value @ behind).transpose(0, 1)  # z of the module's docstring, [time, heads, hidden]
     # Pairs of heads, [heads, heads, time]; a pair stands for its mirror image too.
-    gram = (behind @ behind.mT).permute(1, 2, 0).contiguous()
+    gram = (carried @ carried.mT).permute(1, 2, 0).contiguous()
     gram = gram * (2 - torch.eye(heads, dtype=gram.dtype, device=gram.device))[:, :, None]
     scale_before, scale_after = _scale(layer.before), _scale(layer.after)
 
@@ -191,7 +192,8 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
             square.addcmul_(inner, weights[one])
         norms = square.clamp_(min=0).sqrt_()
         count = torch.arange(len(part), device=part.device)
-        own = torch.einsum("hr,rhx->rx", weights[:, count, part], carried[part])
+        own = (weights[:, count, part, None] * value[:, part]).transpose(0, 1).flatten(1)
+        own = own @ carry.flatten(0, 1)
         if scale_before is not None:
             own, norms = own * scale_before[part, None], norms * scale_before[part, None]
         own = own + layer.entered[part]
@@ -288,7 +290,7 @@ class _Watch:
         def forward(x: torch.Tensor) -> torch.Tensor:
             output: torch.Tensor = own(x)
             if self._stage == "output":
-                self._layers[-1].out = weight_of(module)
+                self._layers[-1].out = weight_of(module).to(self._layers[-1].value)
                 self._carried, self._stage = output, "rest"
             self._last = output
             return output
