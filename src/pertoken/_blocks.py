@@ -78,7 +78,7 @@ class Blocks:
             calls.append((rest, kwargs))
             return first
 
-        with self.takeover(_capture), _replaced(self.modules, lambda _: note):
+        with self.takeover(_capture), replaced(self.modules, lambda _: note):
             # Not `self.decoder(...)`: a hook on the decoder is for forwards, and this is none.
             self.decoder.forward(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, return_dict=True
@@ -94,7 +94,7 @@ class Blocks:
         """
         args, kwargs = call
         try:
-            with self.takeover(_capture), _replaced(self._queries[layer], _no_queries):
+            with self.takeover(_capture), replaced(self._queries[layer], _no_queries):
                 self.modules[layer](hidden, *args, **kwargs)
         except _Captured as captured:
             keys, values = captured.args
@@ -126,7 +126,7 @@ def _no_queries(projection: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 @contextmanager
-def _replaced(
+def replaced(
     modules: list[torch.nn.Module], forward: Callable[[torch.nn.Module], Any]
 ) -> Iterator[None]:
     """The modules' forward is another function, made for each, for the length of a `with`."""

@@ -139,7 +139,9 @@ def _megabytes(model: PreTrainedModel, place: int, rows: int, method: Method) ->
     activations = rows * place * width * blocks * size
     logits = 3 * rows * config.vocab_size * 4
     square = 3 * place**2 * 8 if method.name == "attention-rollout" else 0
-    return float(activations + logits + square) / 2**20
+    layers = config.num_hidden_layers if method.name == "globenc" else 0  # kept of every one
+    states = 4 * place * config.hidden_size * layers * size
+    return float(activations + logits + square + states) / 2**20
 
 
 def foil_of(tokenizer: Any, text: str) -> Quantity:

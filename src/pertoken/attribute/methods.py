@@ -10,6 +10,8 @@ from typing import Any
 from pertoken.attribute._question import Question
 from pertoken.attribute._scores import Scores
 from pertoken.attribute.attention import attention, attention_last, attention_rollout
+from pertoken.attribute.decompx import rate as decompx
+from pertoken.attribute.globenc import rate as globenc
 from pertoken.attribute.gradients import (
     gradient_norm,
     gradient_shap,
@@ -135,6 +137,8 @@ METHODS: dict[str, Method] = {
             _CHANGE,
             backward=True,
         ),
+        Method("decompx", decompx, _per_target(None), _CHANGE, backward=True),
+        Method("globenc", globenc, _one, "length of a vector"),
         Method("occlusion", occlusion, _occlusion, _CHANGE),
         Method("lime", lime, _per_target("samples"), _CHANGE),
     )

@@ -28,6 +28,18 @@ PROMPTS = {"analogies": 30, "prose": 30, "planted": 40}
 DRAWS = 20
 STEPS = 100
 METRICS = ("sufficiency", "comprehensiveness")
+METHODS = (  # those of version 1; there are more by now
+    "reagent",
+    "attention",
+    "attention-last",
+    "attention-rollout",
+    "input-x-gradient",
+    "gradient-norm",
+    "integrated-gradients",
+    "gradient-shap",
+    "occlusion",
+    "lime",
+)
 
 BARS = {
     "sufficiency: reagent over random": "> 1",
@@ -123,6 +135,7 @@ def _faithful(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) ->
         model,
         tokenizer,
         [prompt],
+        METHODS,
         draws=1 if smoke else DRAWS,
         seed=asked.number,
         options=_options(smoke),
@@ -139,7 +152,7 @@ def _faithful(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) ->
 
 def _planted(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) -> Unit:
     """Is a token of the fact in each method's top 20 %; and does the model know the answer?"""
-    from pertoken.attribute import METHODS, attribute
+    from pertoken.attribute import attribute
     from pertoken.attribute._question import ask
 
     model, tokenizer = load()

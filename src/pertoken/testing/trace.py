@@ -75,11 +75,12 @@ def check_leaves_no_trace(
 
 def snapshot(model: PreTrainedModel) -> dict[str, Any]:
     """Everything `check_leaves_no_trace` compares, by name; values compare with ==."""
+    generation = getattr(model, "generation_config", None)  # an encoder has none
     state: dict[str, Any] = {
         "model.config": model.config.to_dict(),
         "config attributes": sorted(vars(model.config)),
         "attention implementation": model.config._attn_implementation,
-        "model.generation_config": model.generation_config.to_dict(),
+        "model.generation_config": generation and generation.to_dict(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "default dtype": torch.get_default_dtype(),
