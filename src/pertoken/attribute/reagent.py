@@ -28,6 +28,7 @@ Cost: two forwards of a row per step, probe and target; memory of one bounded fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -37,6 +38,9 @@ from pertoken.attribute._replace import Draw, Replacer, prepare
 from pertoken.attribute._scores import Scores, seeded
 from pertoken.attribute.quantity import Quantity
 from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["reagent"]
 
@@ -92,7 +96,7 @@ def reagent(
     total = probes * len(targets)
     while live:
         tokens = sum(int((~t.stopped).sum()) * t.place for t in live)
-        room = max(1, most_tokens(question.model) // tokens)
+        room = max(1, _enough(question.model) // tokens)
         size = min(chunk, room, *(max_steps - t.steps for t in live))
         before = sum(int(t.stopped.sum()) for t in live)
         _advance(question, quantity, live, size, ratio, top_k, draw)
@@ -101,6 +105,12 @@ def reagent(
         live = [t for t in live if not bool(t.stopped.all()) and t.steps < max_steps]
         question.tell(sum(int(t.stopped.sum()) for t in targets), total)
     return _scores(question, targets, max_steps)
+
+
+def _enough(model: PreTrainedModel) -> int:
+    """Tokens of a chunk's forward: more would be no faster, and steps after a stop are wasted."""
+    most = most_tokens(model)
+    return min(most, 1024) if model.device.type == "cpu" else most
 
 
 def _begin(
