@@ -30,6 +30,7 @@ COMMANDS = (
     "verify",
     "explain",
     "probe",
+    "train",
     "reproduce",
 )
 
