@@ -12,7 +12,7 @@ TREE = source_tree()
 pytestmark = pytest.mark.skipif(TREE is None, reason="needs the source tree")
 TEXTS = {
     name: (TREE / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "docs/caches.md")
+    for name in ("README.md", "CONTRIBUTING.md", "docs/caches.md", "docs/training.md")
     if TREE is not None
 }
 
@@ -44,6 +44,16 @@ def test_caches_page_runs(smollm2: object, capsys: pytest.CaptureFixture[str]) -
         exec(compile(example, "docs/caches.md", "exec"), names)
     held, full = re.findall(r"[\d,]+(?= bytes held| in a full)", capsys.readouterr().out)
     assert int(held.replace(",", "")) < int(full.replace(",", ""))
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_training_page_runs(smollm2: object, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("trl", reason="TRL is not installed")
+    names: dict[str, object] = {}
+    for example in blocks("python", "docs/training.md"):
+        exec(compile(example, "docs/training.md", "exec"), names)
+    assert "20% of the tokens are over the upper token bound" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

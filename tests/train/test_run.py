@@ -295,6 +295,14 @@ def test_mistakes_are_said_before_the_first_step(
     assert not list(tmp_path.glob("a/*"))
 
 
+def test_several_processes_are_refused(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PertokenError, match="runs in one process"):
+        go(tmp_path / "a", tiny)
+
+
 def test_the_folder_of_another_run_is_refused(
     tmp_path: Path, runs: dict[str, Run], tiny: str
 ) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -166,7 +167,8 @@ def train_policy(
     problems = job.examples("train", PROBLEMS, seed)
     policy, tokenizer = _load(model)
     run.tokenizer = tokenizer
-    write_run(run.folder, run.to_dict())
+    if checkpoint is None:
+        write_run(run.folder, run.to_dict())
     trainer = _trainer(trainer_class, run, policy, job, problems)
     del policy
     writer = need("torch.utils.tensorboard", "rl").SummaryWriter(
@@ -231,6 +233,10 @@ def _check(
     max_new_tokens: int | None,
     save_every: int | None,
 ) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PertokenError(
+            "train_policy runs in one process: for several use FiberPOTrainer or TRL's own trainer"
+        )
     for name, value, least in (
         ("steps", steps, 1),
         ("group", group, 2),
