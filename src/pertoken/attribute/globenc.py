@@ -148,7 +148,7 @@ def rollout(layers: list[_Layer], asked: torch.Tensor) -> torch.Tensor:
     """Rows `asked` [rows] of the product of all layers' N, top first, float64 [rows, time]."""
     time = len(layers[0].entered)
     rows = torch.zeros(len(asked), time, dtype=torch.float64, device=asked.device)
-    rows[torch.arange(len(asked)), asked] = 1
+    rows.scatter_(1, asked[:, None], 1.0)
     for layer in reversed(layers):
         used = rows.any(0).nonzero()[:, 0]  # the top layer needs the asked rows alone
         step = max(1, _CHUNK // time)
