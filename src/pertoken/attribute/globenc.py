@@ -11,7 +11,8 @@ found for token i:
 
 Dropped are b_O, both betas, and the feed-forward layer but for what it does to deviation_2. The
 layers are rolled out, R = N_L ... N_1, without an identity added and without rows normalised; the
-scores are the row of [CLS]. Each N is divided by its largest entry (ours): the ranking is the same.
+scores are the row of [CLS]. Each N is divided by the largest entry of its rows in use (ours): the
+ranking is the same.
 Source: Modarressi et al. 2022 (2205.03286), section 3, and its code.
 
 Decoders put norms elsewhere (our reading, the paper has encoders alone): there the norm in front of
