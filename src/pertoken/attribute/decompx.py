@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from pertoken._padded import batches, right_padded
 from pertoken._takeover import sdpa
 from pertoken.attribute._linear import Form, looks_ahead, texts
 from pertoken.attribute._parts import Parts
@@ -87,13 +88,18 @@ def decompx(
     form = _Adjoint(model, gate)
     places = texts(model, input_ids, attention_mask)
     scores = torch.zeros(input_ids.shape, dtype=torch.float64, device=input_ids.device)
-    for row, real in enumerate(places):
-        ids = input_ids[row, real]
-        at = _at(model, place, len(ids))
-        if not looks_ahead(model):
-            ids = ids[: at + 1]  # what comes after has no share
-        aim = partial(_aim, model, at, target)
-        scores[row, real[: len(ids)]] = form.shares(ids, aim, headless=target == "norm")
+    at = [_at(model, place, len(real)) for real in places]
+    if looks_ahead(model):
+        together = batches([len(real) for real in places], _LONG)
+    else:  # a decoder's heads read the last position: its texts run one by one
+        places = [real[: last + 1] for real, last in zip(places, at, strict=True)]
+        together = [[row] for row in range(len(places))]
+    for rows in together:
+        ids, real = right_padded([input_ids[row, places[row]] for row in rows])
+        aim = partial(_aim, model, [at[row] for row in rows], target)
+        shares = form.shares(ids, aim, real, headless=target == "norm")
+        for row, values in zip(rows, shares, strict=True):
+            scores[row, places[row]] = values[: len(places[row])]
     return scores.abs() if target == "abs" else scores
 
 
@@ -185,7 +191,7 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0, gate: str = "
             (slope,) = torch.autograd.grad(quantity(leaf, token).sum(), leaf)
             return logits * slope
 
-        values[number, :place] = form.shares(question.ids[:place], aim).cpu()
+        values[number, :place] = form.shares(question.ids[None, :place], aim)[0].cpu()
         question.tell(number + 1, len(question.places))
     return Scores(values)
 
@@ -195,29 +201,38 @@ class _Adjoint(Form):
 
     what = "decompx"
 
-    def shares(self, ids: torch.Tensor, aim: Aim, headless: bool = False) -> torch.Tensor:
-        """Share of each of the tokens [time] in what `aim` reads off the output, summed, float64.
+    def shares(
+        self,
+        ids: torch.Tensor,
+        aim: Aim,
+        real: torch.Tensor | None = None,
+        headless: bool = False,
+    ) -> torch.Tensor:
+        """Share of each token [batch, time] in what `aim` reads off the output, summed, float64.
 
+        real: which tokens are no padding, None if all; padding is for encoders only.
         headless: the output of the model without its head.
         That shares and biases add up to it is checked: a model with a nonlinear part that nobody
         found is refused.
         """
-        self._long = len(ids) > _LONG
+        self._long = ids.shape[1] > _LONG
+        self._real = None if real is None else real[:, None, None]
         self._biases: dict[torch.nn.Module, torch.Tensor] = {}
         with torch.enable_grad(), self():
-            aimed = aim(_run(self.model.base_model if headless else self.model, ids[None]))
+            aimed = aim(_run(self.model.base_model if headless else self.model, ids, real))
             leaves = [self._entered, *self._biases.values()]
+            # No text feels another, so the gradient of the sum is that of each.
             gradients = torch.autograd.grad(aimed.sum(), leaves, allow_unused=True)
         terms = [
             gradient.double() * leaf.detach().double()
             for gradient, leaf in zip(gradients, leaves, strict=True)
             if gradient is not None
         ]
-        said = aimed.detach().double()
-        total = torch.stack([term.sum() for term in terms]).sum()
-        size = torch.stack([term.abs().sum() for term in terms]).sum() + said.abs().sum()
-        _check_sum(self.model, total, said.sum(), size, aimed.dtype)
-        return terms[0][0].sum(-1)
+        said = aimed.detach().double().flatten(1).sum(1)
+        total = torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
+        size = torch.stack([term.flatten(1).abs().sum(1) for term in terms]).sum(0) + said.abs()
+        _check_sum(self.model, total, said, size, aimed.dtype)
+        return terms[0].sum(-1)
 
     def enter(self, hidden: torch.Tensor) -> torch.Tensor:
         self._entered = hidden.detach().requires_grad_()
@@ -244,8 +259,9 @@ class _Adjoint(Form):
         bias = getattr(module, "bias", None)
         if bias is None:
             return x
-        if module not in self._biases:
-            self._biases[module] = bias.detach().requires_grad_()
+        if module not in self._biases:  # one for each text, so that each sum can be checked
+            shape = (len(self._entered), *[1] * (x.dim() - 2), len(bias))
+            self._biases[module] = bias.detach().expand(shape).requires_grad_()
         return x + self._biases[module]
 
     def mix(
@@ -257,13 +273,16 @@ class _Adjoint(Form):
         allowed: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
+        allowed = allowed if self._real is None else self._real
         return sdpa(module, query.detach(), key.detach(), value, allowed, **kwargs)
 
 
-def _run(model: PreTrainedModel, ids: torch.Tensor) -> Any:
-    """The model's output for ids [1, time], of a decoder at the last position alone."""
+def _run(model: PreTrainedModel, ids: torch.Tensor, real: torch.Tensor | None = None) -> Any:
+    """The model's output for ids [batch, time], of a decoder at the last position alone."""
     names = inspect.signature(type(model).forward).parameters
     given: dict[str, Any] = {"input_ids": ids, "return_dict": True}
+    if real is not None:  # for a head that reads all positions; attention is taken over
+        given["attention_mask"] = real.long()
     if not looks_ahead(model):
         given["use_cache"] = False
         if "logits_to_keep" in names:
@@ -281,24 +300,23 @@ def _said(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def _aim(model: PreTrainedModel, at: int, target: str | int, output: Any) -> torch.Tensor:
-    """What is explained: a logit, or the length of the last hidden state by its dimensions."""
-    logits = output.get("logits")
+def _aim(model: PreTrainedModel, at: list[int], target: str | int, output: Any) -> torch.Tensor:
+    """What is explained of each text, [batch, …]: a logit, or the last hidden state's length."""
+    logits, texts = output.get("logits"), range(len(at))
     if logits is None:
         if not isinstance(target, str):
             raise PertokenError(f"{type(model).__name__} has no classes, so no target {target}")
         if "last_hidden_state" not in output:
             raise PertokenError(_NO_LOGITS.format(type(model).__name__))
-        state = output.last_hidden_state[0, at]
-        return state * state.detach() / state.detach().norm()
+        state = output.last_hidden_state[texts, at]
+        return state * state.detach() / state.detach().norm(dim=-1, keepdim=True)
     if logits.dim() == 3:  # a decoder's last position stands alone
-        logits = logits[:, 0 if logits.shape[1] == 1 else at]
-    row = logits[0]
+        logits = logits[texts, 0 if logits.shape[1] == 1 else at]
     if isinstance(target, str):
-        return row[row.argmax()]
-    if not 0 <= target < len(row):
-        raise PertokenError(f"target must be in 0..{len(row) - 1}, got {target}")
-    return row[target]
+        return logits.gather(-1, logits.argmax(-1, keepdim=True))
+    if not 0 <= target < logits.shape[-1]:
+        raise PertokenError(f"target must be in 0..{logits.shape[-1] - 1}, got {target}")
+    return logits[:, target, None]
 
 
 def _at(model: PreTrainedModel, place: int | None, time: int) -> int:

@@ -11,8 +11,8 @@ found for token i:
 
 Dropped are b_O, both betas, and the feed-forward layer but for what it does to deviation_2. The
 layers are rolled out, R = N_L ... N_1, without an identity added and without rows normalised; the
-scores are the row of [CLS]. Each N is divided by the largest entry of its rows in use (ours): the
-ranking is the same.
+scores are the row of [CLS]. On the way they are divided by the largest of them (ours): the ranking
+is the same.
 Source: Modarressi et al. 2022 (2205.03286), section 3, and its code.
 
 Decoders put norms elsewhere (our reading, the paper has encoders alone): there the norm in front of
@@ -25,7 +25,8 @@ The scores are the row of the last token.
 No a_ij is ever made. |w_ij| = |sum_h alpha^h_ij z^h_j| / (deviations of i) with z^h_j the value
 of head h behind W_O and both gammas, so N_ij^2 is a quadratic form in the weights alpha_ij, whose
 matrix is the heads' Gram matrix at j. The product of the layers is taken from the top, a row at a
-time, so nothing of size [time, time, heads] is held beyond a chunk of rows.
+time, so nothing of size [time, time, heads] is held beyond a chunk of rows. Short texts of like
+length run together.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken._blocks import replaced
+from pertoken._padded import batches, right_padded
 from pertoken._takeover import Takeover, layer_windows, sdpa
 from pertoken.attribute._linear import (
     band,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["globenc", "rate"]
 
 _CHUNK = 2**16  # attention weights of one head that are held at a time: they stay in the cache
+_TOKENS = 1024  # of short texts that run together: their states at all layers are held
 
 
 @torch.no_grad()
@@ -84,10 +87,12 @@ def globenc(
     ahead = looks_ahead(model)
     places = texts(model, input_ids, attention_mask)
     scores = torch.zeros(input_ids.shape, dtype=torch.float64, device=input_ids.device)
-    for row, real in enumerate(places):
-        layers = watch(input_ids[row, real])
-        asked = torch.tensor([0 if ahead else len(real) - 1], device=real.device)
-        scores[row, real] = rollout(layers, asked)[0]
+    for rows in batches([len(real) for real in places], _TOKENS):
+        ids, real = right_padded([input_ids[row, places[row]] for row in rows])
+        asked = [[0 if ahead else len(places[row]) - 1] for row in rows]
+        found = rollout(watch(ids, real), torch.tensor(asked, device=ids.device))[:, 0]
+        for row, values in zip(rows, found, strict=True):
+            scores[row, places[row]] = values[: len(places[row])]
     return scores
 
 
@@ -103,9 +108,9 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0) -> Scores:
             f"{type(question.model).__name__} is an encoder, and attribute() explains next tokens: "
             "use pertoken.attribute.globenc.globenc"
         )
-    layers = watch(question.ids[: question.places[-1]])
-    asked = torch.tensor([place - 1 for place in question.places], device=question.ids.device)
-    found = rollout(layers, asked).cpu()
+    layers = watch(question.ids[None, : question.places[-1]])
+    asked = torch.tensor([[place - 1 for place in question.places]], device=question.ids.device)
+    found = rollout(layers, asked)[0].cpu()
     values = torch.full((len(question.places), len(question.ids)), torch.nan, dtype=torch.float64)
     for number, place in enumerate(question.places):
         values[number, :place] = found[number, :place]
@@ -117,7 +122,7 @@ class _Norm:
     """A norm made linear: x -> gain * (x - mean(x) if centred else x) * scale(token)."""
 
     gain: torch.Tensor  # [hidden]
-    scale: torch.Tensor  # [time]
+    scale: torch.Tensor  # [batch, time]
     centred: bool
 
     def shape(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,9 +132,10 @@ class _Norm:
 
 @dataclass
 class _Layer:
-    """What is needed of one layer for a text.
+    """What is needed of one layer.
 
-    entered: [time, hidden]; query, key, value: [heads, time, dim]; out: W_O [hidden, heads * dim];
+    entered: [batch, time, hidden]; query, key, value: [batch, heads, time, dim]; allowed: keys that
+    a query may see, to broadcast to [batch, heads, time, time]; out: W_O [hidden, heads * dim];
     before: norms of what attention carries; after: norms of that with the residual stream.
     """
 
@@ -146,29 +152,30 @@ class _Layer:
 
 
 def rollout(layers: list[_Layer], asked: torch.Tensor) -> torch.Tensor:
-    """Rows `asked` [rows] of the product of all layers' N, top first, float64 [rows, time]."""
-    time = len(layers[0].entered)
-    rows = torch.zeros(len(asked), time, dtype=torch.float64, device=asked.device)
-    rows.scatter_(1, asked[:, None], 1.0)
+    """Rows `asked` [batch, rows] of each text's product of all N, float64 [batch, rows, time].
+
+    Divided by the largest of a text.
+    """
+    batch, time = layers[0].entered.shape[:2]
+    rows = torch.nn.functional.one_hot(asked, time).double()
+    step = max(1, _CHUNK // (batch * time))
     for layer in reversed(layers):
-        used = rows.any(0).nonzero()[:, 0]  # the top layer needs the asked rows alone
-        step = max(1, _CHUNK // time)
+        used = rows.any(1).any(0).nonzero()[:, 0]  # the top layer needs the asked rows alone
         norms = _norms(layer)
-        total, largest = torch.zeros_like(rows), rows.new_zeros(())
+        total = torch.zeros_like(rows)
         for part in used.split(step):
             n = norms(part).double()
-            total[:, : n.shape[1]] += rows[:, part] @ n
-            largest = torch.maximum(largest, n.max())
-        rows = total / largest
+            total[..., : n.shape[-1]] += rows[..., part] @ n
+        rows = total / total.amax((1, 2), keepdim=True)
     if not bool(rows.isfinite().all()):
         raise PertokenError("a GlobEnc score is NaN: load the model in float32")
     return rows
 
 
 def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function: tokens i [rows] -> N_ij [rows, up to the last token seen]."""
-    heads, groups = len(layer.query), len(layer.value)
-    value = layer.value.repeat_interleave(heads // groups, 0)
+    """A function: tokens i [rows] -> N_ij [batch, rows, up to the last token seen]."""
+    heads, groups = layer.query.shape[1], layer.value.shape[1]
+    value = layer.value.repeat_interleave(heads // groups, 1)
     # Norms act on the columns of W_O, once for all tokens.
     carry = layer.out.T.unflatten(0, (heads, -1))  # [heads, dim, hidden]
     for norm in layer.before:
@@ -176,56 +183,56 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
     behind = carry
     for norm in layer.after:
         behind = norm.shape(behind)
-    carried = (value @ behind).transpose(0, 1)  # z of the module's docstring, [time, heads, hidden]
-    # Pairs of heads, [heads, heads, time]; a pair stands for its mirror image too.
-    gram = (carried @ carried.mT).permute(1, 2, 0).contiguous()
-    gram = gram * (2 - torch.eye(heads, dtype=gram.dtype, device=gram.device))[:, :, None]
+    carried = (value @ behind).transpose(1, 2)  # z of the docstring, [batch, time, heads, hidden]
+    # Pairs of heads, [heads, heads, batch, 1, time]; a pair stands for its mirror image too.
+    gram = (carried @ carried.mT).permute(2, 3, 0, 1).unsqueeze(3).contiguous()
+    gram *= (2 - torch.eye(heads, dtype=gram.dtype, device=gram.device))[..., None, None, None]
     scale_before, scale_after = _scale(layer.before), _scale(layer.after)
 
     def rows(part: torch.Tensor) -> torch.Tensor:
-        end = int(part.max()) + 1 if layer.causal else len(layer.entered)
-        weights = _weights(layer, part, end)  # [heads, rows, end]
-        square = torch.zeros_like(weights[0])
+        end = int(part.max()) + 1 if layer.causal else value.shape[2]
+        weights = _weights(layer, part, end).transpose(0, 1).contiguous()
+        square = torch.zeros_like(weights[0])  # [batch, rows, end]
         for one in range(heads):
-            inner = weights[0] * gram[one, 0, :end]
+            inner = weights[0] * gram[one, 0, ..., :end]
             for other in range(1, one + 1):
-                inner.addcmul_(weights[other], gram[one, other, :end])
+                inner.addcmul_(weights[other], gram[one, other, ..., :end])
             square.addcmul_(inner, weights[one])
         norms = square.clamp_(min=0).sqrt_()
         count = torch.arange(len(part), device=part.device)
-        own = (weights[:, count, part, None] * value[:, part]).transpose(0, 1).flatten(1)
+        itself = weights[:, :, count, part].transpose(0, 1)  # [batch, heads, rows]
+        own = (itself[..., None] * value[:, :, part]).transpose(1, 2).flatten(2)
         own = own @ carry.flatten(0, 1)
         if scale_before is not None:
-            own, norms = own * scale_before[part, None], norms * scale_before[part, None]
-        own = own + layer.entered[part]
+            own, norms = own * scale_before[:, part, None], norms * scale_before[:, part, None]
+        own = own + layer.entered[:, part]
         for norm in layer.after:
             own = norm.shape(own)
-        norms[count, part] = own.norm(dim=-1)
-        return norms if scale_after is None else norms * scale_after[part, None]
+        norms[:, count, part] = own.norm(dim=-1)
+        return norms if scale_after is None else norms * scale_after[:, part, None]
 
     return rows
 
 
 def _scale(norms: list[_Norm]) -> torch.Tensor | None:
-    """The product of the norms' scales [time]."""
+    """The product of the norms' scales [batch, time]."""
     return torch.stack([norm.scale for norm in norms]).prod(0) if norms else None
 
 
 def _weights(layer: _Layer, part: torch.Tensor, end: int) -> torch.Tensor:
-    """Attention weights of queries `part` over the keys before `end`, [heads, rows, end]."""
-    heads, groups = len(layer.query), len(layer.key)
-    query = layer.query[:, part].unflatten(0, (groups, heads // groups))
-    scores = (query @ layer.key[:, None, :end].mT).flatten(0, 1) * layer.scaling
+    """Attention weights of queries `part` over the keys before `end`, [batch, heads, rows, end]."""
+    heads, groups = layer.query.shape[1], layer.key.shape[1]
+    query = layer.query[:, :, part].unflatten(1, (groups, heads // groups))
+    scores = (query @ layer.key[:, :, None, :end].mT).flatten(1, 2) * layer.scaling
+    allowed = layer.allowed
     if layer.causal:
-        allowed = torch.arange(end, device=part.device) <= part[:, None]
-        if layer.allowed is not None:
-            allowed = allowed & layer.allowed[0, 0, part, :end]
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    return scores.softmax(-1)
+        before = torch.arange(end, device=part.device) <= part[:, None]
+        allowed = before if allowed is None else before & allowed[..., part, :end]
+    return (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).softmax(-1)
 
 
 class _Watch:
-    """Runs a text through a model and keeps what GlobEnc needs of every layer."""
+    """Runs texts through a model and keeps what GlobEnc needs of every layer."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -246,8 +253,9 @@ class _Watch:
                     forwards[module] = self._linear(module)
         self._forwards = forwards
 
-    def __call__(self, ids: torch.Tensor) -> list[_Layer]:
-        """The layers for a text of ids [time]."""
+    def __call__(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> list[_Layer]:
+        """The layers for texts of ids [batch, time]; real: which are no padding, None if all."""
+        self._real = None if real is None else real[:, None, None]
         self._layers: list[_Layer] = []
         self._stage = "outside"
         self._last = ids.new_empty(0)  # what the last linear layer gave
@@ -257,7 +265,7 @@ class _Watch:
             self._takeover(self._attend),
             replaced(list(self._forwards), self._forwards.__getitem__),
         ):
-            self._decoder(input_ids=ids[None], return_dict=True, **self._options)
+            self._decoder(input_ids=ids, return_dict=True, **self._options)
         norms = 1 if self._pre_norm else 2
         if any(len(layer.after) != norms for layer in self._layers):
             self._refuse("its norms stand as in no block that is known")
@@ -312,10 +320,10 @@ class _Watch:
                 reads_sum = _same(x, self._entered + self._carried)
                 self._fits |= reads_sum
                 if not reads_sum and _same(x, self._carried):
-                    self._layers[-1].before.append(_linear_norm(module, x, output))
+                    self._layers[-1].before.append(self._linear_norm(module, x, output))
                     self._carried = output
                 elif not self._pre_norm and self._fits:
-                    self._layers[-1].after.append(_linear_norm(module, x, output))
+                    self._layers[-1].after.append(self._linear_norm(module, x, output))
             return output
 
         return forward
@@ -323,7 +331,22 @@ class _Watch:
     def _read(self, module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor) -> None:
         """A norm reads what the last block left."""
         if self._pre_norm and self._layers and not self._layers[-1].after:
-            self._layers[-1].after.append(_linear_norm(module, x, output))
+            self._layers[-1].after.append(self._linear_norm(module, x, output))
+
+    def _linear_norm(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> _Norm:
+        """The linear form of a norm, from what it read and gave, [..., hidden] each."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        shape = self._entered.shape  # OPT flattens what its norms read
+        x, output = x.reshape(shape).to(wide), output.reshape(shape).to(wide)
+        if isinstance(module, torch.nn.LayerNorm):
+            weight = module.weight
+            gain = torch.ones_like(x[0, 0]) if weight is None else weight.detach().to(wide)
+            deviation = (x.var(-1, correction=0) + module.eps).sqrt()
+            return _Norm(gain, 1 / deviation, centred=True)
+        # The gain up to a factor, which the scale holds: no need to know how a model writes it.
+        gain = type(module).forward(module, torch.ones_like(module.weight)).to(wide)
+        plain = x * gain
+        return _Norm(gain, (plain * output).sum(-1) / plain.square().sum(-1), centred=False)
 
     def _attend(
         self,
@@ -336,16 +359,16 @@ class _Watch:
         scaling: float | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        causal = is_causal(module)
-        window = self._windows[module.layer_idx] if causal else None
-        allowed = band(query.shape[-2], window, query.device)
+        causal, allowed = is_causal(module), self._real
+        if causal:  # what is padded comes last: nobody sees it
+            allowed = band(query.shape[-2], self._windows[module.layer_idx], query.device)
         wide = torch.promote_types(query.dtype, torch.float32)
         self._layers.append(
             _Layer(
-                entered=self._entered[0].to(wide),
-                query=query[0].to(wide),
-                key=key[0].to(wide),
-                value=value[0].to(wide),
+                entered=self._entered.to(wide),
+                query=query.to(wide),
+                key=key.to(wide),
+                value=value.to(wide),
                 scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
                 allowed=allowed,
                 causal=causal,
@@ -354,21 +377,6 @@ class _Watch:
         )
         self._stage = "output"
         return sdpa(module, query, key, value, allowed, scaling=scaling, **kwargs)
-
-
-def _linear_norm(module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor) -> _Norm:
-    """The linear form of a norm, from what it read and gave, [..., hidden] each."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    x, output = x.flatten(0, -2).to(wide), output.flatten(0, -2).to(wide)
-    weight: Any = module.weight
-    if isinstance(module, torch.nn.LayerNorm):
-        gain = torch.ones_like(x[0]) if weight is None else weight.detach().to(wide)
-        deviation = (x.var(-1, correction=0) + module.eps).sqrt()
-        return _Norm(gain, 1 / deviation, centred=True)
-    # The gain up to a factor, which the scale holds: no need to know how a model writes it.
-    gain = type(module).forward(module, torch.ones_like(weight)).to(wide)
-    plain = x * gain
-    return _Norm(gain, (plain * output).sum(-1) / plain.square().sum(-1), centred=False)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken._forward import text_logits
+from pertoken._padded import batches, right_padded
 from pertoken.errors import PertokenError
 from pertoken.prune._text import Span, add_up
 
@@ -48,10 +49,11 @@ def by_encoder(
     )
     rows: list[list[int]] = given["input_ids"]
     scores = [0.0] * len(spans)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    for batch in _batches(order, rows, model):
-        ids, mask = _right_padded([rows[row] for row in batch], tokenizer.pad_token_id or 0)
-        ids, mask = ids.to(model.device), mask.to(model.device)
+    most = 2048 if model.device.type == "cpu" else 32768
+    for batch in batches([len(row) for row in rows], most):
+        texts = [torch.tensor(rows[row], device=model.device) for row in batch]
+        ids, real = right_padded(texts, tokenizer.pad_token_id or 0)
+        mask = torch.ones_like(ids) if real is None else real.long()
         rated = rate(model, ids, mask).detach()
         if rated.shape != ids.shape:
             raise PertokenError(
@@ -181,33 +183,3 @@ def _room(model: PreTrainedModel, tokenizer: Any) -> int:
     ):
         room -= config.pad_token_id + 1
     return min(room, int(tokenizer.model_max_length))
-
-
-def _batches(
-    order: Sequence[int], rows: Sequence[Sequence[int]], model: PreTrainedModel
-) -> list[list[int]]:
-    """Rows of like length together; order: from the shortest to the longest.
-
-    A batch has a bounded number of tokens, and no more than a fifth of them are padding.
-    """
-    most = 2048 if model.device.type == "cpu" else 32768
-    batches: list[list[int]] = []
-    real = 0  # tokens of the last batch
-    for row in order:
-        width = len(rows[row])
-        whole = (len(batches[-1]) + 1) * width if batches else 0
-        if batches and whole <= min(most, 1.25 * (real + width)):
-            batches[-1].append(row)
-            real += width
-        else:
-            batches.append([row])
-            real = width
-    return batches
-
-
-def _right_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and mask [rows, width], padded on the right: positions of an encoder count from there."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids, mask
