@@ -201,7 +201,12 @@ def _value(node: ast.expr, used: list[int]) -> Fraction:
 TASKS: dict[str, Task] = {
     each.name: each
     for each in (
-        Task("arithmetic", "sums and differences of numbers of one or two digits", _arithmetic, _equals),
+        Task(
+            "arithmetic",
+            "sums and differences of numbers of one or two digits",
+            _arithmetic,
+            _equals,
+        ),
         Task("countdown", "a number made out of three others", _countdown, _makes),
         Task("gsm8k", "grade-school maths problems", _gsm8k, _equals),
     )
