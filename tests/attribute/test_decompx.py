@@ -116,6 +116,26 @@ def test_parts_add_up_in_float32(architecture):
     assert _worst(_decoder(architecture, dtype=torch.float32), _ids(12))[0] < 1e-4
 
 
+@pytest.mark.model
+def test_the_embedded_model(smollm2):
+    model, tokenizer = smollm2
+    text = "The capital of Italy is Rome. The capital of Spain is"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    states = decompose(model, ids, biases="token")
+    with torch.no_grad():
+        output = model(ids, output_hidden_states=True)
+    for number, wanted in enumerate(output.hidden_states[1:-1]):
+        miss = (states[f"block {number}"].sum(0) - wanted[0]).abs().max()
+        assert miss < 1e-6 * wanted.abs().max()  # single elements are as large as 20,000
+    token = int(output.logits[0, -1].argmax())
+    parts = states["output"][:, token]
+    assert abs(float(parts.sum() - output.logits[0, -1, token])) < 1e-4
+    found = decompx(model, ids, target="predicted")[0]
+    assert torch.allclose(found, parts[:-1].double(), rtol=0, atol=1e-4)
+    assert tokenizer.decode([token]) == " Madrid"
+    assert tokenizer.decode(ids[0, found.argmax()]) == " Spain"
+
+
 @pytest.mark.parametrize("biases", BIASES)
 def test_parts_add_up_however_biases_are_shared(tiny_encoder, biases):
     # "dot" divides by a sum of both signs, which may nearly vanish.

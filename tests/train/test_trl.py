@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,9 @@ def reward(completions: list[str], **_: Any) -> list[float]:
     return [float(text.count("a") - text.count("b")) + len(text) / 100 for text in completions]
 
 
-def trainer(folder: Path, *, parent: bool = False, **more: Any) -> Any:
+def trainer(
+    folder: Path, *, parent: bool = False, reward: Callable[..., Any] = reward, **more: Any
+) -> Any:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -130,11 +133,18 @@ def test_it_trains_and_logs_every_level(trl: Any, tmp_path: Path) -> None:
     assert max(entry["fiberpo/token/drift_high"] for entry in logged) > 0
 
 
-def test_a_run_resumes_with_the_identical_next_loss(trl: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("iterations", [2, 4], ids=["between batches", "within a batch"])
+def test_a_run_resumes_with_the_identical_next_loss(
+    trl: Any, tmp_path: Path, iterations: int
+) -> None:
     def losses(made: Any) -> list[float]:
         return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
-    options: dict[str, Any] = {"num_iterations": 2, "save_strategy": "steps", "save_steps": 2}
+    options: dict[str, Any] = {
+        "num_iterations": iterations,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
     again = trainer(tmp_path / "again", **options)
@@ -142,6 +152,43 @@ def test_a_run_resumes_with_the_identical_next_loss(trl: Any, tmp_path: Path) ->
     assert losses(again)[-2:] == losses(whole)[-2:]
     for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def fail(**_: Any) -> Any:
+    raise KeyError("no such column")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (fail, r"the rewards could not be computed \(KeyError: 'no such column'\)"),
+        (lambda **_: [1.0], "returned 1 rewards, but 4 were expected"),
+        (lambda **_: 1.0, "'float' object is not iterable"),
+        (lambda **_: [0.0, 1.0, 2.0, float("inf")], "a reward is infinite"),
+    ],
+)
+def test_bad_rewards_stop_before_the_step(
+    trl: Any, tmp_path: Path, bad: Callable[..., Any], message: str
+) -> None:
+    calls: list[int] = []
+
+    def good_once(completions: list[str], **more: Any) -> Any:
+        calls.append(1)
+        return reward(completions) if len(calls) == 1 else bad(completions=completions, **more)
+
+    made = trainer(tmp_path, reward=good_once, save_strategy="steps", save_steps=1)
+    with pytest.raises(PertokenError, match=message):
+        made.train()
+    kept = torch.load(tmp_path / "checkpoint-1" / "optimizer.pt", weights_only=True)
+    assert kept["state"][0]["step"] == 1
+    assert made.state.global_step == 1
+
+
+def test_advantages_that_are_no_numbers_are_refused(trl: Any, tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(PertokenError, match="advantages is NaN or infinite"):
+            made._compute_loss(made.model, {**inputs(), "advantages": torch.full((4,), value)})
 
 
 @pytest.mark.parametrize(

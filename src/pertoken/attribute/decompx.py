@@ -124,7 +124,8 @@ def decompose(
     Returns "embeddings", "block 0", …, each [time + 1, time, hidden], where [k, i] is x_{i<-k} and
     the last k is what biases brought (zero where they are shared out); and last "output":
     [time + 1, classes], or [time + 1, time, …] for a model that says something at each position
-    (a decoder: at the last one, [time + 1, vocab]). The sum over k is the model's own state.
+    (a decoder: at the last one, [time + 1, vocab]). The sum over k is the model's own state, up to
+    rounding (norms of Llama and Gemma round to float32, whatever the model's type).
     Holds (time + 1) * time * hidden numbers per state, and runs as long as time + 1 forwards.
     Raises PertokenError for a model that cannot be decomposed, and for more than 256 tokens.
 
@@ -337,7 +338,9 @@ def _check_sum(
     name = type(model).__name__
     if not bool(found.isfinite().all()) or not bool(wanted.isfinite().all()):
         raise PertokenError(f"the output of {name} or a share in it is NaN: load it in float32")
-    if bool(((found - wanted).abs() > torch.finfo(dtype).eps ** 0.5 * size).any()):
+    # Norms round to float32 even in a model in float64.
+    tolerance = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
+    if bool(((found - wanted).abs() > tolerance * size).any()):
         raise PertokenError(
             f"{name} cannot be decomposed: what tokens and biases brought does not add up to its "
             "output, so it has a nonlinear part that is not known"

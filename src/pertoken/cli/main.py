@@ -31,6 +31,7 @@ COMMANDS = (
     "explain",
     "compress",
     "probe",
+    "train",
     "reproduce",
 )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
+    from pertoken.train._page import gates_page
     from pertoken.train.apc import apc_clip, tv_trpo_penalty
     from pertoken.train.baselines import (
         cispo_loss,
@@ -22,20 +23,25 @@ if TYPE_CHECKING:
         ppo_clip_loss,
     )
     from pertoken.train.fiberpo import fiberpo_loss, fiberpo_ratio, hierarchy_loss
+    from pertoken.train.gates import closed_gates
     from pertoken.train.hierarchy import gate, log_ratio_levels
     from pertoken.train.reducer import Trajectories, reduce, weighted_nll
+    from pertoken.train.run import Run, train_policy
     from pertoken.train.trl import FiberPOTrainer
 
 __all__ = [
     "FiberPOTrainer",
+    "Run",
     "Trajectories",
     "apc_clip",
     "cispo_loss",
+    "closed_gates",
     "dapo_loss",
     "dr_grpo_loss",
     "fiberpo_loss",
     "fiberpo_ratio",
     "gate",
+    "gates_page",
     "grpo_loss",
     "gspo_loss",
     "hierarchy_loss",
@@ -43,20 +49,24 @@ __all__ = [
     "policy_gradient_loss",
     "ppo_clip_loss",
     "reduce",
+    "train_policy",
     "tv_trpo_penalty",
     "weighted_nll",
 ]
 
 _HOME = {
     "FiberPOTrainer": "trl",
+    "Run": "run",
     "Trajectories": "reducer",
     "apc_clip": "apc",
     "cispo_loss": "baselines",
+    "closed_gates": "gates",
     "dapo_loss": "baselines",
     "dr_grpo_loss": "baselines",
     "fiberpo_loss": "fiberpo",
     "fiberpo_ratio": "fiberpo",
     "gate": "hierarchy",
+    "gates_page": "_page",
     "grpo_loss": "baselines",
     "gspo_loss": "baselines",
     "hierarchy_loss": "fiberpo",
@@ -64,6 +74,7 @@ _HOME = {
     "policy_gradient_loss": "baselines",
     "ppo_clip_loss": "baselines",
     "reduce": "reducer",
+    "train_policy": "run",
     "tv_trpo_penalty": "apc",
     "weighted_nll": "reducer",
 }

@@ -86,7 +86,9 @@ def _arithmetic(split: str, count: int, seed: int) -> list[Example]:
 
 
 def _sum(random: Random) -> tuple[str, Example]:
-    first, second = random.randrange(10, 100), random.randrange(10, 100)
+    # Half of them with single digits: a small model must be right now and then to learn at all.
+    low, high = random.choice(((0, 10), (10, 100)))
+    first, second = random.randrange(low, high), random.randrange(low, high)
     sign = random.choice("+-")
     answer = first + second if sign == "+" else first - second
     prompt = f"What is {first} {sign} {second}? Reply with the number only."
@@ -199,7 +201,12 @@ def _value(node: ast.expr, used: list[int]) -> Fraction:
 TASKS: dict[str, Task] = {
     each.name: each
     for each in (
-        Task("arithmetic", "sums and differences of two-digit numbers", _arithmetic, _equals),
+        Task(
+            "arithmetic",
+            "sums and differences of numbers of one or two digits",
+            _arithmetic,
+            _equals,
+        ),
         Task("countdown", "a number made out of three others", _countdown, _makes),
         Task("gsm8k", "grade-school maths problems", _gsm8k, _equals),
     )

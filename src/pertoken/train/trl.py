@@ -1,4 +1,4 @@
-"""FiberPO in TRL: `FiberPOTrainer`, a `GRPOTrainer` with another loss and nothing else changed.
+"""FiberPO in TRL: `FiberPOTrainer`, a `GRPOTrainer` with another loss.
 
     from pertoken.train import FiberPOTrainer
     FiberPOTrainer(model, reward, args=GRPOConfig(...), train_dataset=data, trajectory=(0.99, 1.01))
@@ -11,13 +11,12 @@ change the loss and are not carried are refused by name. Needs the extra ``rl``
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from pertoken._extras import need
 from pertoken.errors import PertokenError
+from pertoken.train._guard import GuardMixin, grpo_trainer
 from pertoken.train._inputs import log_bounds
 from pertoken.train.fiberpo import Bounds, Variant, fiberpo_loss
 from pertoken.train.reducer import reduce
@@ -62,7 +61,10 @@ class FiberPOMixin(_GRPOTrainer):
     The class itself is put together when it is first asked for, since only then TRL is needed.
 
     Logged besides the metrics of TRL: ``fiberpo/<level>/closed_low``, ``closed_high``,
-    ``drift_low``, ``drift_high``. PertokenError for what is not carried, before anything is loaded.
+    ``drift_low``, ``drift_high``, and ``approx_kl`` between the sampling policy and this one.
+    PertokenError for what is not carried, before anything is loaded, and before the step for
+    rewards, advantages or log-probabilities that cannot be trained on. A checkpoint may lie
+    anywhere: one between two uses of a generation batch holds that batch.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "fiberpo"]
@@ -180,16 +182,7 @@ def _refuse(args: Any, more: dict[str, Any]) -> None:
 def __getattr__(name: str) -> Any:
     if name != "FiberPOTrainer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    version = need("trl", "rl").__version__
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if not (1, 16) <= found < (2, 0):
-        raise PertokenError(
-            f"FiberPOTrainer knows TRL 1.16 and later 1.x, found {version}: "
-            'pip install "pertoken[rl]"'
-        )
-    parent = need("trl.trainer.grpo_trainer", "rl").GRPOTrainer
-    made = type(
-        name, (FiberPOMixin, parent), {"__module__": __name__, "__doc__": FiberPOMixin.__doc__}
-    )
+    bases = (GuardMixin, FiberPOMixin, grpo_trainer())
+    made = type(name, bases, {"__module__": __name__, "__doc__": FiberPOMixin.__doc__})
     globals()[name] = made
     return made

@@ -1,0 +1,411 @@
+"""Reinforcement learning on a task with checkable answers: what `pertoken train` runs.
+
+    from pertoken.train import train_policy
+    run = train_policy("fiberpo", "out", model="smollm2", task="arithmetic", steps=40)
+
+TRL's trainer does the work. The methods differ in nothing but the objective: ``grpo`` is TRL's,
+``gspo`` the same with ``importance_sampling_level="sequence"``, ``cispo`` with
+``loss_type="cispo"``, ``fiberpo`` is `FiberPOTrainer`. Every batch of sampled texts is used for
+`iterations` steps; in the first of them the policy is the one that sampled, and all four
+objectives have one gradient.
+
+Settings are constant over a run (no warm-up, no decay), so a run may be made longer afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pertoken
+from pertoken._extras import need
+from pertoken.errors import PertokenError
+from pertoken.train._folder import claim, mark_whole, write_run
+from pertoken.train._guard import Batch, GuardMixin, grpo_trainer
+from pertoken.train._page import gates_page
+from pertoken.train.fiberpo import Bounds
+from pertoken.train.gates import LEVELS, check_bounds
+from pertoken.train.tasks import Example, Task
+from pertoken.train.tasks import task as named_task
+
+__all__ = ["Run", "train_policy"]
+
+Row = dict[str, Any]
+
+PROBLEMS = 2048  # drawn from the task; the order must not depend on how long the run will be
+_MICRO = 8  # completions of a forward and backward pass at most, for memory
+# Ratios: PPO's and CISPO's usual bounds, FiberPO's token gate as its authors draw it. There is no
+# usual trajectory bound for small models; this one was not tuned.
+_TOKEN: dict[str, Bounds] = {"fiberpo": (0.8, 1.25), "grpo": (0.8, 1.2), "cispo": (0.0, 5.0)}
+_TRAJECTORY: Bounds = (0.9, 1.1)
+_LENGTHS = {"arithmetic": 16, "countdown": 32, "gsm8k": 160}
+
+
+@dataclass
+class Run:
+    """What a run has done.
+
+    settings, versions: what it was run with; rows: one for each step, see `row_of`; folder: where
+    it lies; batch: the tensors of the last step, before it was applied.
+    """
+
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    folder: Path
+    rows: list[Row] = field(default_factory=list)
+    batch: Batch = field(default_factory=dict)
+    tokenizer: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings, versions, tokens sampled, rows: a JSON form."""
+        return {
+            "settings": self.settings,
+            "versions": self.versions,
+            "tokens_sampled": sum(row["tokens"] for row in self.rows),
+            "kl": "to the start" if self.settings["beta"] else "sampling policy to policy",
+            "rows": self.rows,
+        }
+
+    def page(self) -> str:
+        """The page of the last step's batch, see `pertoken.train.gates_page`."""
+        batch, settings = self.batch, self.settings
+        prompts = [
+            self.tokenizer.decode(ids[mask != 0], skip_special_tokens=True)
+            for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+        ]
+        return gates_page(
+            self.tokenizer,
+            batch["completion_ids"],
+            batch["log_probs"],
+            batch["old_log_probs"],
+            batch["advantages"],
+            batch["completion_mask"],
+            method=settings["method"],
+            token=settings["token"],
+            trajectory=settings["trajectory"],
+            rewards=batch["rewards"],
+            prompts=prompts,
+            title=f"{settings['method']} on {settings['task']}, step {self.rows[-1]['step']}",
+        )
+
+
+def train_policy(
+    method: str,
+    out: str | Path,
+    *,
+    model: str | tuple[Any, Any] = "smollm2",
+    task: str | Task = "arithmetic",
+    steps: int = 80,
+    group: int = 8,
+    batch: int = 32,
+    iterations: int = 4,
+    learning_rate: float = 1e-5,
+    beta: float = 0.0,
+    token: Bounds | None = None,
+    trajectory: Bounds | None = None,
+    max_new_tokens: int | None = None,
+    save_every: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: Callable[[Row], None] | None = None,
+) -> Run:
+    """Train a model on a task; the trained one lies in ``out/model`` for plain transformers.
+
+    method: fiberpo, grpo, gspo or cispo. out: a new folder, or one to go on in with `resume`; it
+    takes the newest checkpoint (three times the weights) and, at the end, the model. model: a name
+    for `pertoken.load`, or (model, tokenizer), in float32. task: a name in `pertoken.train.tasks`
+    or a `Task` of your own.
+
+    steps: updates in all. batch: completions sampled at once, `group` of them for each prompt;
+    they serve for `iterations` updates. beta: weight of TRL's KL term to the starting policy.
+    token, trajectory: (low, high) ratios for the gates the method has. max_new_tokens: 16 for
+    arithmetic, 32 for countdown, else 160. save_every: steps between checkpoints, a tenth of the
+    run by default. seed: of the problems, their order and the sampling; torch's global generator
+    is seeded with it. progress: called with each row as it is made.
+
+    PertokenError before the first step for settings that do not fit, an unknown name, a missing
+    extra ``rl``, a folder of another run; and before the step for a reward that is no number,
+    log-probabilities or gradients that are none. The last checkpoint is whole whatever stops the
+    run.
+    """
+    job = task if isinstance(task, Task) else named_task(task)
+    if method in LEVELS:
+        token = token or _TOKEN.get(method)
+        trajectory = trajectory or (_TRAJECTORY if "trajectory" in LEVELS[method] else None)
+    check_bounds(method, token, trajectory)
+    _check(steps, group, batch, iterations, learning_rate, beta, max_new_tokens, save_every)
+    trainer_class = grpo_trainer()
+    need("tensorboard", "rl")
+    settings = {
+        "method": method,
+        "model": model if isinstance(model, str) else type(model[0]).__name__,
+        "task": job.name,
+        "steps": steps,
+        "group": group,
+        "batch": batch,
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "beta": beta,
+        "token": list(token) if token else None,
+        "trajectory": list(trajectory) if trajectory else None,
+        "max_new_tokens": max_new_tokens or _LENGTHS.get(job.name, 160),
+        "save_every": save_every or max(1, math.ceil(steps / 10)),
+        "seed": seed,
+    }
+    run = Run(settings, _versions(), Path(out))
+    checkpoint = claim(run.folder, settings, resume=resume)
+    problems = job.examples("train", PROBLEMS, seed)
+    policy, tokenizer = _load(model)
+    run.tokenizer = tokenizer
+    if checkpoint is None:
+        write_run(run.folder, run.to_dict())
+    trainer = _trainer(trainer_class, run, policy, job, problems)
+    del policy
+    writer = need("torch.utils.tensorboard", "rl").SummaryWriter(
+        str(run.folder / "tensorboard"),
+        purge_step=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]) + 1,
+    )
+    trainer.add_callback(_callback(run, writer, progress))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise PertokenError(
+            "the model's probabilities are NaN or infinite, so nothing can be sampled: its weights "
+            "are broken, or the learning rate is too high"
+        ) from error
+    finally:
+        writer.close()
+    run.batch = _whole_batch(trainer.batch)
+    _save_model(trainer, tokenizer, run.folder)
+    write_run(run.folder, run.to_dict())
+    return run
+
+
+def row_of(logs: dict[str, Any], settings: dict[str, Any], step: int) -> Row:
+    """A step's row from what TRL has logged.
+
+    reward: mean of the texts sampled in this step, None where it used those of the step before;
+    tokens: sampled in this step; kl: nats per token, to the start where there is a KL term, else
+    from the policy that sampled; closed: level -> (low, high), share of tokens or trajectories.
+    """
+    method = settings["method"]
+    if method == "fiberpo":
+        sides = {
+            level: [logs[f"fiberpo/{level}/closed_{side}"] for side in ("low", "high")]
+            for level in LEVELS[method]
+        }
+    elif method == "cispo":
+        sides = {"token": [0.0, logs["cispo_clip_ratio"]]}
+    else:
+        both = [logs[f"clip_ratio/{side}_mean"] for side in ("low", "high")]
+        sides = {LEVELS[method][0]: both}
+    return {
+        "step": step,
+        "reward": logs.get("reward"),
+        "tokens": round(logs.get("completions/mean_length", 0) * settings["batch"]),
+        "kl": logs["kl"] if settings["beta"] else logs["approx_kl"],
+        "closed": sides,
+        "loss": logs["loss"],
+        "grad_norm": logs.get("grad_norm"),
+        "seconds": logs["step_time"],
+    }
+
+
+def _check(
+    steps: int,
+    group: int,
+    batch: int,
+    iterations: int,
+    learning_rate: float,
+    beta: float,
+    max_new_tokens: int | None,
+    save_every: int | None,
+) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PertokenError(
+            "train_policy runs in one process: for several use FiberPOTrainer or TRL's own trainer"
+        )
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("group", group, 2),
+        ("batch", batch, 2),
+        ("iterations", iterations, 1),
+        ("max_new_tokens", max_new_tokens, 1),
+        ("save_every", save_every, 1),
+    ):
+        if value is not None and value < least:
+            raise PertokenError(f"{name} must be {least} or more, got {value}")
+    if batch % group:
+        raise PertokenError(
+            f"batch must hold whole groups: {batch} completions are no multiple of group {group}"
+        )
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise PertokenError(f"learning_rate must be above 0, got {learning_rate:g}")
+    if not (math.isfinite(beta) and beta >= 0):
+        raise PertokenError(f"beta must be 0 or more, got {beta:g}")
+
+
+def _load(model: str | tuple[Any, Any]) -> tuple[Any, Any]:
+    loaded, tokenizer = pertoken.load(model, dtype="float32") if isinstance(model, str) else model
+    if tokenizer.eos_token_id is None:
+        raise PertokenError("the tokenizer has no stop token (eos_token), so no text of it ends")
+    return loaded, tokenizer
+
+
+def _trainer(trainer_class: Any, run: Run, model: Any, task: Task, problems: list[Example]) -> Any:
+    """TRL's trainer for a run, quiet and with the guard in front."""
+    settings, folder = run.settings, run.folder
+    batch = settings["batch"]
+    micro = max(size for size in range(1, _MICRO + 1) if batch % size == 0)
+    token, trajectory = settings["token"], settings["trajectory"]
+    bounds = token or trajectory
+    clip: dict[str, Any] = {"loss_type": "grpo"}
+    gates: dict[str, Any] = {}
+    made: Any = type("GuardedGRPOTrainer", (GuardMixin, trainer_class), {})
+    if settings["method"] == "fiberpo":
+        from pertoken.train.trl import FiberPOTrainer
+
+        made, gates = FiberPOTrainer, {"token": token, "trajectory": trajectory}
+    elif settings["method"] == "cispo":
+        clip = {"loss_type": "cispo", "epsilon_high": bounds[1]}
+    else:
+        clip |= {"epsilon": 1 - bounds[0], "epsilon_high": bounds[1] - 1}
+        if settings["method"] == "gspo":
+            clip["importance_sampling_level"] = "sequence"
+    args = need("trl", "rl").GRPOConfig(
+        output_dir=str(folder),
+        **clip,
+        max_steps=settings["steps"],
+        num_generations=settings["group"],
+        num_iterations=settings["iterations"],
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch // micro,
+        max_completion_length=settings["max_new_tokens"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="constant",
+        disable_dropout=True,  # else the ratio of an unchanged policy would not be 1
+        seed=settings["seed"],
+        bf16=False,  # float32: small steps vanish in bfloat16 weights
+        gradient_checkpointing=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=settings["save_every"],
+        report_to=[],
+        disable_tqdm=True,
+    )
+    ask = _asker(run.tokenizer)
+    rows = [{"prompt": ask(each.prompt), "problem": i} for i, each in enumerate(problems)]
+    trainer = made(
+        model=model,
+        reward_funcs=_reward(task, problems),
+        args=args,
+        train_dataset=need("datasets", "rl").Dataset.from_list(rows),
+        processing_class=run.tokenizer,
+        **gates,
+    )
+    trainer.remove_callback(need("transformers.trainer_callback", "rl").PrinterCallback)
+    if settings["beta"]:  # TRL would load the reference by the name in the model's configuration
+        start = copy.deepcopy(model).requires_grad_(False)
+        trainer.beta = settings["beta"]
+        trainer.ref_model = trainer.accelerator.prepare_model(start, evaluation_mode=True)
+    return trainer
+
+
+def _asker(tokenizer: Any) -> Callable[[str], Any]:
+    """A user's message where the model has a chat template, else the bare text."""
+    if getattr(tokenizer, "chat_template", None):
+        return lambda prompt: [{"role": "user", "content": prompt}]
+    return lambda prompt: f"{prompt}\n"
+
+
+def _reward(task: Task, problems: list[Example]) -> Callable[..., list[float]]:
+    """TRL's reward function: the task's, of one text at a time, checked."""
+
+    def reward(completions: list[Any], problem: list[int], **_: Any) -> list[float]:
+        texts = [each if isinstance(each, str) else each[0]["content"] for each in completions]
+        return [one(text, problems[which]) for text, which in zip(texts, problem, strict=True)]
+
+    def one(text: str, example: Example) -> float:
+        try:
+            value = task.reward(text, example)
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PertokenError(f"the reward of {task.name!r} raised {told}") from error
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise PertokenError(
+                f"the reward of {task.name!r} must be one finite number for a text, got {value!r}"
+            )
+        return float(value)
+
+    return reward
+
+
+def _callback(run: Run, writer: Any, progress: Callable[[Row], None] | None) -> Any:
+    """Rows, TensorBoard, the check of the gradient, and the mark of a whole checkpoint."""
+    base: Any = need("transformers", "rl").TrainerCallback
+
+    class Keeper(base):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            past = (entry for entry in state.log_history if "loss" in entry)
+            run.rows = [row_of(entry, run.settings, entry["step"]) for entry in past]
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" not in logs:  # the summary at the end
+                return
+            row = row_of(logs, run.settings, state.global_step)
+            run.rows.append(row)
+            for name, value in logs.items():
+                if isinstance(value, int | float):
+                    writer.add_scalar(name, value, state.global_step)
+            if progress is not None:
+                progress(row)
+
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        ) -> None:
+            grads = [each.grad for each in model.parameters() if each.grad is not None]
+            if grads and not bool(torch.isfinite(torch.stack(torch._foreach_norm(grads))).all()):
+                raise PertokenError(
+                    f"the gradient of step {state.global_step + 1} is NaN or infinite: nothing was "
+                    "changed by it; the last checkpoint is as it was"
+                )
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            write_run(run.folder, run.to_dict())
+            mark_whole(run.folder, state.global_step)
+
+    return Keeper()
+
+
+def _whole_batch(parts: list[Batch]) -> Batch:
+    """The micro-batches of a step as one; they were cut from one, so they are equally long."""
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+
+def _save_model(trainer: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the model beside its place and move it there, so that it is whole or not there."""
+    partial, place = folder / ".model.part", folder / "model"
+    trainer.save_model(str(partial))
+    tokenizer.save_pretrained(str(partial))
+    if place.exists():
+        shutil.rmtree(place)
+    partial.replace(place)
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "trl")
+    found = {"pertoken": pertoken.__version__, "python": platform.python_version()}
+    return found | {name: version(name) for name in names}
