@@ -272,6 +272,31 @@ def test_padding_changes_nothing(tiny_encoder, name, left):
     assert torch.equal(parts, decompose(model, ids[1:, kept])["output"])
 
 
+@pytest.mark.parametrize(("kind", "head"), ENCODERS)
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_texts_that_run_together_have_the_shares_they_have_alone(
+    tiny_encoder, kind, head, dtype, bar, monkeypatch
+):
+    model = tiny_encoder(kind, head).to(dtype)
+    ids, mask = _ids(12, batch=6), torch.ones(6, 12, dtype=torch.long)
+    for row in range(1, 6):
+        mask[row, : row % 2], mask[row, 12 - row // 2 :] = 0, 0
+    targets = ("predicted", "norm", 1) if head else ("predicted", "norm")
+    alone = [ids[row : row + 1, real == 1] for row, real in enumerate(mask)]
+    wanted = {t: [decompx(model, each, target=t)[0] for each in alone] for t in targets}
+    runs, own = [], module._run
+    monkeypatch.setattr(
+        module, "_run", lambda model, *given: runs.append(given[0].shape) or own(model, *given)
+    )
+    for target in targets:
+        found = decompx(model, ids * mask, mask, target=target)
+        for row, shares in enumerate(wanted[target]):
+            scale = shares.abs().max()
+            assert torch.allclose(found[row, mask[row] == 1], shares, rtol=0, atol=bar * scale)
+            assert not found[row, mask[row] == 0].any()
+    assert runs == [(6, 12)] * len(targets)
+
+
 def test_attention_to_itself_alone_gives_all_to_the_own_token():
     model, ids = tiny_model("mistral", sliding_window=1), _ids(7)
     found = decompx(model, ids, target="predicted")[0]

@@ -183,6 +183,49 @@ def _padding(model, left):
     assert not found[1, ~kept].any()
 
 
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "llama", "gemma3", "gpt2", "opt", "phi"])
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_texts_that_run_together_score_as_alone(tiny_encoder, name, dtype, bar, monkeypatch):
+    model = tiny_encoder(name) if name[0].isupper() else tiny_model(name, sliding_window=4)
+    ids, mask, alone = _texts()
+    model = model.to(dtype)
+    wanted = [globenc(model, each[None])[0] for each in alone]
+    runs = _count_runs(monkeypatch)
+    found = globenc(model, ids, mask)
+    assert runs == [[10, 12], [1, 16]]  # texts and places of each forward
+    for row, scores in enumerate(wanted):
+        assert torch.allclose(found[row, mask[row] == 1], scores, rtol=0, atol=bar)
+        assert not found[row, mask[row] == 0].any()
+
+
+def test_many_texts_run_in_several_batches(tiny_encoder, monkeypatch):
+    model, (ids, mask, _) = tiny_encoder("Bert"), _texts()
+    wanted = globenc(model, ids, mask)
+    monkeypatch.setattr(module, "_TOKENS", 20)
+    runs = _count_runs(monkeypatch)
+    assert torch.allclose(globenc(model, ids, mask), wanted, rtol=1e-12)
+    assert max(batch * time for batch, time in runs) <= 20
+
+
+def _texts():
+    """Eleven texts of 8 to 16 tokens, padding on both sides; and each without it."""
+    ids, mask = _ids(16, batch=11), torch.ones(11, 16, dtype=torch.long)
+    for row in range(1, 11):
+        mask[row, : row % 3], mask[row, 16 - (row % 4 + 4 - row % 3) :] = 0, 0
+    return ids * mask, mask, [row[real == 1] for row, real in zip(ids, mask, strict=True)]
+
+
+def _count_runs(monkeypatch):
+    runs, own = [], module._Watch.__call__
+
+    def run(self, ids, real=None):
+        runs.append(list(ids.shape))
+        return own(self, ids, real)
+
+    monkeypatch.setattr(module._Watch, "__call__", run)
+    return runs
+
+
 def test_attention_to_itself_alone_gives_all_to_the_last_token():
     scores = globenc(tiny_model("mistral", sliding_window=1), _ids(7))[0]
     assert scores[-1] > 0

@@ -182,6 +182,27 @@ def test_a_sentence_longer_than_the_encoder_is_rated_in_pieces(encoder: tuple[An
     assert "rated sentence by sentence" in " ".join(small.notes)
 
 
+@pytest.mark.parametrize("salience", ["globenc", "decompx"])
+def test_longer_than_the_encoder_is_said_and_rated_as_in_pieces(
+    salience: str, encoder: tuple[Any, Any]
+) -> None:
+    model, tokenizer = encoder
+    given_ = {"salience": salience, "model": model, "tokenizer": tokenizer}
+    pieces = ["abcdefghijklmn", "bdfhjlnprtvxzac", "cab"]  # 14 letters and two marks fill it
+    whole = " ".join("".join(pieces[:1]) + pieces[1][:14] + "cab")
+    small = compress(whole, 0.5, **given_)
+    assert "longer than the 16 tokens" in " ".join(small.notes)
+    assert "1 sentences were rated in 3 pieces" in " ".join(small.notes)
+    for begin, letters in ((0, whole[:27]), (14, whole[28:55]), (28, whole[56:])):
+        apart = compress(letters, 0.5, **given_)
+        assert not any("longer than" in note for note in apart.notes)
+        wanted = [word.score for word in apart.words]
+        found = [word.score for word in small.words[begin : begin + len(wanted)]]
+        assert found == pytest.approx(wanted, abs=1e-5)
+    many = compress("Abc de. Bc. Cabd ef. Dab c. Az by.", 0.5, **given_)
+    assert "rated sentence by sentence" in " ".join(many.notes)
+
+
 def test_globenc_is_weighted_by_lexrank_and_others_are_not(
     encoder: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,9 +183,11 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
     behind = carry
     for norm in layer.after:
         behind = norm.shape(behind)
-    carried = (value @ behind).transpose(1, 2)  # z of the docstring, [batch, time, heads, hidden]
+    carried = value.transpose(0, 1).flatten(1, 2) @ behind  # z, [heads, batch * time, hidden]
+    carried = carried.transpose(0, 1)
+    gram = (carried @ carried.mT).permute(1, 2, 0).contiguous()
     # Pairs of heads, [heads, heads, batch, 1, time]; a pair stands for its mirror image too.
-    gram = (carried @ carried.mT).permute(2, 3, 0, 1).unsqueeze(3).contiguous()
+    gram = gram.unflatten(2, (len(value), 1, -1))
     gram *= (2 - torch.eye(heads, dtype=gram.dtype, device=gram.device))[..., None, None, None]
     scale_before, scale_after = _scale(layer.before), _scale(layer.after)
 
@@ -284,10 +286,11 @@ class _Watch:
             self._stage, self._fits = "values", False
             output = own(*args, **kwargs)
             left = output[0] if isinstance(output, tuple) else output
-            # Else both halves of the block read its input, and nothing what attention gave.
-            both = self._pre_norm and _same(left, self._entered + self._carried + self._last)
-            if not (self._fits or both):
-                self._refuse("its attention is not simply added to the residual stream")
+            if not self._fits:
+                # Both halves of the block read its input, and nothing what attention gave?
+                both = self._entered + self._carried + self._last
+                if not (self._pre_norm and _same(left, both)):
+                    self._refuse("its attention is not simply added to the residual stream")
             self._stage = "between"
             return output
 
@@ -341,8 +344,8 @@ class _Watch:
         if isinstance(module, torch.nn.LayerNorm):
             weight = module.weight
             gain = torch.ones_like(x[0, 0]) if weight is None else weight.detach().to(wide)
-            deviation = (x.var(-1, correction=0) + module.eps).sqrt()
-            return _Norm(gain, 1 / deviation, centred=True)
+            scale = torch.native_layer_norm(x, shape[-1:], None, None, module.eps)[2]
+            return _Norm(gain, scale[..., 0], centred=True)
         # The gain up to a factor, which the scale holds: no need to know how a model writes it.
         gain = type(module).forward(module, torch.ones_like(module.weight)).to(wide)
         plain = x * gain
