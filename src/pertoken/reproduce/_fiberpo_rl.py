@@ -6,8 +6,8 @@ whole-batch steps of Adam. The first of them is on-policy: the sampling policy i
 it, so ratios are 1 and all objectives have the same gradient. From the second step on the batch is
 stale.
 
-A prompt is read once for its whole group, by a cache through which the gradient flows: with
-prompts longer than answers that is most of the work.
+A prompt is read once for its whole group, and what all prompts begin with once for all of them, by
+a cache through which the gradient flows: with prompts longer than answers that is most of the work.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def improve(
         if last:
             break
         before = table.detach()
-        new = table.gather(-1, batch.written[..., None])[..., 0]
+        new = _taken(table, batch)
         old = new.detach() if old is None else old
         optimizer.zero_grad()
         loss(new, old, batch.advantages, batch.mask)[0].backward()
@@ -135,10 +135,29 @@ def improve(
     return moved, False
 
 
+def teach(
+    model: Any,
+    prompts: Prompts,
+    answers: Sequence[Sequence[int]],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """One step of supervised learning: the mean log-probability of the answers' tokens goes up.
+
+    answers: ids of one right answer to each prompt, its stop id included.
+    """
+    time = max(map(len, answers))
+    written = torch.tensor([[*one, *[0] * (time - len(one))] for one in answers])
+    mask = torch.tensor([[column < len(one) for column in range(time)] for one in answers])
+    batch = Batch(prompts, written, mask, torch.ones(len(answers)))
+    optimizer.zero_grad()
+    (-_taken(log_probs(model, batch), batch)[mask].mean()).backward()
+    optimizer.step()
+
+
 def log_probs(model: Any, batch: Batch) -> torch.Tensor:
     """Log-probabilities of every token at every place of the completions: [rows, time, vocab].
 
-    With gradient, also through the prompts, each of which is read once.
+    With gradient, also through the prompts.
     """
     ids, mask = batch.prompts
     group = len(batch.written) // len(ids)
@@ -262,11 +281,22 @@ def collapsed(fresh: Sequence[Sequence[float]]) -> bool:
     return fresh[-1][1] < max(right for _, right in fresh) / 2
 
 
+def _taken(table: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Log-probabilities of the tokens that were written: [rows, time]."""
+    return table.gather(-1, batch.written[..., None])[..., 0]
+
+
 def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, group: int) -> tuple[Any, Any]:
     """Read the prompts: the logits behind them, once for each of a group, and their cache."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
+    alike = (ids == ids[0]).all(0) & mask.bool().all(0)
+    common = min(int(alike.cumprod(0).sum()), ids.shape[1] - 1)
+    if len(ids) > 1 and common:
+        text_logits(model, ids[:1, :common], mask[:1, :common], cache)
+        cache.batch_repeat_interleave(len(ids))
+        ids = ids[:, common:]
     logits = text_logits(model, ids, mask, cache)
     if group > 1:
         logits = logits.repeat_interleave(group, 0)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from pertoken.reproduce._fiberpo_rl import Prompts, Quiz, judged, sample
+from pertoken.reproduce._fiberpo_rl import Prompts, Quiz, judged, sample, teach
 
 MODULUS, STEPS = 7, 2
 SYMBOLS = " $+-?0123456"  # padding and the end first; a symbol's place is its id
@@ -99,15 +99,8 @@ def warmed(seed: int) -> dict[str, torch.Tensor]:
     for step in range(WARM_MOST):
         if step % WARM_LOOK == 0 and _sampled_right(model, random, generator) >= KNOWN:
             break
-        asked = random.choices(problems()["train"], k=WARM_ROWS)
-        ids = torch.tensor([encode(problem + answer(problem)) for problem in asked])
-        written = len(answer(asked[0]))
-        logits = model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=written).logits
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, -written:].flatten()
-        ).backward()
-        optimizer.step()
+        prompts, asked = quiz("dev").ask("train", WARM_ROWS, random.randrange(2**32))
+        teach(model, prompts, [encode(answer(problem)) for problem in asked], optimizer)
     while _sampled_right(model, random, generator) > START:
         with torch.no_grad():
             model.lm_head.weight *= DULLER
