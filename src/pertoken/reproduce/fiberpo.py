@@ -1,10 +1,11 @@
-"""Reproduction of FiberPO (arXiv 2603.08239): its algebra, its two scales, its direction.
+"""Reproduction of FiberPO (arXiv 2603.08239): its algebra, two scales, direction, learning.
 
-Three parts. The identities the paper states, as errors in float64. Two-scale containment: a stale
+Four parts. The identities the paper states, as errors in float64. Two-scale containment: a stale
 batch of a tiny Llama reused for 16 steps of Adam, with its momentum and without, under two
 stresses. The update direction against the true gradient on a problem small enough to enumerate.
-FiberPO as the authors write it is the row with a bar; our two other variants
-(`pertoken.train.fiberpo`) stand beside it.
+End to end (`_fiberpo_rl_rows`): reinforcement learning of a tiny Llama on two-step sums with 1, 4
+and 16 steps a batch, and of SmolLM2 on arithmetic. FiberPO as the authors write it is the row with
+a bar; our two other variants (`pertoken.train.fiberpo`) stand beside it.
 
 Budgets are matched by name, token and trajectory. The step sizes of the containment were chosen on
 seeds 0 to 2 so that the unclipped objective ends near four budgets in the stressed measure; the
@@ -21,10 +22,11 @@ from statistics import mean, median
 from typing import Any
 
 from pertoken._bootstrap import bootstrap_mean
+from pertoken.reproduce import _fiberpo_rl_rows as end_to_end
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Reproduction, Row
 
-VERSION = 1
+VERSION = 2
 MODEL = "tiny"
 DTYPE = "float64"
 SEED = 100_000
@@ -39,6 +41,7 @@ TRIED = {
     "common drift (texts as sampled) was given up, since its tokens did not drift in common",
     "direction": "4 pairs of step size and share of reward, judged by the gates that are closed; "
     "the first one, with hardly a gate closed, with all objectives",
+    **end_to_end.TRIED,
 }
 
 EXACT = (
@@ -60,6 +63,7 @@ BARS = {
     "outlier token: GSPO, token": "> 1.5",
     "direction: cosine of FiberPO minus GRPO's": "> 0",
     "direction: cosine of FiberPO minus GSPO's": "> 0",
+    **end_to_end.bars(),
 }
 _MOMENTUM = (
     "a gate stops the gradient, not the step: Adam's momentum carries the drift past the bound, as "
@@ -87,8 +91,10 @@ REASONS = {
 
 
 def run(context: Context) -> Reproduction:
-    """All rows; minutes on two slow cores."""
+    """All rows."""
+    learned = end_to_end.run_units(context)  # first: helper processes run up to here
     rows = _algebra(context) + _containment(context) + _direction(context)
+    rows += end_to_end.rows(learned, context)
     return context.reproduction(
         rows,
         batches=BATCHES,
@@ -100,6 +106,7 @@ def run(context: Context) -> Reproduction:
         toy_token_nats=TOY_TOKEN,
         toy_trajectory_nats=TOY_TRAJECTORY,
         tried=TRIED,
+        **end_to_end.settings(),
     )
 
 
