@@ -27,7 +27,7 @@ def policy(context: Context) -> tuple[Any, Any]:
 
         tokenizer: Any = ByteTokenizer()
         model: Any = tiny_model("llama", vocab_size=len(tokenizer), dtype=torch.float32)
-        warm(model, tokenizer, context.seed, 1)
+        warm(model, tokenizer, context.seed, steps=1, rows=2)
         return model, tokenizer
     from pertoken.loading import load
 
@@ -41,17 +41,19 @@ def _warmed(seed: int) -> dict[str, torch.Tensor]:
     from pertoken.loading import load
 
     model, tokenizer = load(MODEL, dtype="float32")
-    warm(model, tokenizer, seed, WARM_STEPS)
+    warm(model, tokenizer, seed)
     return dict(model.state_dict())
 
 
-def warm(model: Any, tokenizer: Any, seed: int, steps: int) -> None:
+def warm(
+    model: Any, tokenizer: Any, seed: int, steps: int = WARM_STEPS, rows: int = WARM_ROWS
+) -> None:
     """Teach right answers for some steps of Adam."""
     optimizer = torch.optim.Adam(model.parameters(), lr=WARM_STEP_SIZE)
     questions = quiz(model, tokenizer, 1, 1)
     (stop, *_) = sorted(stop_ids(model)) or [0]
     for step in range(steps):
-        prompts, examples = questions.ask("train", WARM_ROWS, 10_000 * seed + 5_000 + step)
+        prompts, examples = questions.ask("train", rows, 10_000 * seed + 5_000 + step)
         answers = [tokenizer(one.answer, add_special_tokens=False)["input_ids"] for one in examples]
         teach(model, prompts, [[*one, stop] for one in answers], optimizer)
 
