@@ -408,7 +408,8 @@ def test_bad_input_is_one_line(tiny_encoder):
     bert.eval()
 
 
-def test_an_encoder_cannot_explain_next_tokens(tiny_encoder):
+@pytest.mark.parametrize("method", ["decompx", "globenc"])
+def test_an_encoder_cannot_explain_next_tokens(tiny_encoder, method):
     model = tiny_encoder("Bert", vocab_size=258)
     with pytest.raises(PertokenError, match="BertModel is an encoder"):
-        attribute(model, ByteTokenizer(), "abc", "x", "decompx")
+        attribute(model, ByteTokenizer(), "abc", "x", method)

@@ -8,7 +8,6 @@ import transformers
 
 from pertoken.attribute import globenc as module
 from pertoken.attribute._question import ask
-from pertoken.attribute.api import attribute
 from pertoken.attribute.globenc import globenc
 from pertoken.attribute.methods import find
 from pertoken.attribute.quantity import find as quantity
@@ -303,9 +302,3 @@ def test_bad_input_is_one_line(tiny_encoder):
             call()
         assert "\n" not in str(error.value)
     bert.eval()
-
-
-def test_an_encoder_cannot_explain_next_tokens(tiny_encoder):
-    model = tiny_encoder("Bert", vocab_size=258)
-    with pytest.raises(PertokenError, match="BertModel is an encoder"):
-        attribute(model, ByteTokenizer(), "abc", "x", "globenc")

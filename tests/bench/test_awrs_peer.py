@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +75,3 @@ def test_ours_counts_its_questions_and_survives_death() -> None:
     assert peer.ours(model, tokenizer, constraint, ids, 4, 1, 0) == peer.Run(
         {}, 0.0, constraint.checks - run.checks
     )
-
-
-def test_without_the_peer_it_says_so_in_one_line(tmp_path: Path) -> None:
-    if importlib.util.find_spec("genlm") is not None:
-        pytest.skip("the peer is installed")
-    out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "awrs_peer.py"), "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "not installed" in done.stderr
-    assert not out.exists()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,19 +85,3 @@ def test_prompts_are_short_and_followed_by_the_texts_own_bytes(
         assert 0 < len(prefix) <= peer.LONGEST
         assert len(following) == 7
         assert prefix + following in text
-
-
-def test_without_the_peer_it_says_so_in_one_line(tmp_path: Path) -> None:
-    if importlib.util.find_spec("genlm") is not None:
-        pytest.skip("the peer is installed")
-    out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "bytes_peer.py"), "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "not installed" in done.stderr
-    assert not out.exists()

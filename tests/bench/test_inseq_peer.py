@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -130,9 +129,7 @@ def test_the_report_judges_time_and_faithfulness() -> None:
     assert rows["targets rated: those that inseq gives scores for"]["here"] == 2
     for metric in peer.METRICS:
         ratio = rows[f"{metric}: ours over inseq"]
-        judged = rows[f"{metric}: ours over inseq, upper end of the interval"]
-        assert judged["here"] == (ratio["interval"] or [None, None])[1]
-        assert judged["holds"] == (judged["here"] is not None and judged["here"] >= 1)
+        assert ratio["holds"] == (ratio["here"] is not None and ratio["here"] >= 1)
     json.dumps(written, allow_nan=False)
 
 
@@ -174,19 +171,3 @@ def test_the_peer_explains_the_same_token() -> None:
     assert easy.stopped
     assert easy.rows == 3 + 2 * 3
     assert float(easy.importance.sum()) == pytest.approx(1.0)
-
-
-def test_without_the_peer_it_says_so_in_one_line(tmp_path: Path) -> None:
-    if importlib.util.find_spec("inseq") is not None:
-        pytest.skip("the peer is installed")
-    out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "inseq_peer.py"), "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "not installed" in done.stderr
-    assert not out.exists()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +95,3 @@ def test_the_report_judges_what_is_the_same_rule() -> None:
     nothing = peer.report(agreed, {"same": run}, {"same": True, "other": False}, {})["rows"][-1]
     assert nothing["here"] is None
     assert not nothing["holds"]
-
-
-def test_without_the_peer_it_says_so_in_one_line(tmp_path: Path) -> None:
-    if importlib.util.find_spec("kvpress") is not None:
-        pytest.skip("the peer is installed")
-    out = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "kvpress_peer.py"), "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "not installed" in done.stderr
-    assert not out.exists()

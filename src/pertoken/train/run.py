@@ -35,7 +35,7 @@ from pertoken.train._guard import Batch, GuardMixin, grpo_trainer
 from pertoken.train._page import gates_page
 from pertoken.train.fiberpo import Bounds
 from pertoken.train.gates import LEVELS, check_bounds
-from pertoken.train.tasks import Example, Task
+from pertoken.train.tasks import Example, Task, rewards_of
 from pertoken.train.tasks import task as named_task
 
 __all__ = ["Run", "train_policy"]
@@ -310,7 +310,7 @@ def _trainer(trainer_class: Any, run: Run, model: Any, task: Task, problems: lis
     rows = [{"prompt": ask(each.prompt), "problem": i} for i, each in enumerate(problems)]
     trainer = made(
         model=model,
-        reward_funcs=_reward(task, problems),
+        reward_funcs=rewards_of(task, problems),
         args=args,
         train_dataset=need("datasets", "rl").Dataset.from_list(rows),
         processing_class=run.tokenizer,
@@ -329,28 +329,6 @@ def _asker(tokenizer: Any) -> Callable[[str], Any]:
     if getattr(tokenizer, "chat_template", None):
         return lambda prompt: [{"role": "user", "content": prompt}]
     return lambda prompt: f"{prompt}\n"
-
-
-def _reward(task: Task, problems: list[Example]) -> Callable[..., list[float]]:
-    """TRL's reward function: the task's, of one text at a time, checked."""
-
-    def reward(completions: list[Any], problem: list[int], **_: Any) -> list[float]:
-        texts = [each if isinstance(each, str) else each[0]["content"] for each in completions]
-        return [one(text, problems[which]) for text, which in zip(texts, problem, strict=True)]
-
-    def one(text: str, example: Example) -> float:
-        try:
-            value = task.reward(text, example)
-        except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PertokenError(f"the reward of {task.name!r} raised {told}") from error
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise PertokenError(
-                f"the reward of {task.name!r} must be one finite number for a text, got {value!r}"
-            )
-        return float(value)
-
-    return reward
 
 
 def _callback(run: Run, writer: Any, progress: Callable[[Row], None] | None) -> Any:

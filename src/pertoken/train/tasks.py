@@ -7,6 +7,7 @@ between 0 and 1 for a text. Nothing is judged by a model.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 
 from pertoken.errors import PertokenError, nearest
 
-__all__ = ["TASKS", "Example", "Task", "task"]
+__all__ = ["TASKS", "Example", "Task", "rewards_of", "task"]
 
 SPLITS = ("train", "dev", "report")
 
@@ -54,6 +55,28 @@ def task(name: str) -> Task:
             f"no task named {name!r}{nearest(name, TASKS)}; there is: {', '.join(TASKS)}"
         )
     return TASKS[name]
+
+
+def rewards_of(task: Task, problems: list[Example]) -> Callable[..., list[float]]:
+    """TRL's reward function: the task's, of one text at a time, checked."""
+
+    def reward(completions: list[Any], problem: list[int], **_: Any) -> list[float]:
+        texts = [each if isinstance(each, str) else each[0]["content"] for each in completions]
+        return [one(text, problems[which]) for text, which in zip(texts, problem, strict=True)]
+
+    def one(text: str, example: Example) -> float:
+        try:
+            value = task.reward(text, example)
+        except Exception as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PertokenError(f"the reward of {task.name!r} raised {told}") from error
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise PertokenError(
+                f"the reward of {task.name!r} must be one finite number for a text, got {value!r}"
+            )
+        return float(value)
+
+    return reward
 
 
 def _split_of(*numbers: int) -> str:
