@@ -62,8 +62,8 @@ _BARS = {
     "questions, globenc: accuracy lost at 80 %": "<= 0.05",
     "information left at 80 %, summaries: globenc": ">= 0.9",
 }
-_LABELS = ("", ", Gemma-3-270M")
-BARS = {metric + label: bar for label in _LABELS for metric, bar in _BARS.items()}
+LABELS = {"first": "", "second": ", Gemma-3-270M"}
+BARS = {metric + label: bar for label in LABELS.values() for metric, bar in _BARS.items()}
 REASONS: dict[str, str] = {}
 
 SMOKE: dict[str, list[dict[str, Any]]] = {
@@ -117,20 +117,21 @@ def run(context: Context) -> Reproduction:
     """All rows; some hours on two slow cores, kept item by item."""
     items, models = _items(context), _Models(context)
     tokens = 2 if context.smoke else NEW_TOKENS
-    bodies = {
-        (item.task, item.number): context.remember(
-            ["bodies", item.task, item.number], partial(_bodies, context, models, item)
-        )
-        for item in context.track(items, "compressing")
-    }
-    rows: list[Row] = []
-    for which, label in zip(("first", "second"), _LABELS, strict=True):
-        units: dict[str, list[Unit]] = {task: [] for task in TASKS}
-        for item in context.track(items, f"{which} model"):
-            compute = partial(
-                _measure, models.decoder, which, item, bodies[item.task, item.number], tokens
+    found = context.remember_all(
+        {
+            (item.task, item.number): (
+                [item.task, item.number],
+                partial(_unit, context, models, item, tokens),
             )
-            units[item.task].append(context.remember([which, item.task, item.number], compute))
+            for item in items
+        },
+        "items",
+    )
+    rows: list[Row] = []
+    for which, label in LABELS.items():
+        units: dict[str, list[Unit]] = {task: [] for task in TASKS}
+        for item in items:
+            units[item.task].append(found[item.task, item.number][which])
         rows += _table(units, label, context.seed) + _judged(units, label, context.seed)
     return context.reproduction(
         rows,
@@ -141,6 +142,12 @@ def run(context: Context) -> Reproduction:
         split="report: odd numbers",
         protected="nothing; only the body of the prompt is compressed",
     )
+
+
+def _unit(context: Context, models: _Models, item: Item, tokens: int) -> dict[str, Unit]:
+    """The item, compressed once and put to both models."""
+    bodies = _bodies(context, models, item)
+    return {which: _measure(models.decoder, which, item, bodies, tokens) for which in LABELS}
 
 
 def _items(context: Context) -> list[Item]:
@@ -209,7 +216,8 @@ def _loss(
         # One token each: one forward tells them all.
         for each in after[:1] if single else after:
             ids = torch.tensor([before + each], device=model.device)
-            logits = model(input_ids=ids).logits[0, len(before) - 1 : -1].float()
+            out = model(input_ids=ids, use_cache=False, logits_to_keep=len(each) + 1)
+            logits = out.logits[0, :-1].float()
             chances = logits.log_softmax(-1)
             if single:
                 sums = [chances[0, own[0]] for own in after]
