@@ -232,7 +232,7 @@ def _normalizers(normal: dict[int, Any]) -> list[Any]:
     """The steps before the pieces: the table of characters, fewer spaces, and `▁` for a space."""
     steps: list[Any] = [normalizers.Precompiled(normal[2])] if normal.get(2) else []
     if normal.get(4, 1):
-        steps.append(normalizers.Replace(Regex(r"^ +| +$"), ""))
+        steps.append(normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     if normal.get(3, 1):
         steps.append(normalizers.Prepend(SPACE))
