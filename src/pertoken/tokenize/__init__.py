@@ -10,15 +10,32 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
+    from pertoken.tokenize.audit import SECTIONS, Audit, audit
     from pertoken.tokenize.load import as_fast, open_tokenizer
     from pertoken.tokenize.public import PUBLIC, PublicTokenizer
+    from pertoken.tokenize.section import Row, Section
 
-__all__ = ["PUBLIC", "PublicTokenizer", "as_fast", "open_tokenizer"]
+__all__ = [
+    "PUBLIC",
+    "SECTIONS",
+    "Audit",
+    "PublicTokenizer",
+    "Row",
+    "Section",
+    "as_fast",
+    "audit",
+    "open_tokenizer",
+]
 
 _HOME = {
     "PUBLIC": "public",
+    "SECTIONS": "audit",
+    "Audit": "audit",
     "PublicTokenizer": "public",
+    "Row": "section",
+    "Section": "section",
     "as_fast": "load",
+    "audit": "audit",
     "open_tokenizer": "load",
 }
 

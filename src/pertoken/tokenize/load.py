@@ -167,7 +167,7 @@ def _tiktoken(path: Path, content: bytes, pattern: str | None) -> Tokenizer:
     if pattern is None:
         raise PertokenError(
             f"which regex cuts the text is not in a .tiktoken file, and its name is none of "
-            f"{', '.join(PATTERNS)}…: pass pattern="
+            f"{', '.join(PATTERNS)}…: name it after its encoding, or pass pattern="
         )
     normalizer = None
     if known and known[-1].startswith("qwen"):
