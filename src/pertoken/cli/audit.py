@@ -60,7 +60,7 @@ def audit(
     """Show what tokenizers cost per language and text, how they cut numbers, what they lose."""
     from pertoken._files import check_target
     from pertoken.prompts import read_utf8
-    from pertoken.tokenize.audit import audit as run
+    from pertoken.tokenize.report import audit as run
 
     targets = [Path(as_json)] if as_json not in (None, "-") else []
     for target in [*targets, *([html] if html else [])]:

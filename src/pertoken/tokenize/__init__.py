@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
-    from pertoken.tokenize.audit import SECTIONS, Audit, audit
     from pertoken.tokenize.load import as_fast, open_tokenizer
     from pertoken.tokenize.public import PUBLIC, PublicTokenizer
+    from pertoken.tokenize.report import SECTIONS, Audit, audit
     from pertoken.tokenize.section import Row, Section
 
 __all__ = [
@@ -29,13 +29,13 @@ __all__ = [
 
 _HOME = {
     "PUBLIC": "public",
-    "SECTIONS": "audit",
-    "Audit": "audit",
+    "SECTIONS": "report",
+    "Audit": "report",
     "PublicTokenizer": "public",
     "Row": "section",
     "Section": "section",
     "as_fast": "load",
-    "audit": "audit",
+    "audit": "report",
     "open_tokenizer": "load",
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pertoken._html import asset, source_hash
 
 if TYPE_CHECKING:
-    from pertoken.tokenize.audit import Audit
+    from pertoken.tokenize.report import Audit
     from pertoken.tokenize.section import Row, Section
 
 __all__ = ["page"]

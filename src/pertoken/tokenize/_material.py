@@ -155,8 +155,9 @@ class Material:
             unit = counts[reference]
             for code, count in counts.items():
                 mean[code] += count / unit if count and unit else 0.0
-        dearest = sorted(set(codes) - set(MAJOR), key=lambda code: -mean[code])[:worst]
-        return list(dict.fromkeys([reference, *MAJOR, *dearest]))
+        major = [code for code in MAJOR if code in self.parallel]
+        dearest = sorted(set(codes) - set(major), key=lambda code: (-mean[code], code))[:worst]
+        return list(dict.fromkeys([reference, *major, *dearest]))
 
     def articles(self, code: str) -> str:
         """A translation as one text in normal form C, a paragraph a line."""
@@ -176,7 +177,8 @@ class Material:
             unknown = backend.token_to_id(model["unk_token"])
         if unknown is None or model.get("byte_fallback") or is_byte_level(self.parts(tokenizer)):
             return counts
-        encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        lines = [text.replace("\n", " ") for text in texts]
+        encoded = backend.encode_batch_fast(lines, add_special_tokens=False)
         for at, each in enumerate(encoded):
             if each.ids.count(unknown) > 0.01 * len(each):
                 counts[at] = None
