@@ -77,7 +77,7 @@ class Section:
 
     def bars(self) -> list[Row]:
         """The rows that are drawn: those of the group `drawn`."""
-        return [row for row in self.rows if row.group == self.drawn]
+        return [row for row in self.rows if self.drawn and row.group == self.drawn]
 
     def table(self) -> str:
         """The rows as aligned text, a heading line for each group."""
