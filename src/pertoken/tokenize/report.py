@@ -147,12 +147,12 @@ def audit(
     own = None if texts is None else {name: _texts(name, text) for name, text in texts.items()}
     if languages is not None and languages != "all" and "languages" in chosen:
         find_languages([languages] if isinstance(languages, str) else languages)
-    opened = _open(tokenizers, accept_licence)
+    opened = _open(tokenizers, accept_licence, tell)
     material = Material(languages, own, reference, *([tell] if tell else []))
     return Audit(tuple(opened), {name: SECTIONS[name](opened, material) for name in chosen})
 
 
-def _open(tokenizers: Any, accept_licence: bool) -> dict[str, Any]:
+def _open(tokenizers: Any, accept_licence: bool, tell: Tell | None) -> dict[str, Any]:
     if isinstance(tokenizers, Mapping):
         named = dict(tokenizers)
     elif isinstance(tokenizers, list | tuple):
@@ -166,12 +166,15 @@ def _open(tokenizers: Any, accept_licence: bool) -> dict[str, Any]:
         named = {_name(tokenizers): tokenizers}
     if not named:
         raise PertokenError("no tokenizer to audit")
-    return {
-        str(name): open_tokenizer(one, accept_licence=accept_licence)
-        if isinstance(one, str | Path)
-        else as_fast(one, str(name))
-        for name, one in named.items()
-    }
+    opened = {}
+    for number, (name, one) in enumerate(named.items()):
+        if tell is not None:
+            tell(f"opening {name}", number, len(named))
+        if isinstance(one, str | Path):
+            opened[str(name)] = open_tokenizer(one, accept_licence=accept_licence)
+        else:
+            opened[str(name)] = as_fast(one, str(name))
+    return opened
 
 
 def _name(tokenizer: Any) -> str:
