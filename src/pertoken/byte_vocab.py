@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pertoken.errors import PertokenError
 
-__all__ = ["ByteVocab"]
+__all__ = ["LETTERS", "ByteVocab"]
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes a space
 
@@ -224,11 +224,12 @@ def _alphabet() -> dict[str, int]:
     return letters | {chr(256 + place): byte for place, byte in enumerate(rest)}
 
 
-_LETTERS = _alphabet()
+LETTERS = _alphabet()
+"""The byte that each letter of GPT-2's alphabet stands for."""
 
 
 def _spell_byte_level(piece: str) -> bytes | None:
-    letters = [_LETTERS.get(letter) for letter in piece]
+    letters = [LETTERS.get(letter) for letter in piece]
     return None if None in letters else bytes(byte for byte in letters if byte is not None)
 
 

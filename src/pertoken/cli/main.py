@@ -30,6 +30,7 @@ COMMANDS = (
     "verify",
     "explain",
     "compress",
+    "audit",
     "probe",
     "train",
     "reproduce",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 
@@ -26,5 +27,21 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total or None)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def delayed_bar(seconds: float = 2.0) -> Iterator[Callable[[str, int, int], None]]:
+    """As `progress_bar`, shown only when the work has taken some seconds."""
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        shown: list[Callable[[str, int, int], None]] = []
+
+        def tell(what: str, done: int, total: int) -> None:
+            if not shown and time.perf_counter() - began >= seconds:
+                shown.append(stack.enter_context(progress_bar()))
+            for show in shown:
+                show(what, done, total)
 
         yield tell
