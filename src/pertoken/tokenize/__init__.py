@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         regression,
         spread_test,
     )
-    from pertoken.tokenize.sweep import Sweep, read_sweep, sweep
+    from pertoken.tokenize.sweeps import Sweep, read_sweep, sweep
     from pertoken.tokenize.train import KINDS, train_tokenizer
 
 __all__ = [
@@ -45,13 +45,13 @@ _HOME = {
     "Premiums": "premiums",
     "Regression": "spread",
     "SpreadTest": "spread",
-    "Sweep": "sweep",
+    "Sweep": "sweeps",
     "corpus_token_counts": "premiums",
     "optimal_vocabulary": "spread",
-    "read_sweep": "sweep",
+    "read_sweep": "sweeps",
     "regression": "spread",
     "spread_test": "spread",
-    "sweep": "sweep",
+    "sweep": "sweeps",
     "token_premiums": "premiums",
     "train_tokenizer": "train",
 }

@@ -47,8 +47,8 @@ class PowerLaw:
     r2: float
     target: float
     vocabulary: float
-    low: int
-    high: int
+    low: float
+    high: float
 
     def __call__(self, vocabulary: float) -> float:
         """The count that the law expects at a vocabulary."""
@@ -60,7 +60,9 @@ class PowerLaw:
         return self.low <= self.vocabulary <= self.high
 
 
-def optimal_vocabulary(counts: Mapping[int, float], target: float) -> PowerLaw:
+def optimal_vocabulary(
+    counts: Mapping[int, float] | Mapping[float, float], target: float
+) -> PowerLaw:
     """The vocabulary at which a language is expected to take `target` tokens.
 
     counts: corpus token count by vocabulary size, of one language and one kind of tokenizer; two

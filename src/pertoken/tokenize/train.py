@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["KINDS", "train_backend", "train_tokenizer"]
+__all__ = ["KINDS", "smallest", "train_backend", "train_tokenizer"]
 
 KINDS = ("bpe", "unigram", "wordpiece", "character", "superword", "supertokens")
 NORMALIZERS = ("nfc", "nfd", "nfkc", "nfkd")
@@ -109,20 +109,16 @@ def train_backend(
     special_tokens: Sequence[str] = (END,),
 ) -> Tokenizer:
     """`train_tokenizer` without the coat of transformers, which is slow to import."""
-    if kind not in KINDS:
-        raise PertokenError(
-            f"unknown kind {kind!r} of tokenizer{nearest(kind, KINDS)}: {', '.join(KINDS)}"
-        )
+    special = list(dict.fromkeys(special_tokens))
+    least = smallest(kind, len(special))
     if not 0 <= transition <= 1:
         raise PertokenError(f"transition is a share of the vocabulary, 0 to 1, not {transition}")
     if min_frequency < 1:
         raise PertokenError(f"min_frequency must be 1 or more, got {min_frequency}")
-    special = list(dict.fromkeys(special_tokens))
-    signs = 511 if kind == "wordpiece" else 256
-    if vocab_size < signs + len(special):
+    if vocab_size < least:
         raise PertokenError(
-            f"a vocabulary of {vocab_size} is smaller than the alphabet of {kind}: "
-            f"{signs + len(special)} tokens for single bytes and special tokens"
+            f"a vocabulary of {vocab_size} is smaller than the alphabet of {kind}: {least} tokens "
+            "for single bytes and special tokens"
         )
     form = _normalizer(normalizer)
     corpus = [text if form is None else form.normalize_str(text) for text in _read(texts)]
@@ -152,6 +148,19 @@ def train_backend(
         backend.normalizer = form
     backend.add_special_tokens(special)
     return backend
+
+
+def smallest(kind: str, special: int = 1) -> int:
+    """The least vocabulary of a kind; PertokenError for an unknown kind.
+
+    >>> smallest("bpe"), smallest("wordpiece")
+    (257, 512)
+    """
+    if kind not in KINDS:
+        raise PertokenError(
+            f"unknown kind {kind!r} of tokenizer{nearest(kind, KINDS)}: {', '.join(KINDS)}"
+        )
+    return special + (511 if kind == "wordpiece" else 256)
 
 
 def _read(texts: Iterable[str | Path] | Path) -> list[str]:
