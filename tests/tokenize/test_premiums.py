@@ -113,12 +113,19 @@ def test_the_power_law_is_found_again_and_meets_its_target() -> None:
         for size, count in zip(range(300, 308), exact.values(), strict=False)
     }
     assert optimal_vocabulary(noisy, 2e4).r2 < 1
+    learnt = {size: 9e3 * (size - 257) ** -0.3 for size in (288, 320, 448)}
+    law = optimal_vocabulary(learnt, 2400, alphabet=257)
+    assert (law.a, law.b, law.r2) == pytest.approx((9e3, -0.3, 1))
+    assert law(law.vocabulary) == pytest.approx(2400)
+    assert optimal_vocabulary(learnt, 2400).r2 < law.r2
     assert math.isnan(optimal_vocabulary({300: 10, 600: 10}, 5).vocabulary)
 
 
 def test_a_power_law_takes_two_sizes_above_zero() -> None:
     with pytest.raises(PertokenError, match="two vocabularies or more, not 1"):
         optimal_vocabulary({300: 10}, 5)
+    with pytest.raises(PertokenError, match="above the alphabet of 257, got 257"):
+        optimal_vocabulary({257: 10, 300: 8}, 5, 257)
     for counts, target in [({300: 10, 400: 0}, 5), ({300: 10, 400: 9}, 0)]:
         with pytest.raises(PertokenError, match="above 0"):
             optimal_vocabulary(counts, target)

@@ -30,6 +30,7 @@ COMMANDS = (
     "verify",
     "explain",
     "compress",
+    "premiums",
     "probe",
     "train",
     "reproduce",

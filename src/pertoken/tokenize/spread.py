@@ -1,9 +1,11 @@
 """Why languages differ, and what evens them out: power law, optimal vocabulary, F test, regression.
 
 Counts fall with the vocabulary as CTC = a · V^b, so the vocabulary at which a language meets a
-target count is V* = (target / a)^(1 / b). The paper fits the law by least squares on logarithms
-and compares the spread of the counts over languages, at one size for all and at each one's own,
-by an F test of two variances. What the differences go with is told by a linear regression.
+target count is V* = (target / a)^(1 / b). The paper fits the law by least squares on logarithms,
+to vocabularies of 8,192 and more. Of a small vocabulary the 256 bytes are a large part, and they
+shorten nothing; there the law holds for the tokens that were learnt, V - alphabet (our reading).
+The paper compares the spread of the counts over languages, at one size for all and at each one's
+own, by an F test of two variances. What the differences go with is told by a linear regression.
 
 Paper: Arnett et al., arXiv 2510.21909.
 """
@@ -35,7 +37,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """CTC = a · V^b of one language, and the vocabulary that meets the target.
+    """CTC = a · (V - alphabet)^b of one language, and the vocabulary that meets the target.
 
     r2: share of the variance of log CTC that the law explains.
     vocabulary: V* in tokens, not rounded; NaN where the counts do not fall (b >= 0). Outside
@@ -49,10 +51,11 @@ class PowerLaw:
     vocabulary: float
     low: float
     high: float
+    alphabet: int = 0
 
     def __call__(self, vocabulary: float) -> float:
         """The count that the law expects at a vocabulary."""
-        return float(self.a * vocabulary**self.b)
+        return float(self.a * (vocabulary - self.alphabet) ** self.b)
 
     @property
     def measured(self) -> bool:
@@ -61,14 +64,16 @@ class PowerLaw:
 
 
 def optimal_vocabulary(
-    counts: Mapping[int, float] | Mapping[float, float], target: float
+    counts: Mapping[int, float] | Mapping[float, float], target: float, alphabet: int = 0
 ) -> PowerLaw:
     """The vocabulary at which a language is expected to take `target` tokens.
 
     counts: corpus token count by vocabulary size, of one language and one kind of tokenizer; two
         sizes at least.
+    alphabet: tokens that every size has, bytes and special tokens; 0 is the paper's law.
 
-    Raises PertokenError for fewer sizes, and for sizes or counts that are not positive.
+    Raises PertokenError for fewer sizes, for sizes that are not above the alphabet, and for counts
+    that are not positive.
 
     >>> law = optimal_vocabulary({1024: 8000, 4096: 4000, 16384: 2000}, target=3000)
     >>> round(law.b, 3), round(law.r2, 3), round(law.vocabulary)
@@ -78,16 +83,21 @@ def optimal_vocabulary(
         raise PertokenError(
             f"a power law takes counts at two vocabularies or more, not {len(counts)}"
         )
-    if target <= 0 or any(size <= 0 or count <= 0 for size, count in counts.items()):
-        raise PertokenError("a power law takes sizes, counts and a target above 0")
-    x = np.log(np.array(list(counts), dtype=np.float64))
+    if target <= 0 or any(count <= 0 for count in counts.values()):
+        raise PertokenError("a power law takes counts and a target above 0")
+    if min(counts) <= alphabet:
+        raise PertokenError(
+            f"a power law takes sizes above the alphabet of {alphabet}, got {min(counts):g}"
+        )
+    x = np.log(np.array(list(counts), dtype=np.float64) - alphabet)
     y = np.log(np.array(list(counts.values()), dtype=np.float64))
     b, log_a = np.polyfit(x, y, 1)
     rest = y - (log_a + b * x)
     r2 = _r2(y, rest)
     falls = b < -1e-12
     best = math.exp(min((math.log(target) - log_a) / b, 700.0)) if falls else math.nan
-    return PowerLaw(math.exp(log_a), float(b), r2, target, best, min(counts), max(counts))
+    a, low, high = math.exp(log_a), min(counts), max(counts)
+    return PowerLaw(a, float(b), r2, target, alphabet + best, low, high, alphabet)
 
 
 @dataclass(frozen=True)
@@ -157,12 +167,9 @@ class Regression:
             for column, value in self.coefficients.items()
         ]
 
-    def table(self) -> str:
-        """A line per column, then the R² of all together."""
-        from pertoken.compare_report import aligned
-
-        head = ["factor", "coefficient", "error", "t", "R² alone"]
-        lines = [
+    def cells(self) -> list[list[str]]:
+        """The lines of the table as texts, without the head."""
+        return [
             [
                 row["column"],
                 f"{row['coefficient']:.3g}",
@@ -172,8 +179,14 @@ class Regression:
             ]
             for row in self.to_rows()
         ]
+
+    def table(self) -> str:
+        """A line per column, then the R² of all together."""
+        from pertoken.compare_report import aligned
+
+        head = ["factor", "coefficient", "error", "t", "R² alone"]
         whole = f"R² {self.r2:.3f}, adjusted {self.adjusted_r2:.3f}, {self.n} rows"
-        return aligned([head, *lines]) + "\n" + whole
+        return aligned([head, *self.cells()]) + "\n" + whole
 
     def to_dataframe(self) -> Any:
         """A pandas frame with a row per column (extra `dataframe`)."""

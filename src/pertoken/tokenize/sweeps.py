@@ -84,17 +84,19 @@ class Sweep:
         """The vocabulary at which each language takes `target` tokens, by its power law.
 
         target: by default the smallest count that every language came down to. The law is fitted
-        to the sizes that came out; sizes that a text could not fill count once.
+        to the sizes that came out, less the alphabet; sizes that a text could not fill count once,
+        and a language with one size has none.
         """
-        reached = {
-            name: {row["size"]: row["tokens"] for row in self.rows if _is(row, name, kind)}
-            for name in self.counts(kind)
-        }
-        if target is None:
-            target = max(min(own.values()) for own in reached.values())
-        return {
-            name: optimal_vocabulary(own, target) for name, own in reached.items() if len(own) > 1
-        }
+        from pertoken.tokenize.train import smallest
+
+        least = smallest(kind)
+        reached: dict[str, dict[float, int]] = {}
+        for row in self.rows:
+            if row["kind"] == kind and row["size"] > least:
+                reached.setdefault(row["language"], {})[row["size"]] = row["tokens"]
+        reached = {name: own for name, own in reached.items() if len(own) > 1}
+        goal = target or max((min(own.values()) for own in reached.values()), default=1)
+        return {name: optimal_vocabulary(own, goal, least) for name, own in reached.items()}
 
     def regression(
         self, kind: str, vocabulary: int, factors: Sequence[str] = FACTORS
@@ -164,10 +166,6 @@ class Sweep:
         figure.update_xaxes(title="vocabulary", type="log")
         figure.update_yaxes(title="corpus token count", type="log")
         return figure
-
-
-def _is(row: Row, language: str, kind: str) -> bool:
-    return bool(row["language"] == language and row["kind"] == kind)
 
 
 def sweep(
