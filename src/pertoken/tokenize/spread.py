@@ -113,7 +113,7 @@ class SpreadTest:
     p: float
 
 
-def spread_test(first: Sequence[float], second: Sequence[float]) -> SpreadTest:
+def spread_test(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> SpreadTest:
     """Whether two samples, such as the counts of all languages in two settings, spread alike.
 
     Needs scipy (extra `premiums`). Raises PertokenError where a sample has fewer than two values
