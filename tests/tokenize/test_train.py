@@ -215,3 +215,14 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(PertokenError, match=line) as found:
             train_tokenizer(texts, size, **options)
         assert "\n" not in str(found.value)
+
+
+def test_supertokens_are_trained_in_their_own_file() -> None:
+    pytest.importorskip("pertoken.tokenize.supertokens")
+    tokenizer = train_tokenizer(PROVERBS * 4, 400, "supertokens", seed=3)
+    assert len(tokenizer) <= 400
+    for line in PROVERBS:
+        ids = tokenizer(line, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == unicodedata.normalize("NFC", line)
+    same = tokenizer("e\u0301", add_special_tokens=False)["input_ids"]
+    assert same == tokenizer("é", add_special_tokens=False)["input_ids"]

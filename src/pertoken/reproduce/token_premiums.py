@@ -26,7 +26,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pertoken._bootstrap import bootstrap, bootstrap_ratio
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Reproduction, Row
 
@@ -113,7 +115,11 @@ def run(context: Context) -> Reproduction:
     public = {name: found["public", name] for name in names}
     trained = {name: found["trained", name] for name in reported}
     return context.reproduction(
-        [*_public_rows(public, languages), *_trained_rows(trained), *_regression_rows(trained)],
+        [
+            *_public_rows(public, languages),
+            *_trained_rows(trained, context.seed),
+            *_regression_rows(trained),
+        ],
         languages=len(texts),
         reported=len(reported),
         split="every second code from the second; the others chose the settings",
@@ -187,7 +193,15 @@ def _public_rows(public: Mapping[str, Unit], languages: Mapping[str, str]) -> li
     return rows
 
 
-def _trained_rows(trained: Mapping[str, Unit]) -> list[Row]:
+def _variances(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(first.var(-1, ddof=1) / second.var(-1, ddof=1))
+
+
+def _log_variances(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _variances(np.log(first), np.log(second))
+
+
+def _trained_rows(trained: Mapping[str, Unit], seed: int) -> list[Row]:
     from pertoken.tokenize.spread import spread_test
     from pertoken.tokenize.train import smallest
 
@@ -221,6 +235,7 @@ def _trained_rows(trained: Mapping[str, Unit]) -> list[Row]:
             f"optimal vocabularies: variance at {ALIKE} for all over that at each one's own",
             own_test.f,
             "x",
+            interval=bootstrap(_log_variances, counts[ALIKE], own, seed=seed),
             baseline=f"of the counts themselves {raw_own.f:.3g}; mean {np.mean(counts[ALIKE]):.0f} "
             f"and {np.mean(own):.0f} tokens",
         ),
@@ -233,6 +248,7 @@ def _trained_rows(trained: Mapping[str, Unit]) -> list[Row]:
         Row(
             f"{_UNIFORM}: mean count, last over first",
             float(np.mean(last) / np.mean(first)),
+            interval=bootstrap_ratio(last, first, seed=seed),
             baseline=f"{np.mean(first):.0f} tokens",
         ),
         Row(
@@ -263,6 +279,7 @@ def _trained_rows(trained: Mapping[str, Unit]) -> list[Row]:
             Row(
                 f"superword over BPE at {size}: mean count",
                 float(np.mean(words) / np.mean(counts[size])),
+                interval=bootstrap_ratio(words, counts[size], seed=seed),
                 baseline=f"{np.mean(counts[size]):.0f} tokens",
                 paper="-21 % for Vietnamese at 32,768",
                 paper_setting="300 MB",
@@ -271,9 +288,15 @@ def _trained_rows(trained: Mapping[str, Unit]) -> list[Row]:
                 f"superword at {size}: variance of the counts, BPE's over its",
                 raw.f,
                 "x",
+                interval=bootstrap(_variances, counts[size], words, seed=seed),
                 why=f"p = {raw.p:.2g}",
             ),
-            Row(f"superword at {size}: variance, BPE's over its", test.f, "x"),
+            Row(
+                f"superword at {size}: variance, BPE's over its",
+                test.f,
+                "x",
+                interval=bootstrap(_log_variances, counts[size], words, seed=seed),
+            ),
         ]
     return rows
 

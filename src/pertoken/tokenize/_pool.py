@@ -99,19 +99,17 @@ def _serve(pipe: Connection) -> None:
 def on_ray(
     work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int
 ) -> Iterator[Result]:
-    """The same on Ray (extra `ray`): the cluster that is connected to, else a local one of `jobs`.
+    """The same on Ray (extra `ray`): a cluster connected to or in RAY_ADDRESS, else a local one.
 
     A lost call is not tried again: what killed it may kill it again.
     """
     ray = need("ray", "ray")
     own = not ray.is_initialized()
     if own:
-        ray.init(
-            num_cpus=jobs,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
-        )
+        # A cluster that is there brings its own number of workers, and refuses another.
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs}
+        environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+        ray.init(**local, log_to_driver=False, runtime_env=environment)
     remote = ray.remote(num_cpus=1, max_retries=0)(work)
     left = iter(range(len(calls)))
     at: dict[Any, int] = {}

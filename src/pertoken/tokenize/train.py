@@ -57,7 +57,8 @@ def train_tokenizer(
 
     texts: texts, or paths of UTF-8 files.
     vocab_size: tokens in all, the special ones included. Fewer come out where the texts have no
-        pair left that occurs `min_frequency` times: compare ``len(tokenizer)``.
+        pair left that occurs `min_frequency` times: compare ``len(tokenizer)``. (Unigram prunes by
+        likelihood instead.)
     transition: share of the vocabulary that superword trains inside words.
     seed: of the random cuts of supertokens; nothing else is drawn. (The scores of a Unigram differ
         in their last digits from run to run: `tokenizers` adds them in no fixed order.)
