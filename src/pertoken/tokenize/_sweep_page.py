@@ -45,9 +45,9 @@ def _vocabularies(found: Sweep, kind: str, target: float | None) -> Part | None:
         return None
     lines = [["language", "vocabulary", "a", "b", "R²"]]
     for name, law in sorted(laws.items(), key=lambda item: item[1].vocabulary):
-        size = "-" if math.isnan(law.vocabulary) else f"{law.vocabulary:.4g}"
-        if law.vocabulary == law.vocabulary and law.vocabulary >= 1000:
-            size = f"{law.vocabulary:.0f}" if law.vocabulary < 1e7 else f"{law.vocabulary:.1e}"
+        size = f"{law.vocabulary:.0f}" if law.vocabulary < 1e7 else f"{law.vocabulary:.1e}"
+        if math.isnan(law.vocabulary):
+            size = "-"
         mark = "" if law.measured else " ?"
         lines.append([name, size + mark, f"{law.a:.4g}", f"{law.b:.3f}", f"{law.r2:.3f}"])
     goal = next(iter(laws.values())).target
