@@ -31,6 +31,7 @@ COMMANDS = (
     "explain",
     "compress",
     "audit",
+    "premiums",
     "probe",
     "train",
     "reproduce",

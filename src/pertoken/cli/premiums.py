@@ -1,0 +1,101 @@
+"""`pertoken premiums …`: what a vocabulary costs in each language, over a sweep of tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pertoken.errors import PertokenError
+
+if TYPE_CHECKING:
+    from pertoken.tokenize.sweeps import Sweep
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group and its commands."""
+    group = typer.Typer(
+        help="Train tokenizers over languages and sizes; see what evens out their costs.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command("sweep")(sweep)
+    group.command("show")(show)
+    app.add_typer(group, name="premiums")
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="TOML: languages, vocabularies, kinds, text.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file of finished cells, a line each.", show_default="CONFIG.jsonl"),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="On Ray: a local one of --jobs workers, or RAY_ADDRESS.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+) -> None:
+    """Train and count every cell that is not finished yet; run it again to go on.
+
+    Exit code 1 where cells were lost because their worker was killed.
+    """
+    from pertoken._files import check_target
+    from pertoken.cli.progress import progress_bar
+    from pertoken.tokenize.sweeps import sweep as run
+
+    file = config.with_suffix(".jsonl") if out is None else out
+    for path in [file, *([html] if html else [])]:
+        check_target(path)
+    if html == file:
+        raise PertokenError(f"--out and --html both want to write {html}")
+    with progress_bar() as tell:
+        found = run(config, file, jobs=jobs, ray=ray, progress=tell)
+    if found.rows:
+        _tell(found, None, html)
+    typer.echo(f"{len(found.rows)} cells in {file}", err=True)
+    if found.lost:
+        cells = ", ".join(f"{language} {kind} {size}" for language, kind, size in found.lost[:3])
+        more = ", …" if len(found.lost) > 3 else ""
+        typer.echo(
+            f"{len(found.lost)} lost, their worker was killed ({cells}{more}): "
+            "run the same command again",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def show(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="The file of a sweep.")],
+    reference: Annotated[str, typer.Option(help="The language that premiums are over.")] = "eng",
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens that each language is to take.",
+            show_default="the least that all came down to",
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+) -> None:
+    """Show a sweep: counts and spread, each language's vocabulary for a target, the regression."""
+    from pertoken._files import check_target
+    from pertoken.tokenize.sweeps import read_sweep
+
+    if html is not None:
+        check_target(html)
+    if target is not None and not target > 0:
+        raise PertokenError(f"--target is a number of tokens above 0, not {target:g}")
+    _tell(read_sweep(file, reference), target, html)
+
+
+def _tell(found: Sweep, target: float | None, html: Path | None) -> None:
+    from pertoken._files import write_whole
+    from pertoken.compare_report import aligned
+    from pertoken.tokenize._sweep_page import page, sections
+
+    parts = sections(found, target)
+    for title, lines, note in parts:
+        print(f"{title}\n\n{aligned(lines)}\n" + (f"{note}\n" if note else ""))
+    if html is not None:
+        write_whole(html, page(found, parts))

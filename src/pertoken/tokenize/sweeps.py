@@ -1,0 +1,364 @@
+"""A sweep over languages, vocabularies and kinds of tokenizers: resumable, in several processes.
+
+A cell is one language, one kind and one vocabulary. Its tokenizer is trained on text of its
+language alone and its tokens are counted on the parallel text. Each finished cell is one line of
+JSON in the file of the sweep, which the main process alone writes: a sweep that is stopped in any
+way goes on behind its last whole line, and a finished cell is trained again only where its text
+or its settings have changed. A worker that is killed costs its own cell, which the next run makes.
+
+Without a folder of training text the parallel text is cut into `folds`, and each fold is counted by
+a tokenizer trained on the others. For the Declaration of Human Rights that is 10 kB a language,
+where the paper has 300 MB: what is learnt there is mostly the script and the commonest words.
+
+Paper: Arnett et al., arXiv 2510.21909.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pertoken.errors import PertokenError, nearest
+from pertoken.tokenize._cell import measure
+from pertoken.tokenize._pool import LOST, in_processes, on_ray
+from pertoken.tokenize._texts import Texts, digest, lines, read_texts
+from pertoken.tokenize.spread import PowerLaw, Regression, optimal_vocabulary, regression
+
+__all__ = ["Sweep", "read_sweep", "sweep"]
+
+Row = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+DEFAULTS: Row = {
+    "text": "udhr",
+    "train": None,
+    "languages": "all",
+    "vocabularies": None,
+    "kinds": ["bpe"],
+    "reference": "eng",
+    "folds": 3,
+    "transition": 0.9,
+    "seed": 0,
+}
+FACTORS = ("similarity", "token_length", "white_space", "word_length", "entropy", "script")
+
+
+@dataclass
+class Sweep:
+    """The finished cells of a sweep, a dict each, and the cells that were lost in this run.
+
+    A row has language, kind, vocabulary (asked for), size (come out), tokens (the CTC), bytes,
+    characters, and what the language and the tokenizer are like, see `_texts.facts` and
+    `_cell.measure`.
+    """
+
+    reference: str
+    rows: list[Row]
+    lost: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def counts(self, kind: str) -> dict[str, dict[int, int]]:
+        """Corpus token count by language and vocabulary."""
+        self._kind(kind)
+        found: dict[str, dict[int, int]] = {}
+        for row in self.rows:
+            if row["kind"] == kind:
+                found.setdefault(row["language"], {})[row["vocabulary"]] = row["tokens"]
+        return found
+
+    def premiums(self, kind: str, vocabulary: int) -> dict[str, float]:
+        """Token premium over the reference language at one vocabulary."""
+        counts = {
+            name: own[vocabulary] for name, own in self.counts(kind).items() if vocabulary in own
+        }
+        if self.reference not in counts:
+            raise PertokenError(
+                f"no cell of the reference {self.reference} with {kind} {vocabulary}"
+            )
+        return {name: count / counts[self.reference] for name, count in counts.items()}
+
+    def optimal(self, kind: str, target: float | None = None) -> dict[str, PowerLaw]:
+        """The vocabulary at which each language takes `target` tokens, by its power law.
+
+        target: by default the smallest count that every language came down to. The law is fitted
+        to the sizes that came out, less the alphabet; sizes that a text could not fill count once,
+        and a language with one size has none.
+        """
+        from pertoken.tokenize.train import smallest
+
+        least = smallest(kind)
+        reached: dict[str, dict[float, int]] = {}
+        for row in self.rows:
+            if row["kind"] == kind and row["size"] > least:
+                reached.setdefault(row["language"], {})[row["size"]] = row["tokens"]
+        reached = {name: own for name, own in reached.items() if len(own) > 1}
+        goal = target or max((min(own.values()) for own in reached.values()), default=1)
+        return {name: optimal_vocabulary(own, goal, least) for name, own in reached.items()}
+
+    def regression(
+        self, kind: str, vocabulary: int, factors: Sequence[str] = FACTORS
+    ) -> Regression:
+        """The counts of one kind and vocabulary over the languages, explained by factors."""
+        self._kind(kind)
+        rows = [row for row in self.rows if (row["kind"], row["vocabulary"]) == (kind, vocabulary)]
+        for name in factors:
+            if rows and name not in rows[0]:
+                raise PertokenError(f"unknown factor {name!r}{nearest(name, rows[0])}")
+        return regression(
+            [row["tokens"] for row in rows], {name: [row[name] for row in rows] for name in factors}
+        )
+
+    def _kind(self, kind: str) -> None:
+        kinds = dict.fromkeys(row["kind"] for row in self.rows)
+        if kind not in kinds:
+            raise PertokenError(f"the sweep has no kind {kind!r}: {', '.join(kinds) or 'no cell'}")
+
+    def settings(self) -> list[tuple[str, int]]:
+        """(kind, vocabulary) of the cells, in order."""
+        return sorted({(row["kind"], row["vocabulary"]) for row in self.rows})
+
+    def table(self) -> str:
+        """A line per kind and vocabulary: mean count, spread over languages, the dearest."""
+        from pertoken.compare_report import aligned
+
+        return aligned(self.cells())
+
+    def cells(self) -> list[list[str]]:
+        """The table as texts, the head first. Spread is the standard deviation over the mean."""
+        head = ["kind", "vocabulary", "languages", "came out", "mean CTC", "spread", "dearest"]
+        found = [head]
+        for kind, size in self.settings():
+            rows = [row for row in self.rows if (row["kind"], row["vocabulary"]) == (kind, size)]
+            counts = [row["tokens"] for row in rows]
+            mean = sum(counts) / len(counts)
+            spread = (sum((n - mean) ** 2 for n in counts) / max(len(counts) - 1, 1)) ** 0.5
+            worst = max(rows, key=lambda row: row["tokens"])
+            own = next((r["tokens"] for r in rows if r["language"] == self.reference), None)
+            over = f" {worst['tokens'] / own:.2f} x" if own else ""
+            sizes = sum(row["size"] for row in rows) / len(rows)
+            line = [kind, str(size), str(len(rows)), f"{sizes:.0f}", f"{mean:.0f}"]
+            found.append([*line, f"{spread / mean:.1%}", f"{worst['language']}{over}"])
+        return found
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame with a row per cell (extra `dataframe`)."""
+        from pertoken._extras import need
+
+        return need("pandas", "dataframe").DataFrame(self.rows)
+
+    def plot(self) -> Any:
+        """Counts over vocabularies, a line per language: a plotly figure (extra `plot`)."""
+        from pertoken._extras import need
+
+        graph = need("plotly.graph_objects", "plot")
+        curves = []
+        for kind in dict.fromkeys(row["kind"] for row in self.rows):
+            for name, own in self.counts(kind).items():
+                sizes = sorted(own)
+                curves.append(
+                    graph.Scatter(x=sizes, y=[own[v] for v in sizes], name=f"{name}, {kind}")
+                )
+        figure = graph.Figure(curves)
+        figure.update_layout(template="plotly_white")
+        figure.update_xaxes(title="vocabulary", type="log")
+        figure.update_yaxes(title="corpus token count", type="log")
+        return figure
+
+
+def sweep(
+    config: str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    ray: bool = False,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Train and count every cell that `out` does not have yet.
+
+    config: a TOML file, or the same as a dict. vocabularies (required): sizes. kinds: see
+    `train_tokenizer`. languages: codes, or "all". text: "udhr", or a folder of LANG.txt files with
+    the same lines in every language. train: a folder of LANG.txt files to train on; without it the
+    text is cut into `folds`. reference, transition, seed: as elsewhere.
+    out: the file of JSON lines. jobs: processes; 1 works in this one, and with more a script needs
+        its `if __name__ == "__main__":`. ray: on Ray instead (extra `ray`), in the cluster that is
+        connected to or that RAY_ADDRESS names, where every node must find the folders of texts;
+        else in a local one of `jobs` workers.
+    progress: called with what is done, how many cells are, and of how many.
+
+    Raises PertokenError for a config that cannot be run, before anything is trained.
+
+        found = sweep({"languages": ["eng", "tur"], "vocabularies": [320, 512]}, "sweep.jsonl")
+        print(found.table())
+    """
+    settings = read_config(config)
+    if jobs < 1:
+        raise PertokenError(f"jobs must be 1 or more, got {jobs}")
+    texts, train = _texts(settings)
+    path = Path(out).expanduser()
+    # Of the lines that are not of this sweep, those of other languages or sizes are of use later.
+    finished = {_key(row): row for row in _open(path)}
+    marks = {
+        name: digest(own, name) + (digest(train[name], name) if train else f"/{settings['folds']}")
+        for name, own in texts.items()
+    }
+    wanted: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for kind in settings["kinds"]:
+        for size in settings["vocabularies"]:
+            for name, own in texts.items():
+                mark = marks[name] + _mark(kind, settings)
+                wanted[name, kind, size, mark] = (
+                    *(name, size, kind, own, train[name] if train else None),
+                    *(settings["folds"], settings["transition"], settings["seed"]),
+                )
+    left = [key for key in wanted if key not in finished]
+    calls = [wanted[key] for key in left]
+    lost = []
+    done = len(wanted) - len(left)
+    tell = progress or (lambda what, now, total: None)
+    tell("cells", done, len(wanted))
+    run: Callable[..., Any] = on_ray if ray else in_processes if jobs > 1 else _here
+    for place, value in run(measure, calls, jobs) if calls else ():
+        name, kind, size, mark = left[place]
+        if value is LOST:
+            lost.append((name, kind, size))
+            continue
+        row = {"language": name, "kind": kind, "vocabulary": size, "mark": mark, **value}
+        _append(path, row)
+        finished[left[place]] = row
+        done += 1
+        tell("cells", done, len(wanted))
+    rows = [finished[key] for key in wanted if key in finished]
+    return Sweep(settings["reference"], rows, lost)
+
+
+def _here(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) -> Any:
+    yield from ((place, work(*call)) for place, call in enumerate(calls))
+
+
+def read_sweep(path: str | Path, reference: str = "eng") -> Sweep:
+    """The cells of a sweep's file; of a cell that was made again with other text, the last.
+
+    Raises PertokenError where there is no such file, or it holds no cells.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise PertokenError(f"no sweep at {path}: `pertoken premiums sweep` makes one")
+    newest = {_key(row)[:3]: row for row in _open(file, cut=False)}
+    if not newest:
+        raise PertokenError(f"{path} holds no finished cell")
+    return Sweep(reference, list(newest.values()))
+
+
+def read_config(config: str | Path | Mapping[str, Any]) -> Row:
+    """The settings of a sweep with its defaults; PertokenError for one that cannot be."""
+    given: Mapping[str, Any]
+    folder = Path()
+    if isinstance(config, Mapping):
+        given = config
+    else:
+        file = Path(config).expanduser()
+        folder = file.parent
+        try:
+            given = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PertokenError(f"cannot read {config}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise PertokenError(f"{config} is not TOML ({error})") from None
+    for key in given:
+        if key not in DEFAULTS:
+            raise PertokenError(f"unknown setting {key!r} of a sweep{nearest(key, DEFAULTS)}")
+    settings = {**DEFAULTS, **given}
+    for key in ("text", "train"):  # folders are named from where the config lies
+        if settings[key] not in (None, "udhr"):
+            settings[key] = str(folder / Path(settings[key]).expanduser())
+    _check(settings)
+    return settings
+
+
+def _check(settings: Row) -> None:
+    from pertoken.tokenize.train import KINDS, smallest
+
+    sizes = settings["vocabularies"]
+    if not isinstance(sizes, list) or not sizes or not all(type(n) is int for n in sizes):
+        raise PertokenError("a sweep takes vocabularies, a list of sizes such as [320, 512]")
+    if not isinstance(settings["kinds"], list) or not settings["kinds"]:
+        raise PertokenError(f"kinds is a list of {', '.join(KINDS)}")
+    for kind in settings["kinds"]:
+        if min(sizes) < smallest(kind):
+            raise PertokenError(
+                f"a vocabulary of {min(sizes)} is smaller than the alphabet of {kind}: "
+                f"{smallest(kind)} tokens"
+            )
+    languages = settings["languages"]
+    if languages != "all" and not (isinstance(languages, list) and languages):
+        raise PertokenError('languages is a list of codes, or "all"')
+    if type(settings["folds"]) is not int or settings["folds"] < 2:
+        raise PertokenError(f"folds must be 2 or more, got {settings['folds']!r}")
+    if type(settings["seed"]) is not int:
+        raise PertokenError(f"seed is a whole number, got {settings['seed']!r}")
+    if not isinstance(settings["transition"], (int, float)) or not 0 <= settings["transition"] <= 1:
+        raise PertokenError(f"transition is a share, 0 to 1, not {settings['transition']!r}")
+
+
+def _texts(settings: Row) -> tuple[dict[str, Texts], dict[str, Path] | None]:
+    """The parallel text, and the text to train on where there is some."""
+    chosen = None if settings["languages"] == "all" else settings["languages"]
+    texts = read_texts(settings["text"], chosen)
+    for name, own in texts.items():
+        found = lines(own, name)
+        if settings["train"] is None and len(found) < settings["folds"]:
+            raise PertokenError(
+                f"{name} has {len(found)} lines, too few for {settings['folds']} folds"
+            )
+    if settings["reference"] not in texts:
+        hint = nearest(settings["reference"], texts)
+        raise PertokenError(f"the reference {settings['reference']!r} is no language here{hint}")
+    if settings["train"] is None:
+        return texts, None
+    found_train = read_texts(settings["train"], list(texts))
+    return texts, {name: own for name, own in found_train.items() if isinstance(own, Path)}
+
+
+def _mark(kind: str, settings: Row) -> str:
+    """What else a cell of this kind depends on."""
+    if kind == "superword":
+        return f"/t{settings['transition']}"
+    return f"/s{settings['seed']}" if kind == "supertokens" else ""
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return (row["language"], row["kind"], row["vocabulary"], row["mark"])
+
+
+def _open(path: Path, *, cut: bool = True) -> list[Row]:
+    """The rows of a sweep's file; a last line that was cut off is taken away where `cut`."""
+    if not path.exists():
+        return []
+    try:
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if cut and len(whole) < len(content):
+            os.truncate(path, len(whole))
+        rows = [json.loads(line) for line in whole.splitlines()]
+        for row in rows:
+            _key(row), row["tokens"], row["size"]
+    except OSError as error:
+        raise PertokenError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise PertokenError(f"{path} is no file of a sweep: name another --out") from None
+    return rows
+
+
+def _append(path: Path, row: Row) -> None:
+    """One line, on the disk before the next cell is counted as done."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    try:
+        with path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise PertokenError(f"can't write {path}: {error.strerror}") from None
