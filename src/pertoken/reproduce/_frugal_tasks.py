@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pertoken.reproduce._reagent_prompts import THINGS, planted
+from pertoken.reproduce._reagent_prompts import THINGS, Split, planted
 
 TASKS = ("classification", "questions", "summaries", "mathematics")
 _TAIL = " To say it again,"
@@ -41,18 +41,17 @@ class Item:
         return self.head + body + self.tail
 
 
-def classification(mails: Rows, count: int) -> list[Item]:
+def classification(mails: Rows, count: int, split: Split = "report") -> list[Item]:
     """Is a mail spam? As many of each; plain text, the first words, no quoting of other mails."""
     found: dict[str, list[Item]] = {"spam": [], "ham": []}
-    tail = "\n\nQuestion: Is this mail unwanted advertising? Answer yes or no.\nAnswer:"
+    wanted = 1 if split == "report" else 0
     for number, row in enumerate(mails):
         words = re.findall(r"\S+\s*", str(row["text"]))
         label = str(row["label"])
         plain = not re.search(r"[<>]|=\d|^\|", str(row["text"]), re.M)
-        if number % 2 and plain and len(words) >= _MAIL_WORDS[0]:
+        if number % 2 == wanted and plain and len(words) >= _MAIL_WORDS[0]:
             body = "".join(words[: _MAIL_WORDS[1]]).strip()
-            answer = " yes" if label == "spam" else " no"
-            item = Item("classification", number, "Mail:\n", body, tail, answer, (" yes", " no"))
+            item = Item("classification", number, "", body, "", label, ("ham", "spam"))
             found[label].append(item)
     half = count // 2
     return found["spam"][: count - half] + found["ham"][:half]

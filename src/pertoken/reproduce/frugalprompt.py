@@ -6,14 +6,17 @@ paper's controls. Models of this size solve next to none of GSM8K, so that all f
 one scale: `information left` is the share of what the prompt's body takes off the negative
 log-likelihood of the right answer (among the choices where there are some; of the model's own
 answer to the whole prompt in summaries) that the compressed body still takes off. Accuracy and
-ROUGE-1 stand beside it. The paper scores on task classifiers; here the encoder is MiniLM without a
-head, so its ablation over classes is not run.
+ROUGE-1 stand beside it. Mails are classified by a linear layer on the model's states, learnt on
+whole development mails: asked in words, these models answer all mails alike. The paper scores on
+task classifiers; here the encoder is MiniLM without a head, so its ablation over classes is not
+run.
 
 The summaries' articles are Spec-Bench's: PERTOKEN_DATA names the folder that holds them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 
 from pertoken._bootstrap import bootstrap, bootstrap_mean
 from pertoken.reproduce._context import Context
+from pertoken.reproduce._frugal_classifier import DECAY, Classifier
 from pertoken.reproduce._frugal_tasks import (
     TASKS,
     Item,
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 VERSION = 1
 DTYPE = "float32"
 SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
-COUNTS = {"classification": 60, "questions": 60, "summaries": 12, "mathematics": 60}
+COUNTS = {"classification": 60, "questions": 60, "summaries": 12, "mathematics": 40}
 SHARES = (0.8, 0.6, 0.5, 0.4)
 RATINGS = {
     "globenc": ("globenc", False),
@@ -50,6 +54,7 @@ RATINGS = {
     "random": ("random", False),
     "bottom (globenc)": ("globenc", True),
 }
+LEARNT_ON = 160  # development mails
 NEW_TOKENS = 48  # of a summary
 
 _BARS = {
@@ -68,7 +73,8 @@ REASONS: dict[str, str] = {}
 
 SMOKE: dict[str, list[dict[str, Any]]] = {
     "spam-assassin": [
-        {"text": "buy this now and save " * 10, "label": label} for label in ("ham", "spam") * 2
+        {"text": f"buy this now and save {label} " * 10, "label": label}
+        for label in ("ham", "ham", "spam", "spam") * 2
     ],
     "spec-bench": [{"question_id": 1, "category": "summarization", "turns": ["Sum: a b c d e"]}],
     "gsm8k": [{"question": "1 and 1 and 1?", "answer": "<<1+1=2>>3\n#### 3"}] * 2,
@@ -78,12 +84,14 @@ Floats = NDArray[np.float64]
 
 
 class _Models:
-    """The models of a run, each loaded when it is first needed."""
+    """The models of a run, each loaded when it is first needed, and their classifiers of mails."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, learnt_on: Sequence[Item]) -> None:
         self._context = context
+        self._learnt_on = learnt_on
         self._second: Any = None
         self._encoder: Any = None
+        self._classifiers: dict[str, Classifier] = {}
 
     def decoder(self, which: str) -> Any:
         """(model, tokenizer) of the first or the second family."""
@@ -92,6 +100,16 @@ class _Models:
         if self._second is None:
             self._second = self._load(SECOND, "decoder")
         return self._second
+
+    def classifier(self, which: str) -> Classifier:
+        """The linear layer on a decoder's states, learnt when it is first needed."""
+        if which not in self._classifiers:
+            mails = self._learnt_on
+            labels = [mail.choices.index(mail.answer) for mail in mails]
+            model, tokenizer = self.decoder(which)
+            bodies = [mail.body for mail in mails]
+            self._classifiers[which] = Classifier(model, tokenizer, bodies, labels)
+        return self._classifiers[which]
 
     def rater(self, salience: str) -> Any:
         """(model, tokenizer) of a salience; (None, None) where it needs none."""
@@ -115,7 +133,9 @@ class _Models:
 
 def run(context: Context) -> Reproduction:
     """All rows; some hours on two slow cores, kept item by item."""
-    items, models = _items(context), _Models(context)
+    mails = context.data("spam-assassin", smoke_rows=SMOKE["spam-assassin"])
+    learnt_on = classification(mails, 2 if context.smoke else LEARNT_ON, "dev")
+    items, models = _items(context), _Models(context, learnt_on)
     tokens = 2 if context.smoke else NEW_TOKENS
     found = context.remember_all(
         {
@@ -138,6 +158,7 @@ def run(context: Context) -> Reproduction:
         second_model=SECOND,
         encoder="minilm",
         items=COUNTS,
+        classifier={"learnt_on": LEARNT_ON, "decay": DECAY},
         shares=list(SHARES),
         split="report: odd numbers",
         protected="nothing; only the body of the prompt is compressed",
@@ -147,6 +168,8 @@ def run(context: Context) -> Reproduction:
 def _unit(context: Context, models: _Models, item: Item, tokens: int) -> dict[str, Unit]:
     """The item, compressed once and put to both models."""
     bodies = _bodies(context, models, item)
+    if item.task == "classification":
+        return {which: _classified(models.classifier(which), item, bodies) for which in LABELS}
     return {which: _measure(models.decoder, which, item, bodies, tokens) for which in LABELS}
 
 
@@ -173,6 +196,16 @@ def _bodies(context: Context, models: _Models, item: Item) -> dict[str, list[str
         found[name] = [
             compress(item.body, share, protect_defaults=False, **options).text for share in SHARES
         ]
+    return found
+
+
+def _classified(classifier: Classifier, item: Item, bodies: dict[str, list[str]]) -> Unit:
+    """Losses of a mail's label; without the mail both labels are as likely."""
+    label = item.choices.index(item.answer)
+    found: Unit = {"empty": math.log(2)}
+    for name, texts in {"full": [item.body], **bodies}.items():
+        losses = [classifier.loss(text, label) for text in texts]
+        found[name] = [{"loss": loss, "solved": float(loss < math.log(2))} for loss in losses]
     return found
 
 
