@@ -32,6 +32,7 @@ COMMANDS = (
     "compress",
     "probe",
     "train",
+    "transplant",
     "reproduce",
 )
 

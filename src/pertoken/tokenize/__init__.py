@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pertoken.tokenize.check import check_transplant, save_transplant
     from pertoken.tokenize.per_byte import bits_per_byte, nats_per_text, perplexity_per_byte
     from pertoken.tokenize.supertokens import train_supertokens
-    from pertoken.tokenize.transplant import METHODS, Transplant, transplant
+    from pertoken.tokenize.tokenadapt import METHODS, Transplant, transplant
 
 __all__ = [
     "METHODS",
@@ -30,16 +30,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "METHODS": "transplant",
+    "METHODS": "tokenadapt",
     "SelfEmbedder": "_embed",
-    "Transplant": "transplant",
+    "Transplant": "tokenadapt",
     "bits_per_byte": "per_byte",
     "check_transplant": "check",
     "nats_per_text": "per_byte",
     "perplexity_per_byte": "per_byte",
     "save_transplant": "check",
     "train_supertokens": "supertokens",
-    "transplant": "transplant",
+    "transplant": "tokenadapt",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -173,7 +173,8 @@ def find(embedder: str | Embedder, model: PreTrainedModel, tokenizer: Any) -> Em
 
 
 def unit_vectors(embed: Embedder, texts: Sequence[str], what: str, tell: Tell) -> torch.Tensor:
-    """float32 [strings, width], each of length 1 (0 where the embedder gives nothing)."""
+    """float32 [strings, width], each of length 1 (0 where the embedder gives nothing); there must
+    be one string at least."""
     found = []
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     for begin in range(0, len(order), _CHUNK):
@@ -187,5 +188,4 @@ def unit_vectors(embed: Embedder, texts: Sequence[str], what: str, tell: Tell) -
             )
         found.append(functional.normalize(vectors, dim=-1))
     tell(what, len(order), len(order))
-    joined = torch.cat(found) if found else torch.zeros(0, 1)
-    return joined[torch.tensor(order, dtype=torch.long).argsort()]
+    return torch.cat(found)[torch.tensor(order).argsort()]

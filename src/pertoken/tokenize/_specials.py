@@ -7,7 +7,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import PertokenError
-from pertoken.tokenize._token_bytes import Vocabulary
+from pertoken.tokenize._token_bytes import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +26,7 @@ _MANY = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 def same_specials(old_tokenizer: Any, new_tokenizer: Any) -> dict[int, int]:
     """New id -> old id of special tokens: the same string, else the same role, else the same mark
     of a turn."""
-    old, new = (_specials(each) for each in (old_tokenizer, new_tokenizer))
+    old, new = (special_tokens(each) for each in (old_tokenizer, new_tokenizer))
     found = {token: old[text] for text, token in new.items() if text in old}
     for role in ROLES:
         one, other = (getattr(each, f"{role}_token_id") for each in (new_tokenizer, old_tokenizer))
@@ -38,10 +38,6 @@ def same_specials(old_tokenizer: Any, new_tokenizer: Any) -> dict[int, int]:
             if known is not None and mark in new:
                 found.setdefault(new[mark], known)
     return found
-
-
-def _specials(tokenizer: Any) -> dict[str, int]:
-    return Vocabulary.of(tokenizer).special
 
 
 def adopt(old_tokenizer: Any, new_tokenizer: Any) -> tuple[Any, list[str]]:
@@ -81,34 +77,32 @@ def adopt(old_tokenizer: Any, new_tokenizer: Any) -> tuple[Any, list[str]]:
 
 
 def _new_words(old_tokenizer: Any, tokenizer: Any, text: str, notes: list[str]) -> dict[str, str]:
-    """The special tokens that a template names -> what the new tokenizer calls them."""
-    named = [token for token in _specials(old_tokenizer) if token in text]
+    """The special tokens that a template names -> what the new tokenizer calls them.
+
+    Two of them never become one: what has no like of its own is added.
+    """
+    old, new = special_tokens(old_tokenizer), special_tokens(tokenizer)
+    named = [token for token in old if token in text]
     named = [
-        token for token in named if not any(token in other for other in named if other != token)
+        token for token in named if not any(token in other and token != other for other in named)
     ]
-    new = _specials(tokenizer)
-    missing = [token for token in named if token not in new]
-    same: dict[int, list[int]] = {}
-    for token, known in same_specials(old_tokenizer, tokenizer).items():
-        same.setdefault(known, []).append(token)
     spelled = {token: content for content, token in new.items()}
+    like: dict[int, list[str]] = {}
+    for token, known in same_specials(old_tokenizer, tokenizer).items():
+        like.setdefault(known, []).append(spelled[token])
     words: dict[str, str] = {}
-    for content in missing:
+    for content in named:
+        if content in new:
+            continue
         marks = next((marks for marks in TURNS if content in marks), ())
-        like = [mark for mark in marks if mark in new]
-        role = same.get(_specials(old_tokenizer)[content], [])
-        like += [spelled[token] for token in role]
-        if like:
-            words[content] = like[0]
+        choice = [mark for mark in marks if mark in new] + like.get(old[content], [])
+        choice = [mark for mark in choice if mark not in named and mark not in words.values()]
+        if choice:
+            words[content] = choice[0]
+            notes.append(f"the chat template says {choice[0]} for {content}")
         else:
             tokenizer.add_tokens([content], special_tokens=True)
             notes.append(f"{content} was added: the chat template names it")
-    if len(set(words.values()) | (set(named) - set(words))) < len(named):
-        raise PertokenError(
-            f"the chat template needs {', '.join(named)} apart, and the new tokenizer has fewer of "
-            "their kind: add them to it as special tokens first"
-        )
-    notes.extend(f"the chat template says {new} for {old}" for old, new in words.items())
     return words
 
 
@@ -147,11 +141,8 @@ def update_ids(model: PreTrainedModel, tokenizer: Any, source: dict[int, int]) -
     generation = model.generation_config
     before = [generation.eos_token_id, model.config.get_text_config().eos_token_id]
     old_ends = {token for each in before for token in _listed(each)}
-    ends = sorted(
-        {token for token, known in source.items() if known in old_ends}
-        & set(tokenizer.all_special_ids)
-        | {token for token in [ids["eos"]] if token is not None}
-    )
+    ends = [token for token in special_tokens(tokenizer).values() if source.get(token) in old_ends]
+    ends = sorted({*ends, *_listed(ids["eos"])})
     again: dict[int, int] = {}
     for token, known in source.items():
         again.setdefault(known, token)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pertoken.byte_vocab import ByteVocab, _spell_byte_level, _spell_sentencepiece, steps_of
 from pertoken.errors import PertokenError
 
-__all__ = ["Shared", "Splitter", "Vocabulary", "same_tokens"]
+__all__ = ["Shared", "Splitter", "Vocabulary", "same_tokens", "special_tokens"]
 
 Shared = Literal["bytes", "strings"]
 
@@ -38,19 +38,9 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Vocabulary:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise PertokenError(
-                f"{type(tokenizer).__name__} is a slow tokenizer: a fast one is needed "
-                "(AutoTokenizer.from_pretrained(…, use_fast=True), or its tokenizer.json)"
-            )
+        backend = _backend(tokenizer)
         strings: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-        special = {
-            added.content: token
-            for token, added in backend.get_added_tokens_decoder().items()
-            if added.special or token in set(tokenizer.all_special_ids)
-        }
-        special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        special = special_tokens(tokenizer)
         try:
             view = ByteVocab(tokenizer)
         except PertokenError:
@@ -63,6 +53,24 @@ class Vocabulary:
         return cls(
             size, strings, spelled, [_text(part) for part in spelled], fallback, special, exact
         )
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Ids of special tokens by string, those without a role as well."""
+    added = _backend(tokenizer).get_added_tokens_decoder().items()
+    found = {each.content: token for token, each in added if each.special}
+    roles = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return found | dict(roles)
+
+
+def _backend(tokenizer: Any) -> Any:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise PertokenError(
+            f"{type(tokenizer).__name__} is a slow tokenizer: a fast one is needed "
+            "(AutoTokenizer.from_pretrained(…, use_fast=True), or its tokenizer.json)"
+        )
+    return backend
 
 
 def _text(part: bytes | None) -> str | None:

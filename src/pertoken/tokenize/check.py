@@ -135,7 +135,7 @@ def _check_ids(model: PreTrainedModel, tokenizer: Any) -> None:
 
 def _chat(tokenizer: Any, read: Any, checked: list[str]) -> list[int] | None:
     """Ids of a chat, where there is a template."""
-    from pertoken.tokenize._token_bytes import Vocabulary
+    from pertoken.tokenize._token_bytes import special_tokens
 
     _equal("the chat template", read.chat_template, tokenizer.chat_template)
     if tokenizer.chat_template is None:
@@ -146,11 +146,7 @@ def _chat(tokenizer: Any, read: Any, checked: list[str]) -> list[int] | None:
     except Exception as error:  # a template may raise whatever it likes
         raise PertokenError(f"check failed: the chat template does not render: {error}") from None
     ids: list[int] = read(text, add_special_tokens=False)["input_ids"]
-    named = [
-        (content, token)
-        for content, token in Vocabulary.of(read).special.items()
-        if content in text
-    ]
+    named = [(content, token) for content, token in special_tokens(read).items() if content in text]
     for content, token in named:
         if token not in ids and not any(content in other for other, _ in named if other != content):
             raise PertokenError(

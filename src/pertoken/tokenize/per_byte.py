@@ -76,7 +76,7 @@ def _nats(model: PreTrainedModel, start: list[int], ids: list[int], window: int)
         row = torch.tensor([part], device=model.device)
         logits = model(input_ids=row, use_cache=False).logits[0, -new - 1 : -1]
         for block, wanted in zip(logits.split(_ROWS), row[0, -new:].split(_ROWS), strict=True):
-            chances = block.float().log_softmax(-1)
+            chances = block.to(torch.promote_types(block.dtype, torch.float32)).log_softmax(-1)
             total -= float(chances.gather(-1, wanted[:, None]).double().sum())
         done += new
     return total

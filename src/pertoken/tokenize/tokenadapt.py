@@ -103,7 +103,7 @@ def transplant(
     >>> bool((after[2] == before.mean(0)).all()), bool((after[0] == before[1]).all())
     (True, True)
     """
-    _check(method, temperature, global_weight, neighbours, pad_to)
+    check_settings(method, temperature, global_weight, neighbours=neighbours, pad_to=pad_to)
     prepared = Transplant(
         model, old_tokenizer, new_tokenizer, embedder=embedder, shared=shared, progress=progress
     )
@@ -118,9 +118,10 @@ def transplant(
     )
 
 
-def _check(
-    method: str, temperature: float, global_weight: float, neighbours: int, pad_to: int
+def check_settings(
+    method: str, temperature: float, global_weight: float, *, neighbours: int = 3, pad_to: int = 1
 ) -> None:
+    """Raise PertokenError for a setting that `transplant` can't take."""
     if method not in METHODS:
         raise PertokenError(
             f"unknown method {method!r}{nearest_name(method, METHODS)}: use {', '.join(METHODS)}"
@@ -173,7 +174,7 @@ class Transplant:
         self._embedder = embedder
         self._embed: _embed.Embedder | None = None
         self._rows = _table(model).shape[0]
-        self._old = Vocabulary.of(old_tokenizer)
+        self._old, _ = Vocabulary.of(old_tokenizer), Vocabulary.of(new_tokenizer)  # slow: refused
         beyond = sum(part is not None for part in self._old.spelled[self._rows :])
         if beyond:
             raise PertokenError(
@@ -245,7 +246,7 @@ class Transplant:
         seed: int = 0,
     ) -> tuple[PreTrainedModel, Any]:
         """(model, tokenizer) by a method; the arguments are those of `transplant`."""
-        _check(method, temperature, global_weight, neighbours, pad_to)
+        check_settings(method, temperature, global_weight, neighbours=neighbours, pad_to=pad_to)
         if method == "tokenadapt":
             recipe = self._mix(temperature, global_weight, neighbours, threshold)
         elif method == "local":
@@ -276,7 +277,7 @@ class Transplant:
         if len(row):
             similarity = self._similarity()
             weight = local_weights(similarity, self._share, row, rows, temperature)
-        if not global_weight or not len(self._index):
+        if not global_weight or not len(self._index) or not self._text.any():
             return self._recipe(row, column, weight)
         similarity, places = self._neighbours(min(neighbours, len(self._index)))
         near = global_weights(similarity, temperature, threshold)
@@ -307,6 +308,8 @@ class Transplant:
         """φ(token) · φ(piece), [pieces]; 0 in the rows that are not all text."""
         similar = torch.zeros(len(self._row))
         places = self._whole[self._row].nonzero()[:, 0]
+        if not len(places):
+            return similar
         old = self._vectors_of(self._column[places].unique())
         new = self._vectors()
         for block in places.split(max(1, _BLOCK // new.shape[1])):
@@ -334,15 +337,16 @@ class Transplant:
         return self._new_vectors
 
     def _vectors_of(self, ids: torch.Tensor) -> torch.Tensor:
-        """[old rows, width], filled at least for these ids."""
+        """[old rows, width], filled at least for these ids, of which there is one."""
         missing = ids[~self._known[ids]]
-        if len(missing) or self._old_vectors is None:
+        if len(missing):
             texts = [self._old.texts[token] or "" for token in missing.tolist()]
             found = _embed.unit_vectors(self._function(), texts, "embedding old tokens", self._tell)
             if self._old_vectors is None:
                 self._old_vectors = found.new_zeros(self._rows, found.shape[1])
             self._old_vectors[missing] = found
             self._known[missing] = True
+        assert self._old_vectors is not None
         return self._old_vectors
 
     def _function(self) -> _embed.Embedder:
