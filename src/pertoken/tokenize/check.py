@@ -47,8 +47,7 @@ def save_transplant(model: PreTrainedModel, tokenizer: Any, out: str | Path) -> 
     check_target_folder(out)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.absolute().parent))
     try:
-        model.save_pretrained(work)
-        tokenizer.save_pretrained(work)
+        _save(model, tokenizer, work)
         checked = check_transplant(model, tokenizer, folder=work)
         work.chmod(0o755)  # mkdtemp's own is for its owner alone
         os.replace(work, out)
@@ -71,13 +70,10 @@ def check_transplant(
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as made:
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
+            _save(model, tokenizer, Path(made))
             return check_transplant(model, tokenizer, folder=made)
-    from pertoken.loading import load
-
     _check_rows(model, tokenizer)
-    again, read = load(Path(folder), dtype=model.dtype, device=model.device, kind="decoder")
+    again, read = _load(Path(folder), model)
     checked = ["reloads by plain transformers"]
     rows = again.get_input_embeddings().weight.shape[0]
     _check_rows(again, read)
@@ -103,6 +99,28 @@ def check_transplant(
     checked.append("logits are equal after reloading")
     checked.append(_greedy(model, again, read, prompt if prompt is not None else ids))
     return checked
+
+
+def _save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    from pertoken.loading import _quiet
+
+    with _quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _load(folder: Path, model: PreTrainedModel) -> tuple[Any, Any]:
+    """Model and tokenizer by transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pertoken.loading import _quiet
+
+    with _quiet():
+        again = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=model.dtype, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return again.to(model.device).eval(), tokenizer
 
 
 def _check_rows(model: PreTrainedModel, tokenizer: Any) -> None:
