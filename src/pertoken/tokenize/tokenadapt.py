@@ -194,14 +194,10 @@ class Transplant:
             if part and token not in self.source
         ]
         self._split()
-        self._index = torch.tensor(
-            [
-                token
-                for token, text in enumerate(self._old.texts[: self._rows])
-                if text and token not in self._old.fallback.values()
-            ],
-            dtype=torch.long,
-        )
+        byte_tokens = set(self._old.fallback.values())
+        texts = enumerate(self._old.texts[: self._rows])
+        text_ids = [token for token, text in texts if text and token not in byte_tokens]
+        self._index = torch.tensor(text_ids, dtype=torch.long)
         self._known = torch.zeros(self._rows, dtype=torch.bool)
         self._old_vectors: torch.Tensor | None = None
         self._new_vectors: torch.Tensor | None = None
@@ -216,7 +212,7 @@ class Transplant:
         pieces = Splitter(self._old_tokenizer, old).split(parts)
         row, column, share, whole = [], [], [], []
         for number, (token, ids) in enumerate(zip(self._composed, pieces, strict=True)):
-            ids = [piece for piece in ids if piece < self._rows]
+            ids = [piece for piece in ids if piece < self._rows and old.spelled[piece]]
             texts = [old.texts[piece] for piece in ids]
             text = new.texts[token]
             whole.append(text is not None and None not in texts)
