@@ -1,15 +1,16 @@
 """TokenAdapt beside mergekit-tokensurgeon's OMP: perplexity per byte after the same transplant.
 
-    python bench/mergekit_peer.py --out reports/bench/mergekit.json  # the program on PATH, see README
+    python bench/mergekit_peer.py --out reports/bench/mergekit.json   # see README
 
-Both give SmolLM2 Gemma's tokenizer, or Gemma-3-270M SmolLM2's (`--reverse`), and read the same texts
-of the report split of TokenAdapt's reproduction, after the same first token. OMP writes a new token
-as a sparse sum of shared tokens, found among the embeddings of a donor model that owns the
+Both give SmolLM2 Gemma's tokenizer, or Gemma-3-270M SmolLM2's (`--reverse`), and read the same
+texts of the report split of TokenAdapt's reproduction, after the same first token. OMP writes a new
+token as a sparse sum of shared tokens, found among the embeddings of a donor model that owns the
 tokenizer, so it knows more than TokenAdapt does: that of two pretrained models. A fresh tokenizer
 has no donor, and OMP nothing to say about it.
 
-mergekit is run as a program, with its settings as they are but for `-k`. Its configuration keeps the
-old special ids (0.1.5), which do not matter here: texts are read behind the new tokenizer's own.
+mergekit is run as a program, with its settings as they are but for `-k`. Its configuration keeps
+the old special ids (0.1.5), which do not matter here: texts are read behind the new tokenizer's
+own.
 """
 
 from __future__ import annotations
