@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("--program", help="mergekit-tokensurgeon, where it is not on PATH")
     parser.add_argument("--reverse", action="store_true", help="Gemma with SmolLM2's tokenizer")
     parser.add_argument("--split", choices=("dev", "report"), default="report")
-    parser.add_argument("--texts", type=int, default=10, help="of each kind")
+    parser.add_argument("--texts", type=int, default=8, help="of each kind")
     parser.add_argument("--embedder", default="minilm")
     parser.add_argument("-k", type=int, default=64, help="terms of OMP's sums, its default")
     given = parser.parse_args()

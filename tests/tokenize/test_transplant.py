@@ -371,6 +371,15 @@ def test_two_specials_of_a_template_are_not_made_one() -> None:
     assert tokenizer("<pad>")["input_ids"] == [len(new)]
 
 
+def test_padding_that_ended_a_text_gives_no_row_to_a_pad_of_its_own() -> None:
+    old = byte_level(OLD, pad_token="</s>")
+    new = byte_level(NEW, specials=("<pad>", "<eos>"), pad_token="<pad>", eos_token="<eos>")
+    made, _ = transplant(model_for(old), old, new, method="mean")
+    torch.testing.assert_close(table(made)[0], table(model_for(old)).mean(0))
+    assert torch.equal(table(made)[1], table(model_for(old))[0])
+    assert made.generation_config.eos_token_id == 1
+
+
 def test_a_token_before_every_text_stays_one() -> None:
     old, new = sentencepiece("t h"), byte_level(NEW)
     made, tokenizer = transplant(model_for(old), old, new, method="retok")

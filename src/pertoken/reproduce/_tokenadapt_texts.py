@@ -14,7 +14,7 @@ __all__ = ["KINDS", "LANGUAGES", "evaluated", "prose", "training"]
 
 KINDS = ("prose", "mail", "mathematics", "code")
 LANGUAGES = ("fra", "deu_1996", "spa", "tur", "rus", "hin")
-LENGTH = 900  # characters of an evaluated text at most
+LENGTH = 800  # characters of an evaluated text at most
 _TRAIN = 3_000_000  # characters of a kind of text that a tokenizer is trained on at most
 _SPLITS = {"train": (0, 2), "dev": (1,), "report": (3,)}
 

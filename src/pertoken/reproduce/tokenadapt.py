@@ -33,7 +33,7 @@ VERSION = 1
 DTYPE = "float32"
 SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
 EMBEDDER = "minilm"
-COUNT = 10  # texts of a kind
+COUNT = 8  # texts of a kind
 VOCABULARY = 32_000
 TIMED = 50_000  # tokens of the timed transplant
 FUZZED = 10_000

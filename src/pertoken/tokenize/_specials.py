@@ -25,10 +25,11 @@ _MANY = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 def same_specials(old_tokenizer: Any, new_tokenizer: Any) -> dict[int, int]:
     """New id -> old id of special tokens: the same string, else the same role, else the same mark
-    of a turn."""
+    of a turn. Padding that is the end of a text has no role of its own."""
     old, new = (special_tokens(each) for each in (old_tokenizer, new_tokenizer))
     found = {token: old[text] for text, token in new.items() if text in old}
-    for role in ROLES:
+    own_pad = old_tokenizer.pad_token_id != old_tokenizer.eos_token_id
+    for role in ROLES if own_pad else [role for role in ROLES if role != "pad"]:
         one, other = (getattr(each, f"{role}_token_id") for each in (new_tokenizer, old_tokenizer))
         if one is not None and other is not None:
             found.setdefault(one, other)
