@@ -41,6 +41,7 @@ from pertoken.errors import PertokenError
 from pertoken.errors import nearest as nearest_name
 from pertoken.tokenize import _embed
 from pertoken.tokenize._specials import adopt, same_specials, update_ids
+from pertoken.tokenize._tables import input_table
 from pertoken.tokenize._token_bytes import Shared, Splitter, Vocabulary, same_tokens
 from pertoken.tokenize._weights import global_weights, local_weights, nearest, segment_softmax
 
@@ -173,7 +174,7 @@ class Transplant:
         self._tell = progress or (lambda what, done, total: None)
         self._embedder = embedder
         self._embed: _embed.Embedder | None = None
-        self._rows = _table(model).shape[0]
+        self._rows = input_table(model).shape[0]
         self._old, _ = Vocabulary.of(old_tokenizer), Vocabulary.of(new_tokenizer)  # slow: refused
         beyond = sum(part is not None for part in self._old.spelled[self._rows :])
         if beyond:
@@ -411,32 +412,3 @@ class Transplant:
             new[recipe.drawn] = matrix.mean() + matrix.std() * drawn
         new[list(self.source)] = matrix[list(self.source.values())]
         return new.to(old)
-
-
-def _table(model: PreTrainedModel) -> torch.Tensor:
-    """The input embedding's weights, of a model that this can be done with."""
-    from pertoken.loading import is_encoder
-
-    name = type(model).__name__
-    if is_encoder(model.config) or getattr(model.config, "is_encoder_decoder", False):
-        raise PertokenError(f"{name} is not a decoder: a model that writes text is needed")
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if not isinstance(inputs, torch.nn.Embedding) or not isinstance(outputs, torch.nn.Linear):
-        raise PertokenError(f"{name} has no embedding and output matrix by token: can't transplant")
-    if not inputs.weight.is_floating_point() or not outputs.weight.is_floating_point():
-        raise PertokenError(f"{name} has quantised embeddings: load it in full precision")
-    if len(outputs.weight) != len(inputs.weight):
-        raise PertokenError(
-            f"{name} has {len(inputs.weight)} rows of input embeddings and {len(outputs.weight)} "
-            "of output: can't transplant"
-        )
-    others = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Embedding)
-        and module is not inputs
-        and module.num_embeddings == inputs.num_embeddings
-    ]
-    if others:
-        raise PertokenError(f"{name} has a second table by token ({others[0]}): can't transplant")
-    return inputs.weight
