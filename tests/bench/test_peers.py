@@ -15,6 +15,7 @@ PEERS = {
     "bytes_peer": "genlm",
     "inseq_peer": "inseq",
     "kvpress_peer": "kvpress",
+    "mergekit_peer": "mergekit",
 }
 if not BENCH.is_dir():
     pytest.skip("the benches are not in this copy", allow_module_level=True)

@@ -34,6 +34,7 @@ COMMANDS = (
     "premiums",
     "probe",
     "train",
+    "transplant",
     "reproduce",
 )
 

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
+    from pertoken.tokenize._embed import (
+        SelfEmbedder,
+    )
+    from pertoken.tokenize.check import (
+        check_transplant,
+        save_transplant,
+    )
     from pertoken.tokenize.load import (
         as_fast,
         open_tokenizer,
@@ -21,6 +28,11 @@ if TYPE_CHECKING:
         format_number,
         grouping_of,
         number_cuts,
+    )
+    from pertoken.tokenize.per_byte import (
+        bits_per_byte,
+        nats_per_text,
+        perplexity_per_byte,
     )
     from pertoken.tokenize.premiums import (
         Premiums,
@@ -48,10 +60,17 @@ if TYPE_CHECKING:
         regression,
         spread_test,
     )
+    from pertoken.tokenize.supertokens import (
+        train_supertokens,
+    )
     from pertoken.tokenize.sweeps import (
         Sweep,
         read_sweep,
         sweep,
+    )
+    from pertoken.tokenize.tokenadapt import (
+        Transplant,
+        transplant,
     )
     from pertoken.tokenize.train import (
         KINDS,
@@ -70,23 +89,32 @@ __all__ = [
     "Regression",
     "Row",
     "Section",
+    "SelfEmbedder",
     "SpreadTest",
     "Sweep",
+    "Transplant",
     "as_fast",
     "audit",
+    "bits_per_byte",
+    "check_transplant",
     "corpus_token_counts",
     "direction_of",
     "format_number",
     "grouping_of",
+    "nats_per_text",
     "number_cuts",
     "open_tokenizer",
     "optimal_vocabulary",
+    "perplexity_per_byte",
     "read_sweep",
     "regression",
+    "save_transplant",
     "spread_test",
     "sweep",
     "token_premiums",
+    "train_supertokens",
     "train_tokenizer",
+    "transplant",
 ]
 
 _HOME = {
@@ -101,23 +129,32 @@ _HOME = {
     "Regression": "spread",
     "Row": "section",
     "Section": "section",
+    "SelfEmbedder": "_embed",
     "SpreadTest": "spread",
     "Sweep": "sweeps",
+    "Transplant": "tokenadapt",
     "as_fast": "load",
     "audit": "report",
+    "bits_per_byte": "per_byte",
+    "check_transplant": "check",
     "corpus_token_counts": "premiums",
     "direction_of": "numbers",
     "format_number": "numbers",
     "grouping_of": "numbers",
+    "nats_per_text": "per_byte",
     "number_cuts": "numbers",
     "open_tokenizer": "load",
     "optimal_vocabulary": "spread",
+    "perplexity_per_byte": "per_byte",
     "read_sweep": "sweeps",
     "regression": "spread",
+    "save_transplant": "check",
     "spread_test": "spread",
     "sweep": "sweeps",
     "token_premiums": "premiums",
+    "train_supertokens": "supertokens",
     "train_tokenizer": "train",
+    "transplant": "tokenadapt",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

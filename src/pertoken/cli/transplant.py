@@ -1,0 +1,201 @@
+"""`pertoken transplant`: a model with another tokenizer, checked and measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pertoken.errors import PertokenError
+
+MOST = 20_000  # characters of the text that perplexity is measured on
+_LINES = 1000  # of a document that is cut into chunks
+_HELD_OUT = 20  # one part in so many of the corpus is kept for that
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("transplant")(transplant)
+
+
+def transplant(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or short name.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NEW_TOKENIZER] OUT",
+            help="The tokenizer (a folder, a Hub id, a tokenizer.json …; none with --supertokens) "
+            "and a new folder.",
+        ),
+    ],
+    supertokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Train a tokenizer of N tokens that may cross words."),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="UTF-8 text to train it on; its end is held out.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="tokenadapt, local, retok, mean or random.")
+    ] = "tokenadapt",
+    embedder: Annotated[
+        str, typer.Option(help="What compares strings: self (the model) or minilm.")
+    ] = "self",
+    temperature: Annotated[float, typer.Option(help="Of the weights.")] = 0.6,
+    global_weight: Annotated[float, typer.Option(help="Share of the neighbours.")] = 0.3,
+    pad_to: Annotated[int, typer.Option(help="Rows are a multiple of this.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of drawn rows and of the chunks of a corpus.")] = 0,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="UTF-8 text to measure the perplexity on.",
+            show_default="the end of the corpus, else the declaration of human rights",
+        ),
+    ] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write JSON.")] = None,
+) -> None:
+    """Give a model another tokenizer without training (TokenAdapt), and say what it costs."""
+    from pertoken._files import check_target, write_whole
+    from pertoken.tokenize.check import check_target_folder, save_transplant
+    from pertoken.tokenize.tokenadapt import Transplant, check_settings
+
+    out = _out(places, supertokens, corpus)
+    check_settings(method, temperature, global_weight, pad_to=pad_to)
+    check_target_folder(out)
+    if as_json is not None:
+        check_target(as_json)
+    documents, held_out, where = _texts(corpus, text)
+
+    from pertoken.cli.progress import progress_bar
+    from pertoken.loading import load
+    from pertoken.tokenize.per_byte import nats_per_text
+
+    with progress_bar() as tell:
+        tell("loading", 0, 0)
+        source, old_tokenizer = load(model, kind="decoder")
+        if supertokens is not None:
+            from pertoken.tokenize.supertokens import train_supertokens
+
+            specials = [old_tokenizer.eos_token] if old_tokenizer.eos_token else []
+            new_tokenizer = train_supertokens(
+                documents, supertokens, seed=seed, special_tokens=specials, progress=tell
+            )
+        else:
+            new_tokenizer = open_tokenizer(places[0])
+        before = nats_per_text(source, old_tokenizer, held_out, progress=tell)
+        began = time.perf_counter()
+        prepared = Transplant(
+            source, old_tokenizer, new_tokenizer, embedder=embedder, progress=tell
+        )
+        made, tokenizer = prepared.apply(
+            method,
+            temperature=temperature,
+            global_weight=global_weight,
+            pad_to=pad_to,
+            seed=seed,
+        )
+        seconds = time.perf_counter() - began
+        tell("writing and checking", 0, 0)
+        checked = save_transplant(made, tokenizer, out)
+        after = nats_per_text(made, tokenizer, held_out, progress=tell)
+    count = sum(size for _, size in before)
+    old, new = (math.exp(sum(nats for nats, _ in each) / count) for each in (before, after))
+    found: dict[str, Any] = {
+        "method": method,
+        "tokens": len(tokenizer),
+        "counts": prepared.counts,
+        "seconds": seconds,
+        "notes": prepared.notes,
+        "checked": checked,
+        "text": where,
+        "bytes": count,
+        "perplexity_per_byte": {"before": old, "after": new, "ratio": new / old},
+    }
+    if as_json is not None:
+        write_whole(as_json, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    for line in report(found):
+        typer.echo(line)
+    typer.echo(f"written to {out}")
+
+
+def report(found: dict[str, Any]) -> list[str]:
+    """What a transplant did, a line each.
+
+    >>> figures = {"before": 1.9, "after": 2.09, "ratio": 1.1}
+    >>> lines = report({"tokens": 3, "counts": {"copied": 2, "drawn": 1}, "seconds": 0.5,
+    ...     "notes": [], "checked": ["logits are equal"], "text": "a.txt", "bytes": 10,
+    ...     "perplexity_per_byte": figures})
+    >>> print("\\n".join(lines))
+    3 tokens in 0.5 s: 2 copied, 1 drawn
+    checked: logits are equal
+    perplexity per byte: 1.900 before, 2.090 after, ratio 1.100 (10 bytes of a.txt)
+    """
+    counts = ", ".join(f"{number:,} {how}" for how, number in found["counts"].items())
+    figures = found["perplexity_per_byte"]
+    return [
+        f"{found['tokens']:,} tokens in {found['seconds']:.1f} s: {counts}",
+        *(f"note: {note}" for note in found["notes"]),
+        *(f"checked: {each}" for each in found["checked"]),
+        f"perplexity per byte: {figures['before']:.3f} before, {figures['after']:.3f} after, "
+        f"ratio {figures['ratio']:.3f} ({found['bytes']:,} bytes of {found['text']})",
+    ]
+
+
+def open_tokenizer(source: str) -> Any:
+    """A tokenizer by whatever name it goes."""
+    from importlib.util import find_spec
+
+    if find_spec("pertoken.tokenize.load") is not None:
+        from importlib import import_module
+
+        return import_module("pertoken.tokenize.load").open_tokenizer(source)
+    from pertoken.loading import load_tokenizer
+
+    return load_tokenizer(source)
+
+
+def _out(places: Sequence[str], supertokens: int | None, corpus: Path | None) -> Path:
+    wanted = 1 if supertokens is not None else 2
+    if len(places) != wanted:
+        raise PertokenError(
+            "give MODEL OUT --supertokens N --corpus FILE, without a tokenizer: it is trained"
+            if supertokens is not None
+            else "give MODEL NEW_TOKENIZER OUT, or MODEL OUT with --supertokens N --corpus FILE"
+        )
+    if supertokens is not None and corpus is None:
+        raise PertokenError("--supertokens needs --corpus FILE, the text to train on")
+    if supertokens is None and corpus is not None:
+        raise PertokenError("--corpus is for --supertokens N; to measure on a text use --text FILE")
+    return Path(places[-1])
+
+
+def _texts(corpus: Path | None, text: Path | None) -> tuple[list[str], list[str], str]:
+    """(texts to train on, texts to measure on, what these are)."""
+    from pertoken.prompts import read_utf8
+
+    lines: list[str] = []
+    if corpus is not None:
+        lines = read_utf8(corpus, "corpus").splitlines(keepends=True)
+        if not "".join(lines).strip():
+            raise PertokenError(f"the corpus {corpus} is empty")
+    if text is not None:
+        found, where = read_utf8(text, "text"), str(text)
+        if not found.strip():
+            raise PertokenError(f"the text {text} is empty")
+    elif corpus is not None:
+        keep = len(lines) - max(1, len(lines) // _HELD_OUT)
+        lines, found, where = lines[:keep], "".join(lines[keep:]), f"the end of {corpus}"
+        if not lines:
+            raise PertokenError(f"the corpus {corpus} is one line: give another --text FILE")
+    else:
+        from pertoken.data import data
+
+        rows = {row["code"]: row for row in data("udhr")}
+        found, where = "\n".join(rows["eng"]["articles"]), "the declaration of human rights"
+    documents = ["".join(lines[begin : begin + _LINES]) for begin in range(0, len(lines), _LINES)]
+    return documents, [found[:MOST]], where
