@@ -1,6 +1,7 @@
 """What `import pertoken` may and may not do."""
 
 import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -61,3 +62,14 @@ def test_submodule_does_not_take_the_place_of_its_function(name: str) -> None:
     )
     modules_after(code)
     assert importlib.import_module(f"pertoken.{name}").__name__ == f"pertoken.{name}"
+
+
+PACKAGES = [each.name for each in pkgutil.iter_modules(pertoken.__path__) if each.ispkg]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_module_is_called_like_a_public_name(name: str) -> None:
+    """Once imported, the module would stand where the lazy name should."""
+    package = importlib.import_module(f"pertoken.{name}")
+    modules = {each.name for each in pkgutil.iter_modules(package.__path__)}
+    assert not modules & set(getattr(package, "_HOME", {}))

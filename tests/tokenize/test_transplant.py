@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 from pertoken.errors import PertokenError
 from pertoken.testing import tiny_model
 from pertoken.tokenize import (
-    METHODS,
     SelfEmbedder,
     Transplant,
     check_transplant,
@@ -27,6 +26,7 @@ from pertoken.tokenize import (
 )
 from pertoken.tokenize._token_bytes import Vocabulary, same_tokens
 from pertoken.tokenize._weights import local_weights, nearest
+from pertoken.tokenize.tokenadapt import METHODS
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"

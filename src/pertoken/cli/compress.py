@@ -66,8 +66,8 @@ def compress(
     prompt = _prompt(file, chat)
 
     from pertoken.loading import load_tokenizer
-    from pertoken.prune.compress import compress as run
-    from pertoken.prune.compress import reader
+    from pertoken.prune.frugalprompt import compress as run
+    from pertoken.prune.frugalprompt import reader
 
     options: dict[str, Any] = {
         "salience": salience,

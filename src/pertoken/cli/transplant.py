@@ -73,6 +73,7 @@ def transplant(
 
     from pertoken.cli.progress import progress_bar
     from pertoken.loading import load
+    from pertoken.tokenize.load import open_tokenizer
     from pertoken.tokenize.per_byte import nats_per_text
 
     with progress_bar() as tell:
@@ -144,19 +145,6 @@ def report(found: dict[str, Any]) -> list[str]:
         f"perplexity per byte: {figures['before']:.3f} before, {figures['after']:.3f} after, "
         f"ratio {figures['ratio']:.3f} ({found['bytes']:,} bytes of {found['text']})",
     ]
-
-
-def open_tokenizer(source: str) -> Any:
-    """A tokenizer by whatever name it goes."""
-    from importlib.util import find_spec
-
-    if find_spec("pertoken.tokenize.load") is not None:
-        from importlib import import_module
-
-        return import_module("pertoken.tokenize.load").open_tokenizer(source)
-    from pertoken.loading import load_tokenizer
-
-    return load_tokenizer(source)
 
 
 def _out(places: Sequence[str], supertokens: int | None, corpus: Path | None) -> Path:

@@ -11,18 +11,18 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.prune._protect import ANSWER_FORMAT
-    from pertoken.prune.compress import SALIENCE, compress
     from pertoken.prune.compressed import CompressedChat, CompressedPrompt, Word
+    from pertoken.prune.frugalprompt import SALIENCE, compress
 
 __all__ = ["ANSWER_FORMAT", "SALIENCE", "CompressedChat", "CompressedPrompt", "Word", "compress"]
 
 _HOME = {
     "ANSWER_FORMAT": "_protect",
-    "SALIENCE": "compress",
+    "SALIENCE": "frugalprompt",
     "CompressedChat": "compressed",
     "CompressedPrompt": "compressed",
     "Word": "compressed",
-    "compress": "compress",
+    "compress": "frugalprompt",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -185,9 +185,9 @@ class Splitter:
     def _by_fragments(self, part: bytes) -> list[int]:
         """Bytes that are no text, or that the normaliser would change."""
         if self._by_byte:
-            from pertoken.byte_vocab import _LETTERS
+            from pertoken.byte_vocab import LETTERS
 
-            letters = {byte: letter for letter, byte in _LETTERS.items()}
+            letters = {byte: letter for letter, byte in LETTERS.items()}
             word = "".join(letters[byte] for byte in part)
             return [piece.id for piece in self._backend.model.tokenize(word)]
         fallback = self._vocabulary.fallback
