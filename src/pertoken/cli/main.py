@@ -30,6 +30,7 @@ COMMANDS = (
     "verify",
     "explain",
     "compress",
+    "arithmetic",
     "probe",
     "train",
     "reproduce",
