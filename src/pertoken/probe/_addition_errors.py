@@ -97,7 +97,7 @@ def longest_chain(problem: Problem) -> int:
     """Digits of the longest row of carries.
 
     >>> longest_chain(Problem(959, 61))
-    2
+    3
     """
     longest = here = 0
     for carry in carries(problem):
