@@ -62,7 +62,7 @@ def test_a_training_learns() -> None:
         with torch.no_grad():
             losses.append(model(input_ids=ids, labels=labels).loss.item())
     assert losses[0] == pytest.approx(np.log(len(tokenizer)), abs=0.5)
-    assert losses[1] < losses[0] - 1
+    assert losses[1] < losses[0] - 0.5
 
 
 def test_a_training_can_be_repeated_and_leaves_the_random_state() -> None:
