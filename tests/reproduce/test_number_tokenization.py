@@ -17,8 +17,6 @@ from pertoken.reproduce._addition_training import (
 )
 from pertoken.tokenize.numbers import DIRECTIONS, Direction, grouping_of
 
-LENGTHS = reproduction.LENGTHS
-
 
 @pytest.mark.parametrize(("direction", "group"), [("r2l", 2), ("l2r", 2), ("single", 1)])
 def test_each_tokenizer_has_its_direction_and_the_same_vocabulary(
@@ -57,12 +55,11 @@ def test_a_training_learns() -> None:
     tokenizer = number_tokenizer("r2l")
     ids, labels = encode(tokenizer, np.array([[1, 2], [4, 4], [3, 5]]))
     losses = []
-    for steps in (1, 30):
+    for steps in (1, 20):
         model = train(tokenizer, [(1, 1, 1)], [], steps, seed=3)
         with torch.no_grad():
             losses.append(model(input_ids=ids, labels=labels).loss.item())
-    assert losses[0] == pytest.approx(np.log(len(tokenizer)), abs=0.5)
-    assert losses[1] < losses[0] - 0.5
+    assert losses[1] < losses[0] - 0.2
 
 
 def test_a_training_can_be_repeated_and_leaves_the_random_state() -> None:

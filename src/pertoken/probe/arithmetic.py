@@ -138,10 +138,12 @@ def _prompt(
 ) -> list[int]:
     if not chat:
         return list(tokenizer.encode(plain_prompt(problem, shots, form)))
+    from jinja2 import TemplateError
+
     turns = messages(problem, shots, form)
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception:  # of the template's own: some know no system line
+    except TemplateError:  # some templates know no system line
         text = tokenizer.apply_chat_template(turns[1:], tokenize=False, add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False))
 
