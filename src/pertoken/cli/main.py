@@ -32,6 +32,7 @@ COMMANDS = (
     "compress",
     "audit",
     "premiums",
+    "arithmetic",
     "probe",
     "train",
     "transplant",

@@ -1,4 +1,4 @@
-"""Measure a model: what its residual stream holds, and what follows from it.
+"""Measure a model: what its residual stream holds, and how it adds.
 
 Each probe is a function of a model that returns a result with ``.table()`` to read and
 ``.to_dict()`` for programs.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
+    from pertoken.probe._addition_report import ArithmeticReport
     from pertoken.probe.patching import Patching, residual_patching
     from pertoken.probe.query_key import QueryKeyRank, query_key_rank
     from pertoken.probe.residual import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ArithmeticReport",
     "CacheFree",
     "Patching",
     "QueryKeyRank",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ArithmeticReport": "_addition_report",
     "CacheFree": "residual",
     "Patching": "patching",
     "QueryKeyRank": "query_key",

@@ -108,13 +108,16 @@ class NumberDirection:
         from tokenizers import Regex
         from tokenizers.pre_tokenizers import Sequence, Split
 
-        plain, grouped = copy.deepcopy(backend), copy.deepcopy(backend)
-        own = _own_parts(backend)
-        plain.pre_tokenizer = Sequence(own)
+        copied = copy.deepcopy(backend)
+        parts = _own_parts(backend)
+        own = copied.pre_tokenizer = Sequence(parts)
+        # Bare numbers alone: a vocabulary may lack other signs.
+        written = [_written(copied, number) for number in _NUMBERS]
         split = Split(Regex(_pattern(self.direction, self.group)), "merged_with_previous")
-        for parts in ([split, *own], [*own, split]):
-            grouped.pre_tokenizer = Sequence(parts)
-            if self._holds(plain, grouped):
+        for grouped in (Sequence([split, *parts]), Sequence([*parts, split])):
+            copied.pre_tokenizer = grouped
+            same = written == [_written(copied, number) for number in _NUMBERS]
+            if same and self._cuts(own, grouped):
                 break
         else:
             raise PertokenError(
@@ -122,27 +125,24 @@ class NumberDirection:
                 "would cut or write numbers in another way; use format_number to group the digits "
                 "in the text"
             )
-        if self.direction != "single" and self.group > 1 and not _has_groups(grouped):
+        if self.direction != "single" and self.group > 1 and not _has_groups(copied):
             raise PertokenError(
                 "NumberDirection has no effect here: the tokenizer has no token of several digits; "
                 "use format_number to group the digits in the text"
             )
-        return grouped
+        return copied
 
-    def _holds(self, plain: Any, grouped: Any) -> bool:
-        """Are the borders in numbers those of the rule, the others and decoded texts the same?"""
+    def _cuts(self, own: Any, grouped: Any) -> bool:
+        """Are the borders in numbers those of the rule, and the others as they were?"""
         for text in (form.format(number) for form in _FORMS for number in _NUMBERS):
-            inside = {
-                place for place in range(1, len(text)) if text[place - 1 : place + 1].isdigit()
-            }
-            before, after = (_borders(each.pre_tokenizer, text) for each in (plain, grouped))
+            inside = {at for at in range(1, len(text)) if text[at - 1 : at + 1].isdigit()}
+            before, after = _borders(own, text), _borders(grouped, text)
             if before - inside != after - inside:
                 return False
             # A pre-tokenizer that cuts every digit off stays as it is.
             if after & inside not in (_rule(text, self.direction, self.group), inside):
                 return False
-        # Bare numbers alone: a vocabulary may lack other signs.
-        return all(_written(plain, number) == _written(grouped, number) for number in _NUMBERS)
+        return True
 
 
 def direction_of(tokenizer: Any) -> str:
@@ -337,6 +337,7 @@ def _same_settings(tokenizer: Any, backend: Any) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     built = {"vocab", "merges", "tokenizer_object", "tokenizer_file", "backend", "vocab_file"}
+    built |= {"auto_map", "tokenizer_class"}  # of the class it no longer is
     settings = {key: value for key, value in tokenizer.init_kwargs.items() if key not in built}
     settings |= {
         "model_max_length": tokenizer.model_max_length,

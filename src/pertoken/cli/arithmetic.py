@@ -1,0 +1,99 @@
+"""`pertoken arithmetic`: can a model add, and does it depend on how digits are grouped?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pertoken.errors import PertokenError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("arithmetic")(arithmetic)
+
+
+def arithmetic(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or short name.")] = (
+        "smollm2"
+    ),
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: nosep, or comma, space, dec, hashtag, dollar, foo with _r2l or "
+            "_l2r; question/answer or question/repeat/answer for several in one.",
+            show_default="nosep, R2L and L2R commas, and a repetition with R2L commas",
+        ),
+    ] = None,
+    shots: Annotated[int, typer.Option(help="Solved examples in front of each problem.")] = 8,
+    lengths: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B[,SUM]",
+            help="Digits of both addends, and perhaps of the sum. Repeatable.",
+            show_default="7 to 9 digits each",
+        ),
+    ] = None,
+    each: Annotated[int, typer.Option(help="Problems of each lengths.")] = 10,
+    limit: Annotated[int | None, typer.Option(help="Only so many problems.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16 or float64.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Problems at once.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the problems and the examples.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+) -> None:
+    """Ask a model additions in several number formats (Tokenization counts)."""
+    from rich.console import Console
+
+    import pertoken
+    from pertoken._files import check_target, write_whole
+    from pertoken.cli.progress import progress_bar
+    from pertoken.probe._addition import PAIRS, check_lengths
+    from pertoken.probe._addition import Format as NumberFormat
+    from pertoken.probe.arithmetic import FORMATS
+    from pertoken.probe.arithmetic import arithmetic as run
+
+    if html is not None:
+        check_target(html)
+    names = [name.strip() for name in formats.split(",")] if formats is not None else list(FORMATS)
+    # What can be wrong with the options is said before a model is loaded.
+    for name in names:
+        NumberFormat.parse(name)
+    asked = [_lengths(text) for text in lengths] if lengths else list(PAIRS)
+    check_lengths(asked)
+    with progress_bar() as tell:
+        tell(f"loading {model}", 0, 0)
+        loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
+        report = run(
+            loaded,
+            tokenizer,
+            names,
+            shots,
+            lengths=asked,
+            each=each,
+            limit=limit,
+            batch=batch,
+            seed=seed,
+            progress=tell,
+        )
+    report.settings = {"model": model, **report.settings}
+    if html is not None:
+        write_whole(html, report.to_html())
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        console = Console()
+        console.print(report.table())
+        console.print(report.error_table())
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise PertokenError(f"--lengths {text!r}: give digits such as 7,8 or 7,8,9") from None
