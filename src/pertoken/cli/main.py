@@ -32,10 +32,10 @@ COMMANDS = (
     "compress",
     "audit",
     "premiums",
+    "transplant",
     "arithmetic",
     "probe",
     "train",
-    "transplant",
     "reproduce",
 )
 
