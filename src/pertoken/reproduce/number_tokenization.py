@@ -16,9 +16,10 @@ digits stands beside the share of right sums.
 What was looked at before: training seed 1000, on other problems. With addends of 3 and 4 digits in
 any pair the model from the right got most sums right; from the left, a tenth or less of any kind
 when it was stopped, after 600 steps, and no more with addends of equal lengths or of 4 digits
-alone, after 1000. Where nothing is learned nothing can be concentrated: hence one length of addends, and
-embeddings that know their digits when the training begins (a third of the sums of 4 digits right
-from the left, next to none of 5). The bars were written before a seed of the report was run.
+alone, after 1000. Where nothing is learned nothing can be concentrated: hence one length of
+addends, and embeddings that know their digits when the training begins (a third of the sums of 4
+digits right from the left, next to none of 5). The bars were written before a seed of the report
+was run.
 """
 
 from __future__ import annotations
