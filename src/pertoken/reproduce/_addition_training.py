@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 GROUP = 2  # digits of a token, at most
 LAYERS, HIDDEN, HEADS = 2, 64, 4
-DIGIT_SCALE = 0.08  # of the digits' share in a number's first embedding; that of the rest is 0.02
+PERIODS = (2, 5, 10, 20, 50, 100)  # of the waves in a number's first embedding
+WAVE_SCALE = 0.04  # of each of them; that of the rest is 0.02
 BATCH, RATE, WARM_UP, DECAY, CLIP = 256, 3e-3, 100, 0.01, 1.0
 _PAD, _END = "<pad>", "<end>"
 
@@ -104,7 +105,7 @@ def train(
                 eos_token_id=tokenizer.eos_token_id,
             )
         )
-        _tell_digits(model, tokenizer)
+        _tell_values(model, tokenizer)
     rng = np.random.default_rng([seed, 2])
     problems = training_problems(lengths, steps * BATCH, held_out, rng)
     optimizer = torch.optim.AdamW(
@@ -128,18 +129,20 @@ def train(
 
 
 @torch.no_grad()
-def _tell_digits(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Add to each number's embedding a vector for every digit at its place from the right.
+def _tell_values(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Add to each number's embedding its value: waves of some periods, its size, its width.
 
-    A model that has read much text knows which digits a number's token has; here it would take
-    most of the training to find out.
+    Models that have read much text have such embeddings of numbers; here it would take most of the
+    training to make them. They are alike in every direction.
     """
-    digits = DIGIT_SCALE * torch.randn(GROUP, 10, HIDDEN)
+    numbers = [name for name in tokenizer.get_vocab() if name.isdigit()]
+    values = torch.tensor([float(name) for name in numbers])[:, None]
+    angles = 2 * math.pi * values / torch.tensor(PERIODS)
+    width = torch.tensor([len(name) for name in numbers])[:, None] == torch.arange(1, GROUP + 1)
+    features = torch.cat([angles.cos(), angles.sin(), values / 50 - 1, width], -1)
+    told = features @ (WAVE_SCALE * torch.randn(features.shape[1], HIDDEN))
     embeddings: Any = model.get_input_embeddings()
-    for name, token in tokenizer.get_vocab().items():
-        if name.isdigit():
-            for place, digit in enumerate(reversed(name)):
-                embeddings.weight[token] += digits[place, int(digit)]
+    embeddings.weight[tokenizer.convert_tokens_to_ids(numbers)] += told
 
 
 def _schedule(step: int, steps: int) -> float:

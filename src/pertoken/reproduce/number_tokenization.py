@@ -7,19 +7,21 @@ so that a training takes some minutes of one core. Sums have 4 digits, and then 
 tokens lie alike from the left and from the right, or 5, and then the borders of the sum from the
 left lie elsewhere than those of the addends (12|34|5). So the gap between right and left should be
 larger where the sum is longer. The problems that are asked are in no training; what a model writes
-is decoded greedily and scored by `pertoken.probe.arithmetic`.
+is decoded greedily and scored by `pertoken.probe.arithmetic`. So that little is to be learned about
+single numbers, their first embeddings hold their value, as those of models that have read much do.
 
 The embedded models cut numbers digit by digit, so that a direction reaches them through separators
 alone: rows without a bar, of few problems. They add four digits badly, so that the share of right
 digits stands beside the share of right sums.
 
-What was looked at before: training seed 1000, on other problems. With addends of 3 and 4 digits in
-any pair the model from the right got most sums right; from the left, a tenth or less of any kind
-when it was stopped, after 600 steps, and no more with addends of equal lengths or of 4 digits
-alone, after 1000. Where nothing is learned nothing can be concentrated: hence one length of
-addends, and embeddings that know their digits when the training begins (a third of the sums of 4
-digits right from the left, next to none of 5). The bars were written before a seed of the report
-was run.
+What was looked at before, all with training seed 1000 and other problems: addends of 3 and 4 digits
+in any pair, of equal lengths, with one and two digits more in the sum, examples of 2 digits beside
+them, a smaller batch, first embeddings that know nothing, their digits, or their value. In most of
+these settings one of the two models was stopped with next to nothing right; with 3 and 4 digits and
+sums of up to 4 the gaps were alike (.55 where the sum is longer, .58 elsewhere). This setting was
+taken since the model from the right does well in both kinds of sums and the one from the left in
+one (after 1500 steps .62 and .67 from the right, .22 and .02 from the left). The bars were written
+before a seed of the report was run.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ DTYPE = "float32"
 SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
 
 LENGTHS: tuple[Lengths, ...] = ((4, 4, 4), (4, 4, 5))
-STEPS, SEEDS, EACH = 1500, 3, 500
+STEPS, SEEDS, EACH = 2000, 3, 500
 TEST_SEED = 7000  # of the problems that are asked
 FORMATS = (
     "nosep",
@@ -69,8 +71,10 @@ def run(context: Context) -> Reproduction:
     """All rows; about half an hour of one core, kept model by model."""
     seeds = [context.seed + place for place in range(1 if context.smoke else SEEDS)]
     units: dict[tuple[str, Any], tuple[object, Callable[[], Unit]]] = {}
-    for seed in seeds:
-        for direction in DIRECTIONS:
+    # Digit by digit is no part of the claim, and takes longest: one seed.
+    trained = {"r2l": seeds, "l2r": seeds, "single": seeds[:1]}
+    for direction in DIRECTIONS:
+        for seed in trained[direction]:
             units[direction, seed] = (
                 ["trained", direction, seed],
                 partial(_trained, context, direction, seed),
@@ -79,7 +83,10 @@ def run(context: Context) -> Reproduction:
         for name in FORMATS:
             units[which, name] = (["asked", which, name], partial(_asked, context, which, name))
     found = context.remember_all(units, "models")
-    answers = {direction: [found[direction, seed] for seed in seeds] for direction in DIRECTIONS}
+    answers: dict[Direction, list[Unit]] = {
+        direction: [found[direction, seed] for seed in trained[direction]]
+        for direction in DIRECTIONS
+    }
     rows = [*_judged(answers, context.seed), *_accuracies(answers, context.seed)]
     for direction in DIRECTIONS:
         rows += _places(direction, answers[direction])
@@ -110,7 +117,7 @@ def _settings(seeds: Sequence[int]) -> dict[str, Any]:
         "steps": STEPS,
         "batch": training.BATCH,
         "learning_rate": training.RATE,
-        "digits_in_first_embeddings": training.DIGIT_SCALE,
+        "waves_in_first_embeddings": list(training.PERIODS),
         "training_seeds": list(seeds),
         "problems": len(LENGTHS) * EACH,
         "problems_of_embedded_models": len(LENGTHS) * ASKED_EACH,
