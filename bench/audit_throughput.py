@@ -12,13 +12,14 @@ Human Rights in many languages.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from comparison import show_and_write
 
 BARS = {  # fixed before the first run
     "throughput: counts over raw": ">= 0.9",
@@ -120,14 +121,7 @@ def main() -> int:
         machine=machine("cpu"),
         versions=versions(),
     )
-    for row in written["comparisons"]:
-        print(
-            f"{row['metric']}: {row['here']:.3f} ({row['bar']}) {'holds' if row['holds'] else '-'}"
-        )
-    for name, figures in written["figures"].items():
-        print(name, json.dumps(figures))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    show_and_write(written, given.out)
     return 0
 
 

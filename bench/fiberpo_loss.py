@@ -11,12 +11,13 @@ count. Peak memory is what is allocated at once above the inputs, by torch's own
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from comparison import show_and_write
 
 BARS = {  # fixed before the first run
     "time: fiberpo over ppo": "<= 1.05",
@@ -156,14 +157,7 @@ def main() -> int:
         machine=machine("cpu"),
         versions=versions(),
     )
-    for row in written["comparisons"]:
-        print(
-            f"{row['metric']}: {row['here']:.3f} ({row['bar']}) {'holds' if row['holds'] else '-'}"
-        )
-    for name, figures in written["figures"].items():
-        print(name, json.dumps(figures))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    show_and_write(written, given.out)
     return 0
 
 

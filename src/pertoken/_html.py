@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-__all__ = ["asset", "grid", "source_hash"]
+__all__ = ["asset", "document", "grid"]
 
 
 def asset(name: str) -> str:
@@ -32,7 +32,37 @@ def grid(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def source_hash(text: str) -> str:
+def document(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """A whole page that loads nothing from outside.
+
+    style, script: the only ones that its security policy allows; without a style the body may
+    bring styles on its elements. The script stands behind the body.
+    """
+    allowed = f"'{_source_hash(style)}'" if style else "'unsafe-inline'"
+    policy = f"default-src 'none'; style-src {allowed}"
+    if script:
+        policy += f"; script-src '{_source_hash(script)}'"
+    text = f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+{f"<style>{style}</style>" if style else ""}
+</head>
+<body>
+{body}
+{f"<script>{script}</script>" if script else ""}
+</body>
+</html>
+"""
+    # Half a surrogate pair is no character and could not be written as UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _source_hash(text: str) -> str:
     """The source expression of the security policy that allows exactly this text."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")

@@ -6,7 +6,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pertoken._html import source_hash
+from pertoken._html import document
 from pertoken.signal import _LEVELS, _colour, _legend
 
 if TYPE_CHECKING:
@@ -24,26 +24,8 @@ def fragment(signal: TokenSignal) -> str:
 
 def page(signal: TokenSignal) -> str:
     """The signal as a whole page."""
-    style = _style()
-    policy = f"default-src 'none'; style-src '{source_hash(style)}'"
-    text = f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(signal.name)}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{escape(signal.name)}</h1>
-{_body(signal, inline=False)}
-</body>
-</html>
-"""
-    # Half a surrogate pair is no character and could not be written as UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    body = f"<h1>{escape(signal.name)}</h1>\n{_body(signal, inline=False)}"
+    return document(signal.name, body, style=_style())
 
 
 def _body(signal: TokenSignal, *, inline: bool) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pertoken._html import asset, grid, source_hash
+from pertoken._html import asset, document, grid
 from pertoken.compare_report import REFERENCE, MethodRow, identical, number, percent
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ _BAR = 120  # width of the longest bar, in pixels
 def page(comparison: Comparison) -> str:
     """The whole page as HTML."""
     style, script = asset("compare.css"), asset("compare.js")
-    policy = (
-        f"default-src 'none'; style-src '{source_hash(style)}'; "
-        f"script-src '{source_hash(script)}'; base-uri 'none'; form-action 'none'"
-    )
     run = comparison.settings
     count = len(comparison.prompts)
     lead = (
@@ -54,17 +50,7 @@ def page(comparison: Comparison) -> str:
     if len(comparison.categories) > 1:
         by_category = "<h2>By category</h2>\n" + grid(comparison.category_cells())
     notes = "\n".join(f'<p class="faint">{escape(line)}</p>' for line in comparison.notes())
-    text = f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>pertoken compare: {escape(str(run["model"]))}</title>
-<style>{style}</style>
-</head>
-<body>
+    body = f"""\
 <header>
 <h1>The same prompts, decoded in {len(comparison.methods)} ways</h1>
 <p class="faint">{escape(lead)}</p>
@@ -77,13 +63,8 @@ def page(comparison: Comparison) -> str:
 <noscript><p>The texts with their tokens need JavaScript; the tables do not.</p></noscript>
 {_VIEWER}
 </main>
-<script type="application/json" id="data">{_json(_data(comparison))}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-    # Half a surrogate pair is no character and could not be written as UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+<script type="application/json" id="data">{_json(_data(comparison))}</script>"""
+    return document(f"pertoken compare: {run['model']}", body, style=style, script=script)
 
 
 _VIEWER = """\

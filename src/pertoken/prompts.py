@@ -12,7 +12,7 @@ from pertoken.errors import PertokenError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prompt", "encode_prompt", "read_prompts", "read_utf8"]
+__all__ = ["Prompt", "check_utf8", "encode_prompt", "read_prompts", "read_utf8"]
 
 _TEXT_KEYS = ("prompt", "text", "turns")
 
@@ -65,12 +65,7 @@ def encode_prompt(
 
     if not text.strip():
         raise PertokenError("the prompt is empty")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PertokenError(
-            f"the prompt is not UTF-8 text: its character {error.start + 1} is a broken one"
-        ) from None
+    check_utf8(text, "the prompt")
     if chat and getattr(tokenizer, "chat_template", None):
         encoded = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
@@ -87,6 +82,16 @@ def encode_prompt(
             f"model's {room} positions; shorten the prompt or --max-new-tokens"
         )
     return torch.tensor([encoded], dtype=torch.long, device=model.device)
+
+
+def check_utf8(text: str, what: str) -> None:
+    """Raise PertokenError, with `what` it is, for a text that could not be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PertokenError(
+            f"{what} is not UTF-8 text: its character {error.start + 1} is a broken one"
+        ) from None
 
 
 def read_utf8(file: Path, what: str, *, exact: bool = False) -> str:

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pertoken._html import source_hash
+from pertoken._html import _source_hash
 from pertoken.errors import PertokenError
 from pertoken.tokenize import SECTIONS, Audit, Row, Section, audit
 from pertoken.tokenize._material import Material, find_languages
@@ -258,7 +258,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     assert "<script" not in page
     assert not re.search(r"(?:src|href)=|https?:(?!//www\.w3)|url\(", page.split("</style>")[1])
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
-    assert f"style-src '{source_hash(style)}'" in page
+    assert f"style-src '{_source_hash(style)}'" in page
     assert page.count("<rect") >= 4  # the key and the bars
     assert "<b>" not in page
     assert '<svg class="bars"' not in audit(of_bytes(), sections=["overview"]).to_html()
@@ -296,7 +296,7 @@ def test_plot_draws_the_rows() -> None:
         ({"sections": ["txt"]}, r"unknown section 'txt' \(did you mean 'text'"),
         ({"sections": []}, "no section to show"),
         ({"texts": {"mine": "  \n"}}, "the text 'mine' is empty"),
-        ({"texts": {"mine": "a\ud800"}}, "'mine' is not UTF-8: its character 2"),
+        ({"texts": {"mine": "a\ud800"}}, "'mine' is not UTF-8 text: its character 2"),
     ],
 )
 def test_a_mistake_is_one_line(options: dict[str, Any], words: str) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from pertoken._pieces import pieces
 from pertoken.errors import PertokenError
+from pertoken.prompts import check_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,7 +139,7 @@ def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[str] | None]:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise PertokenError("the prompt is empty")
-        _check_utf8(prompt, "the prompt")
+        check_utf8(prompt, "the prompt")
         return prompt, None
     messages = list(prompt)
     contents = [message.get("content") for message in messages if isinstance(message, dict)]
@@ -148,20 +149,11 @@ def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[str] | None]:
     if len(texts) < len(messages):
         raise PertokenError("a message of the chat is empty, or is not text")
     for content in texts:
-        _check_utf8(content, "a message")
+        check_utf8(content, "a message")
     if not getattr(tokenizer, "chat_template", None):
         raise PertokenError("the tokenizer has no chat template: give the prompt as a text")
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return str(rendered), texts
-
-
-def _check_utf8(text: str, what: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PertokenError(
-            f"{what} is not UTF-8 text: its character {error.start + 1} is a broken one"
-        ) from None
 
 
 def _encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:
@@ -251,7 +243,7 @@ def _continuation(
     """Ids of the target as they follow the prompt."""
     if not target:
         raise PertokenError("the target is empty")
-    _check_utf8(target, "the target")
+    check_utf8(target, "the target")
     joint = _encode(tokenizer, text + target, special)[0]
     if joint[: len(ids)] == ids and len(joint) > len(ids):
         return joint[len(ids) :]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken._html import asset, grid, source_hash
+from pertoken._html import asset, document, grid
 
 if TYPE_CHECKING:
     from pertoken.cli.caches import Row
@@ -42,26 +42,13 @@ def page(rows: Sequence[Row], table: Sequence[Sequence[str]], notes: Sequence[st
     table: head and lines, as `pertoken.cli.caches.cells` makes them.
     """
     style = asset("compare.css") + _STYLE
-    policy = (
-        f"default-src 'none'; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
-    )
     below = "\n".join(f'<p class="faint">{escape(line)}</p>' for line in notes)
     legend = "\n".join(
         f'<li><svg class="key chart" viewBox="0 0 36 10" aria-hidden="true">'
         f'<polyline points="0,5 36,5" {_look(place)}/></svg>{escape(row.label)}</li>'
         for place, row in enumerate(rows)
     )
-    text = f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>pertoken compare-caches</title>
-<style>{style}</style>
-</head>
-<body>
+    body = f"""\
 <header>
 <h1>One conversation, decoded with {len(rows)} cache{"s" if len(rows) > 1 else ""}</h1>
 </header>
@@ -76,12 +63,8 @@ def page(rows: Sequence[Row], table: Sequence[Sequence[str]], notes: Sequence[st
 <ul id="legend">
 {legend}
 </ul>
-</main>
-</body>
-</html>
-"""
-    # Half a surrogate pair is no character and could not be written as UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+</main>"""
+    return document("pertoken compare-caches", body, style=style)
 
 
 def by_turn(row: Row) -> list[float]:

@@ -326,24 +326,15 @@ def _show_comparison(found: Faithfulness, top: int, as_json: str | None, html: P
 
 def comparison_page(found: Faithfulness) -> str:
     """A page with the table and every method's text, without anything from outside."""
+    from pertoken._html import document
     from pertoken._signal_html import fragment
 
     (signals,) = found.signals
     texts = "\n".join(fragment(signal) for signal in signals.values())
-    page = f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>which tokens mattered</title>
-</head>
-<body style="font-family: sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em">
+    body = f"""\
+<div style="font-family: sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em">
 <h1>Which tokens mattered</h1>
 <pre style="overflow-x: auto">{escape(found.table())}</pre>
 {texts}
-</body>
-</html>
-"""
-    return page.encode("utf-8", "replace").decode("utf-8")
+</div>"""
+    return document("which tokens mattered", body)

@@ -223,25 +223,10 @@ class ArithmeticReport:
 
     def to_html(self) -> str:
         """A page of its own: both tables and the settings, nothing from outside."""
-        from pertoken._html import asset, grid, source_hash
+        from pertoken._html import asset, document, grid
 
-        style = asset("compare.css")
-        policy = (
-            f"default-src 'none'; style-src '{source_hash(style)}'; base-uri 'none'; "
-            "form-action 'none'"
-        )
         prompt = escape(str(self.settings["first_prompt"]))
-        return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>pertoken arithmetic</title>
-<style>{style}</style>
-</head>
-<body>
+        body = f"""\
 <header>
 <h1>{self.settings["problems"]} additions in {len(self.formats)} formats</h1>
 </header>
@@ -258,10 +243,8 @@ class ArithmeticReport:
 left.</p>
 <h2>The first prompt</h2>
 <pre>{prompt}</pre>
-</main>
-</body>
-</html>
-"""
+</main>"""
+        return document("pertoken arithmetic", body, style=asset("compare.css"))
 
 
 def _rights(outcomes: Sequence[Outcome], longer: bool | None) -> list[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken._html import source_hash
+from pertoken._html import document
 
 if TYPE_CHECKING:
     from pertoken.prune.compressed import CompressedPrompt, Result
@@ -22,24 +22,11 @@ _STYLE = """\
 
 def page(result: Result) -> str:
     """The result as a whole page."""
-    policy = f"default-src 'none'; style-src '{source_hash(_STYLE)}'"
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Compressed prompt</title>
-<style>{_STYLE}</style>
-</head>
-<body>
+    body = f"""\
 <div class="pt-compressed">
 {_body(result)}
-</div>
-</body>
-</html>
-"""
+</div>"""
+    return document("Compressed prompt", body, style=_STYLE)
 
 
 def fragment(result: Result) -> str:

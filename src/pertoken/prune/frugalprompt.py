@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from pertoken.errors import PertokenError, nearest
+from pertoken.prompts import check_utf8
 from pertoken.prune import _protect
 from pertoken.prune._plan import Plan, Reader, count, name_of, shorten
 from pertoken.prune.compressed import CompressedChat, CompressedPrompt
@@ -216,12 +217,7 @@ def _checked(prompt: Messages) -> list[dict[str, str]]:
 def _check_text(text: str) -> None:
     if not text.strip():
         raise PertokenError("the prompt is empty")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PertokenError(
-            f"the prompt is not UTF-8 text: its character {error.start + 1} is a broken one"
-        ) from None
+    check_utf8(text, "the prompt")
 
 
 def _chat_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> int | None:

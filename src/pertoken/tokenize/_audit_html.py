@@ -10,7 +10,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken._html import asset, source_hash
+from pertoken._html import asset, document
 
 if TYPE_CHECKING:
     from pertoken.tokenize.report import Audit
@@ -36,9 +36,6 @@ ul.key svg { width: .8rem; height: .8rem; margin-right: .4rem; }
 def page(audit: Audit) -> str:
     """The whole page as HTML."""
     style = asset("compare.css") + _STYLE
-    policy = (
-        f"default-src 'none'; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
-    )
     key = "".join(
         f'<li><svg viewBox="0 0 10 10" aria-hidden="true"><rect class="c{at % _COLOURS}" '
         f'width="10" height="10"/></svg>{escape(name)}</li>'
@@ -47,29 +44,15 @@ def page(audit: Audit) -> str:
     parts = "\n".join(_section(name, part) for name, part in audit.sections.items())
     count = len(audit.tokenizers)
     what = escape(audit.tokenizers[0]) if count == 1 else f"{count} tokenizers side by side"
-    text = f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>pertoken audit: {escape(", ".join(audit.tokenizers))}</title>
-<style>{style}</style>
-</head>
-<body>
+    body = f"""\
 <header>
 <h1>Tokenizer audit: {what}</h1>
 <ul class="key">{key}</ul>
 </header>
 <main>
 {parts}
-</main>
-</body>
-</html>
-"""
-    # Half a surrogate pair is no character and could not be written as UTF-8.
-    return text.encode("utf-8", "replace").decode("utf-8")
+</main>"""
+    return document(f"pertoken audit: {', '.join(audit.tokenizers)}", body, style=style)
 
 
 def _section(name: str, section: Section) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken._html import asset, grid, source_hash
+from pertoken._html import asset, document, grid
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -81,9 +81,6 @@ def _regression(found: Sweep, kind: str) -> Part | None:
 def page(found: Sweep, parts: Sequence[Part]) -> str:
     """One file without anything from outside and without a script."""
     style = asset("compare.css") + _STYLE
-    policy = (
-        f"default-src 'none'; style-src '{source_hash(style)}'; base-uri 'none'; form-action 'none'"
-    )
     tables = "\n".join(
         f"<h2>{escape(title)}</h2>\n{grid(lines)}"
         + (f'\n<p class="faint">{escape(note)}</p>' if note else "")
@@ -94,17 +91,7 @@ def page(found: Sweep, parts: Sequence[Part]) -> str:
         f"<h2>{escape(kind)}: counts over the vocabulary</h2>\n{_chart(found, kind)}"
         for kind in kinds
     )
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>pertoken premiums</title>
-<style>{style}</style>
-</head>
-<body>
+    body = f"""\
 <header>
 <h1>Tokens for the same text, over languages and vocabularies</h1>
 </header>
@@ -112,10 +99,8 @@ def page(found: Sweep, parts: Sequence[Part]) -> str:
 {tables}
 {charts}
 <p class="faint">A line per language, both axes logarithmic; thick: {escape(found.reference)}.</p>
-</main>
-</body>
-</html>
-"""
+</main>"""
+    return document("pertoken premiums", body, style=style)
 
 
 def _chart(found: Sweep, kind: str) -> str:

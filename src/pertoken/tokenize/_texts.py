@@ -12,6 +12,7 @@ from unicodedata import name as name_of
 from unicodedata import normalize
 
 from pertoken.errors import PertokenError, nearest
+from pertoken.prompts import read_utf8
 
 __all__ = ["Texts", "digest", "facts", "lines", "read_texts", "similarity"]
 
@@ -55,16 +56,7 @@ def lines(texts: Texts, language: str) -> list[str]:
 
     Raises PertokenError for a file that is not UTF-8 and where nothing is left.
     """
-    own: Iterable[str]
-    if isinstance(texts, Path):
-        try:
-            own = texts.read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise PertokenError(f"{texts} is not UTF-8 text (byte {error.start})") from None
-        except OSError as error:
-            raise PertokenError(f"cannot read {texts}: {error.strerror}") from None
-    else:
-        own = texts
+    own = read_utf8(texts, "text file").split("\n") if isinstance(texts, Path) else texts
     found = [normalize("NFC", text) for text in own if text.strip()]
     if not found:
         raise PertokenError(f"the text of {language} is empty: {texts if texts else 'no lines'}")

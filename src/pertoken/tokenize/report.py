@@ -18,6 +18,7 @@ from typing import Any
 from pertoken._extras import need
 from pertoken._files import check_target, write_whole
 from pertoken.errors import PertokenError, nearest
+from pertoken.prompts import check_utf8
 from pertoken.tokenize import sections as basic
 from pertoken.tokenize import sections_vocabulary as vocabulary
 from pertoken.tokenize._material import Material, Tell, find_languages
@@ -188,10 +189,5 @@ def _texts(name: str, text: str | Sequence[str]) -> list[str]:
     if not any(one.strip() for one in texts):
         raise PertokenError(f"the text {name!r} is empty")
     for one in texts:
-        try:
-            one.encode()
-        except UnicodeEncodeError as error:
-            raise PertokenError(
-                f"the text {name!r} is not UTF-8: its character {error.start + 1} is a broken one"
-            ) from None
+        check_utf8(one, f"the text {name!r}")
     return texts

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import PertokenError, nearest
+from pertoken.prompts import read_utf8
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -168,16 +169,7 @@ def _read(texts: Iterable[str | Path] | Path) -> list[str]:
     if isinstance(texts, str):
         raise PertokenError("texts is a list of texts, or a pathlib.Path of a file; got one string")
     given = [texts] if isinstance(texts, Path) else list(texts)
-    return [_file(each) if isinstance(each, Path) else each for each in given]
-
-
-def _file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PertokenError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise PertokenError(f"cannot read {path}: {error.strerror}") from None
+    return [read_utf8(each, "corpus file") if isinstance(each, Path) else each for each in given]
 
 
 def _normalizer(name: str | None) -> Any:

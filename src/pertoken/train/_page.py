@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pertoken._html import source_hash
+from pertoken._html import document
 from pertoken._pieces import pieces
 from pertoken._signal_html import _style
 from pertoken.errors import PertokenError
@@ -182,25 +182,11 @@ def _page(title: str, told: list[str], legend: str, blocks: list[str]) -> str:
         _BOTH,
     ]
     style = "\n".join(rules)
-    policy = f"default-src 'none'; style-src '{source_hash(style)}'"
     lines = "".join(f"<li>{escape(line)}</li>" for line in told)
-    body = "\n".join(blocks)
-    text = f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
+    texts = "\n".join(blocks)
+    body = f"""\
 <h1>{escape(title)}</h1>
 <ul>{lines}</ul>
 <ul>{legend}</ul>
-{body}
-</body>
-</html>
-"""
-    return text.encode("utf-8", "replace").decode("utf-8")
+{texts}"""
+    return document(title, body, style=style)
