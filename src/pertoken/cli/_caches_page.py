@@ -41,7 +41,7 @@ def page(rows: Sequence[Row], table: Sequence[Sequence[str]], notes: Sequence[st
 
     table: head and lines, as `pertoken.cli.caches.cells` makes them.
     """
-    style = asset("compare.css") + _STYLE
+    style = asset("page.css") + _STYLE
     below = "\n".join(f'<p class="faint">{escape(line)}</p>' for line in notes)
     legend = "\n".join(
         f'<li><svg class="key chart" viewBox="0 0 36 10" aria-hidden="true">'

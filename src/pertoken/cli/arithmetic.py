@@ -48,10 +48,8 @@ def arithmetic(
     html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
 ) -> None:
     """Ask a model additions in several number formats (Tokenization counts)."""
-    from rich.console import Console
-
     import pertoken
-    from pertoken._files import check_target, write_whole
+    from pertoken._files import check_target
     from pertoken.cli.progress import progress_bar
     from pertoken.probe._addition import PAIRS, check_lengths
     from pertoken.probe._addition import Format as NumberFormat
@@ -83,13 +81,11 @@ def arithmetic(
         )
     report.settings = {"model": model, **report.settings}
     if html is not None:
-        write_whole(html, report.to_html())
+        report.to_html(html)
     if as_json:
         print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
     else:
-        console = Console()
-        console.print(report.table())
-        console.print(report.error_table())
+        print(report.table())
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -149,7 +149,7 @@ def compare_caches(
 
         write_whole(html, page(rows, cells(rows), notes(rows, settings)))
     if as_json != "-":
-        from pertoken.compare_report import aligned
+        from pertoken.result import aligned
 
         print("\n".join([aligned(cells(rows)), "", *notes(rows, settings)]))
 

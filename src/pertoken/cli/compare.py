@@ -111,7 +111,7 @@ def parse_budget(text: str) -> int | Literal["auto"] | None:
 
 def _say(result: Comparison, html: Path | None) -> None:
     """Two lines on what to try next; on stderr, since they are not the result."""
-    best = max(result.rows, key=lambda row: row.speed_up).method
+    best = max(result.method_rows, key=lambda row: row.speed_up).method
     first = (
         f"open {html}  to see which token came from where"
         if html

@@ -12,7 +12,7 @@ import typer
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
-    from pertoken.prune.compressed import Result
+    from pertoken.prune.compressed import Compressed
 
 
 def register(app: typer.Typer) -> None:
@@ -95,7 +95,7 @@ def compress(
         typer.echo(line, err=True)
 
 
-def report(result: Result, seconds: float) -> list[str]:
+def report(result: Compressed, seconds: float) -> list[str]:
     """What a compression did, a line each.
 
     >>> from pertoken.prune import compress
@@ -138,7 +138,7 @@ def _prompt(file: str, chat: bool) -> Any:
     return parse_conversation(text, name) if chat else text
 
 
-def _write(result: Result) -> None:
+def _write(result: Compressed) -> None:
     """The text as it is, byte for byte; a chat as JSON lines."""
     from pertoken.conversation import as_jsonl
     from pertoken.prune.compressed import CompressedChat

@@ -52,9 +52,9 @@ def sweep(
         raise PertokenError(f"--out and --html both want to write {html}")
     with progress_bar() as tell:
         found = run(config, file, jobs=jobs, ray=ray, progress=tell)
-    if found.rows:
-        _tell(found, None, html)
-    typer.echo(f"{len(found.rows)} cells in {file}", err=True)
+    if found.cells:
+        _tell(found, html)
+    typer.echo(f"{len(found.cells)} cells in {file}", err=True)
     if found.lost:
         cells = ", ".join(f"{language} {kind} {size}" for language, kind, size in found.lost[:3])
         more = ", …" if len(found.lost) > 3 else ""
@@ -86,16 +86,12 @@ def show(
         check_target(html)
     if target is not None and not target > 0:
         raise PertokenError(f"--target is a number of tokens above 0, not {target:g}")
-    _tell(read_sweep(file, reference), target, html)
+    found = read_sweep(file, reference)
+    found.target = target
+    _tell(found, html)
 
 
-def _tell(found: Sweep, target: float | None, html: Path | None) -> None:
-    from pertoken._files import write_whole
-    from pertoken.compare_report import aligned
-    from pertoken.tokenize._sweep_page import page, sections
-
-    parts = sections(found, target)
-    for title, lines, note in parts:
-        print(f"{title}\n\n{aligned(lines)}\n" + (f"{note}\n" if note else ""))
+def _tell(found: Sweep, html: Path | None) -> None:
+    print(found.table())
     if html is not None:
-        write_whole(html, page(found, parts))
+        found.to_html(html)

@@ -48,7 +48,6 @@ def residual(
     """
     if prompt is not None and not prompt.strip():
         raise PertokenError("--prompt is empty: give a text")
-    from rich.console import Console
 
     import pertoken
     from pertoken.cli.progress import progress_bar
@@ -76,6 +75,5 @@ def residual(
         found = {name: result.to_dict() for name, result in results.items()}
         print(json.dumps({"model": model, "prompt": text, **found}, indent=1, ensure_ascii=False))
         return
-    console = Console()
-    for result in results.values():
-        console.print(result.table(layers=layers))
+    for name, result in results.items():
+        print(result.table() if name == "cache_free" else result.table(layers=layers), end="\n\n")

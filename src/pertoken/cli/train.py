@@ -250,13 +250,13 @@ def _write(run: Run, as_json: str | None, html: Path | None) -> None:
     result = run.to_dict()
     text = json.dumps(result, ensure_ascii=False, indent=1)
     if html:
-        write_whole(html, run.page())
+        write_whole(html, run.to_html())
     if as_json == "-":
         print(text)
         return
     if as_json:
         write_whole(Path(as_json), text + "\n")
-    rewards = [row["reward"] for row in run.rows if row["reward"] is not None]
+    rewards = [row["reward"] for row in run.steps if row["reward"] is not None]
     part = max(1, len(rewards) // 4)
     first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
     print(f"reward {first:.3f} in the first quarter of the batches, {last:.3f} in the last")

@@ -106,7 +106,7 @@ def verify(
     if as_json:
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
-        print(f"{report.table()}\n\n{report.line()}")
+        print(report.table())
     if not report.lossless:
         raise typer.Exit(1)
 
