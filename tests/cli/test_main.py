@@ -80,12 +80,12 @@ def test_wrong_usage(
         (
             RuntimeError("boom"),
             1,
-            "error: unexpected RuntimeError: boom (run `pertoken --debug …` for the traceback)",
+            "error: unexpected RuntimeError: boom (run it again with --debug for the traceback)",
         ),
         (
             AssertionError(),
             1,
-            "error: unexpected AssertionError (run `pertoken --debug …` for the traceback)",
+            "error: unexpected AssertionError (run it again with --debug for the traceback)",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (typer.Abort(), 130, "interrupted"),

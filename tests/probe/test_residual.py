@@ -69,7 +69,7 @@ def test_another_stream_or_position_is_seen(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ALL)
 def test_decoding_without_a_cache_gives_the_tokens_of_generate(name: str) -> None:
     model = tiny_model(name)
-    result = cache_free_decoding(model, IDS, new_tokens=30)
+    result = cache_free_decoding(model, IDS, max_new_tokens=30)
     mask = torch.ones_like(IDS)
     right = model.generate(IDS, attention_mask=mask, max_new_tokens=30, do_sample=False)
     assert result.ids == result.ids_without == right[0, 21:].tolist()
@@ -88,7 +88,7 @@ def test_where_the_texts_part_is_said_with_the_gap(monkeypatch: pytest.MonkeyPat
             yield token if cached or step < 2 else (token + 1) % 64
 
     monkeypatch.setattr(module, "_greedy", wrong)
-    result = cache_free_decoding(model, IDS, new_tokens=4)
+    result = cache_free_decoding(model, IDS, max_new_tokens=4)
     assert (result.equal, result.verdict.outcome) == (2, "different")
     divergence = result.verdict.divergence
     assert divergence is not None

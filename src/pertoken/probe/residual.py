@@ -252,7 +252,7 @@ class CacheFree(Result):
 def cache_free_decoding(
     model: PreTrainedModel,
     input_ids: torch.Tensor | Sequence[int],
-    new_tokens: int = NEW_TOKENS,
+    max_new_tokens: int = NEW_TOKENS,
     *,
     progress: Progress | None = None,
 ) -> CacheFree:
@@ -265,7 +265,7 @@ def cache_free_decoding(
     new token, a text longer than the model's positions.
 
     >>> from pertoken.testing import tiny_model
-    >>> result = cache_free_decoding(tiny_model("llama"), [5, 6, 7], new_tokens=4)
+    >>> result = cache_free_decoding(tiny_model("llama"), [5, 6, 7], max_new_tokens=4)
     >>> result.equal, result.verdict.outcome
     (4, 'identical')
     """
@@ -273,9 +273,9 @@ def cache_free_decoding(
 
     refuse_unfit(model)
     ids = one_text(model, input_ids)
-    if new_tokens < 1:
-        raise PertokenError(f"new_tokens must be 1 or more, got {new_tokens}")
-    _refuse_unnumbered(model, ids.shape[1] + new_tokens)
+    if max_new_tokens < 1:
+        raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+    _refuse_unnumbered(model, ids.shape[1] + max_new_tokens)
     tell = progress or (lambda what, done, total: None)
     model(input_ids=ids, use_cache=False)
     runs = []
@@ -283,9 +283,9 @@ def cache_free_decoding(
         what = "decoding with a cache" if cached else "decoding without a cache"
         began = time.perf_counter()
         new: list[int] = []
-        for token in _greedy(model, ids, new_tokens, cached):
+        for token in _greedy(model, ids, max_new_tokens, cached):
             new.append(token)
-            tell(what, len(new), new_tokens)
+            tell(what, len(new), max_new_tokens)
         runs.append((new, time.perf_counter() - began))
     (with_cache, seconds), (without, seconds_without) = runs
     verdict = compare_ids(model, ids[0], with_cache, without)
@@ -293,12 +293,12 @@ def cache_free_decoding(
 
 
 def _greedy(
-    model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, cached: bool
+    model: PreTrainedModel, ids: torch.Tensor, max_new_tokens: int, cached: bool
 ) -> Iterator[int]:
     """New tokens one by one; `cached` forwards read the new token only, others the whole text."""
     past: dict[str, Any] = {}
     text = ids
-    for _ in range(new_tokens):
+    for _ in range(max_new_tokens):
         read = text[:, -1:] if past else text
         positions = torch.arange(text.shape[1], device=text.device)[None, -read.shape[1] :]
         output = model(input_ids=read, position_ids=positions, use_cache=cached, **past)

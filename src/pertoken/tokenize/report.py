@@ -77,7 +77,7 @@ def audit(
     sections: Sequence[str] | None = None,
     reference: str = "eng",
     accept_licence: bool = False,
-    tell: Tell | None = None,
+    progress: Tell | None = None,
 ) -> Audit:
     """Report what tokenizers are, what text and languages cost in them, and what survives them.
 
@@ -87,7 +87,7 @@ def audit(
     texts: your own texts by name, in place of the built-in kinds.
     sections: names in `SECTIONS`; all if None.
     reference: the language that premiums are over.
-    tell: called with (what, done, total) as the work goes on.
+    progress: called with (what, done, total) as the work goes on.
 
     Raises PertokenError with one line for an unknown tokenizer, language or section, for a
     tokenizer that has no fast form, and for empty text.
@@ -110,8 +110,8 @@ def audit(
     own = None if texts is None else {name: _texts(name, text) for name, text in texts.items()}
     if languages is not None and languages != "all" and "languages" in chosen:
         find_languages([languages] if isinstance(languages, str) else languages)
-    opened = _open(tokenizers, accept_licence, tell)
-    material = Material(languages, own, reference, *([tell] if tell else []))
+    opened = _open(tokenizers, accept_licence, progress)
+    material = Material(languages, own, reference, *([progress] if progress else []))
     return Audit(tuple(opened), {name: SECTIONS[name](opened, material) for name in chosen})
 
 
