@@ -17,7 +17,7 @@ import pertoken
 from pertoken.cache.memory import full_cache_bytes
 from pertoken.cache.named import CACHES
 from pertoken.cli import main
-from pertoken.cli.chat import Said, Talk
+from pertoken.cli._talk import Said, Talk
 from pertoken.cli.generate import Streamer
 from pertoken.conversation import read_conversation
 from pertoken.errors import PertokenError

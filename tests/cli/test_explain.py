@@ -125,7 +125,10 @@ def test_the_price_is_told_before_a_run_that_may_last(
         (["explain", "a", "--target", ""], "the target is empty"),
         (["explain", "a", "--method", "reagents"], "unknown attribution method 'reagents' (did"),
         (["explain", "a", "--method", "lime", "--compare"], "leave --method out"),
-        (["explain", "a", "--target", "b", "--max-new-tokens", "2"], "--target and --tokens"),
+        (
+            ["explain", "a", "--target", "b", "--max-new-tokens", "2"],
+            "--target and --max-new-tokens",
+        ),
         (["explain", "a", "--top", "-1"], "--top must be 0 or more"),
         (["explain", "a", "--quantity", "odds"], "unknown quantity 'odds'"),
         (["explain", "a", "--quantity", "contrast"], "--foil"),
@@ -134,14 +137,14 @@ def test_the_price_is_told_before_a_run_that_may_last(
         (["explain", "a", "--html", "o", "--json", "o"], "both want to write o"),
         (
             ["explain", "a", "--max-new-tokens", "0", "--model", "TINY"],
-            "target tokens must be 1 or more",
+            "--max-new-tokens must be 1 or more",
         ),
         (["explain", "a", "--max-steps", "0", "--model", "TINY"], "max_steps must be 1 or more"),
         (["explain", "a" * 600, "--model", "TINY"], "shorten the prompt"),
         (["evaluate-attribution", "none.txt"], "there is no prompt file none.txt"),
         (["evaluate-attribution", "latin.txt"], "latin.txt is not UTF-8"),
         (["evaluate-attribution", "p.jsonl", "--methods", "lim"], "unknown attribution method"),
-        (["evaluate-attribution", "p.jsonl", "--limit", "0"], "limit of prompts must be 1"),
+        (["evaluate-attribution", "p.jsonl", "--limit", "0"], "--limit must be 1 or more"),
         (["evaluate-attribution", "p.jsonl", "--methods", ",", "--model", "TINY"], "one method"),
         (["evaluate-attribution", "p.jsonl", "--draws", "0", "--model", "TINY"], "draws must be"),
         (

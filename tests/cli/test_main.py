@@ -121,6 +121,17 @@ def test_debug_lets_the_traceback_through(
         main(["--debug", "--version"] if how == "option" else ["--version"])
 
 
+@pytest.mark.parametrize("line", [["--debug", "show", "x"], ["show", "--debug", "x"]])
+def test_debug_stands_anywhere_on_the_line(line: list[str]) -> None:
+    with pytest.raises(PertokenError, match="x"):
+        main(line)
+
+
+def test_behind_two_dashes_debug_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--", "--debug"]) == 2
+    assert "'--debug'" in capsys.readouterr().err
+
+
 def test_debug_does_not_outlive_its_run(fail: Fail) -> None:
     fail(PertokenError("boom"))
     with pytest.raises(PertokenError):
