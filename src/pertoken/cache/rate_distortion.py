@@ -164,7 +164,7 @@ def rate_distortion(
     >>> from pertoken.cache.quantize import Int8, TurboQuant
     >>> from pertoken.testing import tiny_model
     >>> text = [list(range(1, 41))]
-    >>> found = rate_distortion(tiny_model("llama"), text, [Int8(), TurboQuant(2)])
+    >>> found = rate_distortion(tiny_model("llama"), text, [Int8(), TurboQuant(bits=2)])
     >>> [round(tally.bits_per_value) for tally in found.tallies.values()]
     [4, 12]
     """
