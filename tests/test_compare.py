@@ -33,7 +33,7 @@ def result(pair: tuple[Any, Any]) -> Comparison:
 
 def test_every_method_gives_the_same_text(result: Comparison) -> None:
     assert result.lossless
-    for row in result.rows:
+    for row in result.method_rows:
         assert (row.identical, row.ties, row.different) == (3, 0, 0)
     for by_method in result.results:
         assert list(by_method) == NAMES
@@ -41,7 +41,7 @@ def test_every_method_gives_the_same_text(result: Comparison) -> None:
 
 
 def test_passes_are_counted_for_ours_and_for_transformers(result: Comparison) -> None:
-    rows = {row.method: row for row in result.rows}
+    rows = {row.method: row for row in result.method_rows}
     assert rows["plain"].accepted_per_forward == 1.0
     assert rows["hf"].accepted_per_forward == 1.0
     assert rows["hf"].draft_share is None
@@ -111,7 +111,7 @@ def test_a_different_text_is_found_and_shown(
     )
     found = compare(["lookahead"], prompts=PROMPTS, model=pair, max_new_tokens=6)
     assert not found.lossless
-    assert found.rows[1].different == 3
+    assert found.method_rows[1].different == 3
     assert "0 of 3, 3 DIFFERENT" in found.table()
     assert "DIFFERENT text from lookahead: see `pertoken verify`" in found.table()
     assert found.results[0]["lookahead"].to_dict()["divergence"]["step"] == 5
@@ -145,7 +145,7 @@ SETTINGS = {"model": "m", "dtype": "float32", "device": "cpu", "max_new_tokens":
 
 def test_ratios() -> None:
     found = made(plain=[1.0, 2.0, 3.0], fast=[1.0, 1.0, 0.5], hf=[1.0, 2.0, 3.0])
-    plain, fast, hf = found.rows
+    plain, fast, hf = found.method_rows
     assert plain.speed_up == 1.0
     assert fast.speed_up == pytest.approx(6.0 / 2.5)  # a ratio of sums
     assert fast.spread.median == pytest.approx(2.0)
@@ -193,7 +193,7 @@ def test_json_is_json_also_without_a_single_pass() -> None:
 
 def test_one_token_per_prompt(pair: tuple[Any, Any]) -> None:
     found = compare(["hf"], prompts=PROMPTS, model=pair, max_new_tokens=1)
-    assert all(math.isnan(row.accepted_per_forward) for row in found.rows)
+    assert all(math.isnan(row.accepted_per_forward) for row in found.method_rows)
     assert found.lossless
     json.dumps(found.to_dict(), allow_nan=False)
     assert found.table()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-__all__ = ["asset", "document", "grid"]
+__all__ = ["asset", "document", "grid", "report"]
 
 
 def asset(name: str) -> str:
@@ -30,6 +30,24 @@ def grid(lines: Sequence[Sequence[str]]) -> str:
         f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody>\n</table></div>"
     )
+
+
+def report(
+    title: str, heading: str, main: str, *, lead: str = "", style: str = "", script: str = ""
+) -> str:
+    """A page of tables and charts in the style that all of them share, `style` and `script` added.
+
+    title, heading: text. lead: HTML, below the heading. main: HTML, all the rest.
+    """
+    body = f"""\
+<header>
+<h1>{escape(heading)}</h1>
+{lead}
+</header>
+<main>
+{main}
+</main>"""
+    return document(title, body, style=asset("page.css") + style, script=script)
 
 
 def document(title: str, body: str, *, style: str = "", script: str = "") -> str:

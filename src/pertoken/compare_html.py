@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from pertoken._html import asset, document, grid
+from pertoken._html import asset, grid, report
 from pertoken.compare_report import REFERENCE, MethodRow, identical, number, percent
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _BAR = 120  # width of the longest bar, in pixels
 
 def page(comparison: Comparison) -> str:
     """The whole page as HTML."""
-    style, script = asset("compare.css"), asset("compare.js")
     run = comparison.settings
     count = len(comparison.prompts)
     lead = (
@@ -50,21 +49,21 @@ def page(comparison: Comparison) -> str:
     if len(comparison.categories) > 1:
         by_category = "<h2>By category</h2>\n" + grid(comparison.category_cells())
     notes = "\n".join(f'<p class="faint">{escape(line)}</p>' for line in comparison.notes())
-    body = f"""\
-<header>
-<h1>The same prompts, decoded in {len(comparison.methods)} ways</h1>
-<p class="faint">{escape(lead)}</p>
-</header>
-<main>
+    main = f"""\
 <h2>What each method brought</h2>
 {_table(comparison)}
 {by_category}
 {notes}
 <noscript><p>The texts with their tokens need JavaScript; the tables do not.</p></noscript>
 {_VIEWER}
-</main>
 <script type="application/json" id="data">{_json(_data(comparison))}</script>"""
-    return document(f"pertoken compare: {run['model']}", body, style=style, script=script)
+    return report(
+        f"pertoken compare: {run['model']}",
+        f"The same prompts, decoded in {len(comparison.methods)} ways",
+        main,
+        lead=f'<p class="faint">{escape(lead)}</p>',
+        script=asset("compare.js"),
+    )
 
 
 _VIEWER = """\
@@ -96,9 +95,9 @@ def _table(comparison: Comparison) -> str:
         "drafting",
     ]
     longest = max(
-        (row.speed_up for row in comparison.rows if math.isfinite(row.speed_up)), default=1.0
+        (row.speed_up for row in comparison.method_rows if math.isfinite(row.speed_up)), default=1.0
     )
-    body = "\n".join(_table_row(row, longest) for row in comparison.rows)
+    body = "\n".join(_table_row(row, longest) for row in comparison.method_rows)
     cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     return (
         f'<div class="wide"><table>\n<thead><tr>{cells}</tr></thead>\n'
@@ -135,7 +134,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     names = [name for name in SOURCES if name in found]
     names += sorted(set(found) - set(SOURCES))
     best = max(
-        (row for row in comparison.rows if comparison.results[0][row.method].sources),
+        (row for row in comparison.method_rows if comparison.results[0][row.method].sources),
         key=lambda row: row.accepted_per_forward if math.isfinite(row.accepted_per_forward) else 0,
         default=None,
     )

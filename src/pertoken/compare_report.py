@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pertoken._extras import need
 from pertoken.prompts import Prompt
+from pertoken.result import Part, Result, figure, plain
 from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
 from pertoken.timing import FOREIGN_LIMIT, Spread, spread
 
@@ -73,18 +75,13 @@ class MethodRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, None for what is unknown."""
-
-        def known(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: known(item) for key, item in value.items()}
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        return {key: known(value) for key, value in asdict(self).items()}
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
 
 @dataclass
-class Comparison:
-    """The result of `compare`: `table()` to read, `to_dict()` for programs, `to_html()` to look."""
+class Comparison(Result):
+    """What `compare` found: for each prompt what each method did, and the figures over them."""
 
     methods: tuple[str, ...]
     prompts: list[Prompt]
@@ -96,14 +93,14 @@ class Comparison:
     """The text of each token of a list of ids."""
 
     @cached_property
-    def rows(self) -> list[MethodRow]:
-        """One row per method, in the order asked for."""
+    def method_rows(self) -> list[MethodRow]:
+        """The figures of each method, in the order asked for."""
         return [self.row(method) for method in self.methods]
 
     @property
     def lossless(self) -> bool:
         """Whether no method gave a text that rounding does not explain."""
-        return not any(row.different for row in self.rows)
+        return not any(row.different for row in self.method_rows)
 
     @property
     def categories(self) -> list[str]:
@@ -141,16 +138,34 @@ class Comparison:
             speed_up_not_looping=self._speed_up(method, steady),
         )
 
-    def table(self) -> str:
-        """The table as aligned text, by category below it where there are any, and notes."""
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per method: its figures, the quartiles of `spread` as speed_up_low … _high."""
+        rows = [row.to_dict() for row in self.method_rows]
+        return [
+            {
+                **{key: value for key, value in row.items() if key != "spread"},
+                **{f"speed_up_{key}": value for key, value in row["spread"].items()},
+            }
+            for row in rows
+        ]
+
+    def plot(self) -> Any:
+        """How many times faster than plain decoding, a bar per method (extra `plot`)."""
+        graph = need("plotly.graph_objects", "plot")
+        rows = self.method_rows
+        bars = graph.Bar(x=[row.method for row in rows], y=[row.speed_up for row in rows])
+        return figure(bars, yaxis={"title": "x plain", "rangemode": "tozero"})
+
+    def _parts(self) -> list[Part]:
+        """The table, by category below it where there are any, and notes."""
         some_loop = any(self.looping) and not all(self.looping)
         head = ["method", "identical", "tokens/s", "x plain", "(middle half)"]
         head += ["not looping"] if some_loop else []
-        body = [self._cells(row, some_loop) for row in self.rows]
-        text = aligned([[*head, "tokens/forward", "drafting"], *body])
+        body = [self._cells(row, some_loop) for row in self.method_rows]
+        parts = [Part("", [[*head, "tokens/forward", "drafting"], *body])]
         if len(self.categories) > 1:
-            text += "\n\n" + aligned(self.category_cells())
-        return "\n".join([text, "", *self.notes()])
+            parts.append(Part("", self.category_cells()))
+        return [*parts, Part("", [], self.notes())]
 
     def category_cells(self) -> list[list[str]]:
         """Head and lines of the table by category: x plain of every method but the reference."""
@@ -178,10 +193,10 @@ class Comparison:
                 f"{looping} of the texts repeat themselves (30 % of their 4-grams or more), "
                 "which flatters methods that copy"
             )
-        if any(row.ties for row in self.rows):
+        if any(row.ties for row in self.method_rows):
             lines.append("tie: two tokens nearer to each other than this dtype's rounding")
         if not self.lossless:
-            names = ", ".join(row.method for row in self.rows if row.different)
+            names = ", ".join(row.method for row in self.method_rows if row.different)
             lines.append(f"DIFFERENT text from {names}: see `pertoken verify`")
         foreign = run.get("foreign_share_max")
         if foreign is not None and foreign > FOREIGN_LIMIT:
@@ -196,7 +211,7 @@ class Comparison:
         return {
             "settings": self.settings,
             "lossless": self.lossless,
-            "rows": [row.to_dict() for row in self.rows],
+            "rows": [row.to_dict() for row in self.method_rows],
             "by_category": {
                 category: [self.row(method, category).to_dict() for method in self.methods]
                 for category in self.categories
@@ -217,8 +232,8 @@ class Comparison:
             ],
         }
 
-    def to_html(self) -> str:
-        """One self-contained page: the table, and each text with its tokens by origin."""
+    def _page(self) -> str:
+        """The table, and each text with its tokens by origin."""
         from pertoken.compare_html import page
 
         return page(self)
@@ -260,24 +275,6 @@ def percent(share: float | None) -> str:
     ('3.4 %', '-')
     """
     return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else "-"
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart: the first to the left, the others to the right; empty ones go.
-
-    >>> print(aligned([["a", "bb", ""], ["ccc", "d", ""]]))
-    a    bb
-    ccc   d
-    """
-    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in zip(*columns, strict=True)
-    )
 
 
 def _draft_share(results: Sequence[Decoded]) -> float | None:

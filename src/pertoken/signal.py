@@ -12,15 +12,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from pertoken._files import check_target, write_whole
 from pertoken._pieces import pieces
 from pertoken.errors import PertokenError
+from pertoken.result import Part, Result, cells, figure, plain
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -44,7 +43,7 @@ class TopToken:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenSignal:
+class TokenSignal(Result):
     """Values of the tokens of a text.
 
     text: what the tokens stand for, joined.
@@ -188,16 +187,31 @@ class TokenSignal:
             "offsets": [list(pair) for pair in self.offsets],
             "targets": list(self.targets),
             "notes": list(self.notes),
-            "values": [_plain(row) for row in self.values.tolist()],
+            "values": plain(self.values),
         }
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The JSON form as a text, also written to `path` if given."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-        if path is not None:
-            check_target(Path(path))
-            write_whole(Path(path), text + "\n")
-        return text
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per token: token, start, end, value (None where nothing was measured).
+
+        With targets a record per target and token, `target` and `target_index` in front.
+        """
+        spans = [
+            {"token": token, "start": start, "end": end}
+            for token, (start, end) in zip(self.tokens, self.offsets, strict=True)
+        ]
+        if not self.targets:
+            values = plain(self.values)
+            return [{**span, "value": value} for span, value in zip(spans, values, strict=True)]
+        return [
+            {"target_index": place, "target": target, **span, "value": value}
+            for place, target in enumerate(self.targets)
+            for span, value in zip(spans, plain(self.values[:, place]), strict=True)
+        ]
+
+    def _parts(self) -> list[Part]:
+        """The tokens with their values, the means over the targets where there are some."""
+        rows = [{**row, "token": repr(row["token"])} for row in self.total().rows()]
+        return [Part(self.name, cells(rows), [f"note: {note}" for note in self.notes])]
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -242,34 +256,24 @@ class TokenSignal:
         """A plotly figure: bars per token, or a map of tokens and targets (extra `plot`)."""
         from pertoken._extras import need
 
-        plotly = need("plotly.graph_objects", "plot")
+        graph = need("plotly.graph_objects", "plot")
         places = list(range(len(self)))
         if self.targets:
             reach = _reach(self.values)
-            trace = plotly.Heatmap(
+            trace = graph.Heatmap(
                 z=self.values.T, x=places, colorscale="RdBu_r", zmin=-reach, zmax=reach
             )
             rows = {"tickvals": list(range(len(self.targets))), "ticktext": list(self.targets)}
         else:
-            trace, rows = plotly.Bar(x=places, y=self.values), {"title": self.name}
-        figure = plotly.Figure(trace)
-        figure.update_layout(
-            title=self.name, xaxis={"tickvals": places, "ticktext": self.tokens}, yaxis=rows
-        )
-        return figure
+            trace, rows = graph.Bar(x=places, y=self.values), {"title": self.name}
+        ticks = {"tickvals": places, "ticktext": self.tokens}
+        return figure(trace, title=self.name, xaxis=ticks, yaxis=rows)
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """A page that needs nothing from outside: the text, each token coloured by its value.
-
-        With targets there is a text for each. Also written to `path` if given.
-        """
+    def _page(self) -> str:
+        """The text, each token coloured by its value; with targets there is a text for each."""
         from pertoken._signal_html import page
 
-        text = page(self)
-        if path is not None:
-            check_target(Path(path))
-            write_whole(Path(path), text)
-        return text
+        return page(self)
 
     def _repr_html_(self) -> str:
         from pertoken._signal_html import fragment
@@ -337,12 +341,6 @@ def _joined(rows: npt.NDArray[np.float64], how: str) -> npt.NDArray[np.float64]:
 def _reach(values: npt.NDArray[np.float64]) -> float:
     """The largest distance from zero."""
     return float(np.nanmax(np.abs(values))) if (~np.isnan(values)).any() else 0.0
-
-
-def _plain(row: Any) -> Any:
-    if isinstance(row, list):
-        return [_plain(value) for value in row]
-    return None if math.isnan(row) else row
 
 
 def _colour(shade: int) -> tuple[int, int, int]:

@@ -49,7 +49,7 @@ def test_raw_is_bit_equal_and_goes_on_as_the_original(
         tmp_path / "a.ptkv", model, before.sequences, cache=before.past_key_values, chunk=7
     )
     restored = restore_cache(tmp_path / "a.ptkv", model)
-    assert (saved.tokens, saved.rows, saved.bytes) == (30, 29, (tmp_path / "a.ptkv").stat().st_size)
+    assert (saved.tokens, saved.held, saved.bytes) == (30, 29, (tmp_path / "a.ptkv").stat().st_size)
     assert torch.equal(restored.input_ids, before.sequences)
     assert (restored.verified, restored.prefilled, restored.damage) == (29, 0, "")
     assert same_rows(restored.cache, before.past_key_values)
@@ -124,7 +124,7 @@ def test_any_conversation_comes_back(
     restored = restore_cache(tmp_path / "a", model)
     rows = len(ids) - (not all_seen)
     assert restored.input_ids.tolist() == [ids]
-    assert saved.rows == restored.verified + restored.prefilled == rows
+    assert saved.held == restored.verified + restored.prefilled == rows
     assert int(restored.cache.get_seq_length()) == rows
     assert level == "int8" or same_rows(restored.cache, cache)
     assert inspect_cache(tmp_path / "a").damage == ""

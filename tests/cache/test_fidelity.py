@@ -70,7 +70,7 @@ def test_the_identity_scores_exactly_zero(name: str, dtype: torch.dtype) -> None
     model = tiny_model(name, dtype=dtype)
     for texts in ([PROMPT, PROMPT[:3]], [TALK]):  # the talk is longer than a window of 8
         found = cache_fidelity(
-            model, lambda: DynamicCache(config=model.config), texts, new_tokens=5, chunk=3
+            model, lambda: DynamicCache(config=model.config), texts, max_new_tokens=5, chunk=3
         )
         assert set(found.kl) == {0.0}
         assert found.top1_agreement == found.token_match == found.perplexity_ratio == 1
@@ -87,7 +87,7 @@ def test_a_cache_that_drops_everything_is_broken_and_one_forward_would_not_show_
     found = cache_fidelity(llama, forgetful, [text], continuation="text")
     assert found.mean_kl > 1
     assert found.top1_agreement < 0.5
-    greedy = cache_fidelity(llama, forgetful, [text], new_tokens=20)
+    greedy = cache_fidelity(llama, forgetful, [text], max_new_tokens=20)
     assert greedy.token_match is not None
     assert greedy.token_match < 0.5
     assert greedy.perplexity_ratio > 1.5
@@ -120,7 +120,7 @@ def test_free_running_is_what_generate_writes(llama: Any) -> None:
     options = {"max_new_tokens": 20, "do_sample": False}
     full = llama.generate(ids, **options)[0, 8:].tolist()
     own = llama.generate(ids, past_key_values=forgetful(), **options)[0, 8:].tolist()
-    (text,) = cache_fidelity(llama, forgetful, [PROMPT], new_tokens=20).texts
+    (text,) = cache_fidelity(llama, forgetful, [PROMPT], max_new_tokens=20).texts
     assert text.answers == [full]
     assert text.free == [own]
     same = [a == b for a, b in zip(full, own, strict=True)]
@@ -129,7 +129,7 @@ def test_free_running_is_what_generate_writes(llama: Any) -> None:
 
 
 def test_a_conversation_goes_on_in_one_cache(llama: Any) -> None:
-    (text,) = cache_fidelity(llama, DynamicCache, [TALK], new_tokens=6).texts
+    (text,) = cache_fidelity(llama, DynamicCache, [TALK], max_new_tokens=6).texts
     ids: list[int] = []
     for turn, answer in zip(TALK, text.answers, strict=True):
         ids += turn.given
@@ -143,7 +143,7 @@ def test_a_conversation_goes_on_in_one_cache(llama: Any) -> None:
 
 def test_given_and_greedy_answers_may_alternate(llama: Any) -> None:
     talk = [Turn([5, 9], [7, 7, 8]), Turn([3, 4])]
-    (text,) = cache_fidelity(llama, forgetful, [talk], new_tokens=5).texts
+    (text,) = cache_fidelity(llama, forgetful, [talk], max_new_tokens=5).texts
     assert text.answers[0] == [7, 7, 8]
     assert text.free[0] is None
     assert len(text.kl) == 3 + 5
@@ -156,7 +156,7 @@ def test_a_stop_token_ends_an_answer_and_is_not_doubled() -> None:
     stop = int(greedy[0, 10])
     model.generation_config.eos_token_id = [stop]
     talk = [Turn(PROMPT), Turn([stop, 9, 4])]
-    (text,) = cache_fidelity(model, DynamicCache, [talk], new_tokens=20).texts
+    (text,) = cache_fidelity(model, DynamicCache, [talk], max_new_tokens=20).texts
     assert text.answers[0] == greedy[0, 8 : greedy[0].tolist().index(stop, 8) + 1].tolist()
     assert text.answers[0][-1] == stop
     # The stop token is fed with the next turn, once.
@@ -165,8 +165,8 @@ def test_a_stop_token_ends_an_answer_and_is_not_doubled() -> None:
 
 
 def test_chunks_change_what_an_evicting_cache_knows_of_the_prompt(llama: Any) -> None:
-    whole = cache_fidelity(llama, forgetful, [PROMPT], new_tokens=3)
-    pieces = cache_fidelity(llama, forgetful, [PROMPT], new_tokens=3, chunk=3)
+    whole = cache_fidelity(llama, forgetful, [PROMPT], max_new_tokens=3)
+    pieces = cache_fidelity(llama, forgetful, [PROMPT], max_new_tokens=3, chunk=3)
     assert whole.kl[0] == 0.0
     assert pieces.kl[0] > 0.01
     assert pieces.texts[0].answers == whole.texts[0].answers
@@ -180,7 +180,7 @@ def test_transformers_own_caches(llama: Any) -> None:
             "fp8": lambda: QuantizedCache("fp8", config=llama.config),
         },
         [PROMPT],
-        new_tokens=12,
+        max_new_tokens=12,
     )
     assert found["static"].max_kl < 1e-12
     assert found["static"].token_match == 1
@@ -192,9 +192,9 @@ def test_transformers_own_caches(llama: Any) -> None:
 
 def test_compare_caches_equals_one_by_one(llama: Any) -> None:
     texts = [PROMPT, TALK]
-    both = compare_caches(llama, {"a": forgetful, "b": DynamicCache}, texts, new_tokens=5)
+    both = compare_caches(llama, {"a": forgetful, "b": DynamicCache}, texts, max_new_tokens=5)
     for name, factory in (("a", forgetful), ("b", DynamicCache)):
-        alone = cache_fidelity(llama, factory, texts, new_tokens=5)
+        alone = cache_fidelity(llama, factory, texts, max_new_tokens=5)
         assert both[name].kl == alone.kl
         assert [t.free for t in both[name].texts] == [t.free for t in alone.texts]
 
@@ -226,14 +226,14 @@ class HalfPress:
 
 def test_a_press_works_on_the_candidate_only(llama: Any) -> None:
     press = HalfPress()
-    found = cache_fidelity(llama, DynamicCache, [PROMPT, PROMPT], new_tokens=6, context=press)
+    found = cache_fidelity(llama, DynamicCache, [PROMPT, PROMPT], max_new_tokens=6, context=press)
     assert found.mean_kl > 1e-3
     assert found.full_peak_bytes == full_cache_bytes(llama, 13)
     assert found.peak_bytes == full_cache_bytes(llama, 4 + 5)
     runs = 4 if found.top1_agreement < 1 else 2
     assert press.layers == 2 * runs
     assert not any(block.self_attn._forward_hooks for block in llama.model.layers)
-    plain = cache_fidelity(llama, DynamicCache, [PROMPT], new_tokens=6)
+    plain = cache_fidelity(llama, DynamicCache, [PROMPT], max_new_tokens=6)
     assert set(plain.kl) == {0.0}
 
 
@@ -249,7 +249,7 @@ def test_end_turn_and_close_are_called_and_own_peaks_count(llama: Any) -> None:
         def close(self) -> None:
             calls.append("close")
 
-    found = cache_fidelity(llama, Noted, [TALK], new_tokens=2)
+    found = cache_fidelity(llama, Noted, [TALK], max_new_tokens=2)
     assert calls == ["end", "end", "end", "close"]
     assert found.peak_bytes == 10**6
     assert found.held_bytes == found.full_peak_bytes < 10**6
@@ -259,14 +259,14 @@ def test_strings_and_tensors_are_texts_too() -> None:
     model, tokenizer = tiny_model("llama", vocab_size=258), ByteTokenizer()
     ids = tokenizer.encode("so so")
     same = [
-        cache_fidelity(model, DynamicCache, [text], tokenizer=tokenizer, new_tokens=3)
+        cache_fidelity(model, DynamicCache, [text], tokenizer=tokenizer, max_new_tokens=3)
         for text in ("so so", ids, torch.tensor(ids), torch.tensor([ids]))
     ]
     assert len({str(found.texts[0].answers) for found in same}) == 1
 
 
 def test_results_as_values_frame_and_figure(llama: Any) -> None:
-    found = cache_fidelity(llama, forgetful, [PROMPT, TALK], new_tokens=4)
+    found = cache_fidelity(llama, forgetful, [PROMPT, TALK], max_new_tokens=4)
     values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert values["summary"]["steps"] == 4 * 4 == len(found.kl)
     assert values["summary"]["mean_kl"] == found.mean_kl
@@ -294,7 +294,7 @@ def test_an_impossible_token_is_an_infinite_kl_and_still_json(llama: Any) -> Non
         yield
         handle.remove()
 
-    found = cache_fidelity(llama, DynamicCache, [PROMPT], new_tokens=3, context=forbid)
+    found = cache_fidelity(llama, DynamicCache, [PROMPT], max_new_tokens=3, context=forbid)
     assert found.mean_kl == math.inf
     assert found.top1_agreement == found.token_match == 0
     assert "inf" in found.table()
@@ -308,7 +308,7 @@ def test_impossible_tokens_of_both_laws_cost_nothing(llama: Any) -> None:
 
     handle = llama.lm_head.register_forward_hook(hook)
     try:
-        assert set(cache_fidelity(llama, DynamicCache, [PROMPT], new_tokens=3).kl) == {0.0}
+        assert set(cache_fidelity(llama, DynamicCache, [PROMPT], max_new_tokens=3).kl) == {0.0}
     finally:
         handle.remove()
 
@@ -346,7 +346,7 @@ SHARED = DynamicCache()
         (DynamicCache, [[Turn([5], [])]], {}, "empty answer"),
         (DynamicCache, [[5, 64]], {}, "the id 64; the model has 64 tokens"),
         (DynamicCache, [PROMPT, [5] * 500], {}, "text 2 with its new tokens is up to 564 tokens"),
-        (DynamicCache, [PROMPT], {"new_tokens": 0}, "new_tokens must be 1 or more"),
+        (DynamicCache, [PROMPT], {"max_new_tokens": 0}, "max_new_tokens must be 1 or more"),
         (DynamicCache, [PROMPT], {"chunk": 0}, "chunk must be 1 or more"),
         (DynamicCache, [PROMPT], {"prompt_share": 1.0}, "prompt_share is from 0 to below 1"),
         (DynamicCache, [PROMPT], {"continuation": "best"}, "continuation is"),
@@ -388,7 +388,7 @@ def test_used_caches_nan_and_unfit_models_are_named(llama: Any) -> None:
 def test_progress_is_told_for_every_pass(llama: Any) -> None:
     told: list[tuple[str, int, int]] = []
     cache_fidelity(
-        llama, forgetful, [PROMPT], new_tokens=3, progress=lambda *state: told.append(state)
+        llama, forgetful, [PROMPT], max_new_tokens=3, progress=lambda *state: told.append(state)
     )
     assert [what for what, _, _ in told] == ["full cache"] * 3 + ["cache"] * 3 + [
         "cache, free running"

@@ -40,7 +40,9 @@ def test_every_name_makes_a_new_cache_that_decodes(name: str) -> None:
     assert first is not second
     assert int(first.get_seq_length()) == 0
     # Long enough that bookkeeping is small beside what an evicting cache does not hold.
-    found = cache_fidelity(model, lambda: make_cache(name, model, 8), [PROMPT * 3], new_tokens=24)
+    found = cache_fidelity(
+        model, lambda: make_cache(name, model, 8), [PROMPT * 3], max_new_tokens=24
+    )
     if name == "full":
         assert set(found.kl) == {0.0}
     elif name.startswith("kv-direct"):

@@ -34,11 +34,11 @@ PLAIN = [
     Raw(),
     Int8(),
     Int4(group=8),
-    KIVI(2, group=4, residual=8),
-    KIVI(4, group=4, residual=0),
-    TurboQuant(3),
-    TurboQuant(3, qjl=True),
-    Predictive(0.5),
+    KIVI(bits=2, group=4, residual=8),
+    KIVI(bits=4, group=4, residual=0),
+    TurboQuant(bits=3),
+    TurboQuant(bits=3, qjl=True),
+    Predictive(step=0.5),
 ]
 
 
@@ -106,14 +106,14 @@ def test_int_bits_per_value_are_the_hand_count() -> None:
     assert Int8(group=32).encode(x).bits / x.numel() == 8 + 32 / 32
     assert Int4(group=32).encode(x).bits / x.numel() == 4 + 32 / 32
     assert Int4(group=64).encode(x).bits / x.numel() == 4 + 32 / 64
-    assert TurboQuant(3).encode(x).bits / x.numel() == 3 + 16 / 64
-    assert TurboQuant(3, qjl=True).encode(x).bits / x.numel() == 3 + 32 / 64
+    assert TurboQuant(bits=3).encode(x).bits / x.numel() == 3 + 16 / 64
+    assert TurboQuant(bits=3, qjl=True).encode(x).bits / x.numel() == 3 + 32 / 64
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("time", [3, 8, 21, 24])
 def test_newest_rows_of_kivi_are_bit_equal(dtype: torch.dtype, time: int) -> None:
-    quantizer, x = KIVI(2, group=4, residual=8), tensor(1, 2, time, 8, dtype=dtype)
+    quantizer, x = KIVI(bits=2, group=4, residual=8), tensor(1, 2, time, 8, dtype=dtype)
     newest = {"keys": time % 8, "values": min(time, 8)}
     for kind, rows in newest.items():
         found = quantizer.decode(quantizer.encode(x, kind))  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def test_newest_rows_of_kivi_are_bit_equal(dtype: torch.dtype, time: int) -> Non
 
 def test_kivi_groups_keys_over_tokens_and_values_over_channels() -> None:
     """An outlier spoils only its own group: its channel among keys, its token among values."""
-    quantizer, clean = KIVI(4, group=4, residual=0), tensor(1, 1, 8, 8)
+    quantizer, clean = KIVI(bits=4, group=4, residual=0), tensor(1, 1, 8, 8)
     spoilt = clean.clone()
     spoilt[0, 0, 2, 5] = 100.0
     for kind in ("keys", "values"):
@@ -170,7 +170,7 @@ def test_codebook_is_the_numerical_optimum_of_the_coordinate_law(dim: int, bits:
 def test_distortion_of_turboquant_is_the_papers(bits: int, paper: float) -> None:
     """Theorem 1's figures for 1 to 4 bits, relative squared error; printed to two digits."""
     x = tensor(1, 1, 2000, 128)
-    quantizer = TurboQuant(bits)
+    quantizer = TurboQuant(bits=bits)
     error = (quantizer.decode(quantizer.encode(x)) - x).square().sum() / x.square().sum()
     assert float(error) == pytest.approx(paper, rel=0.16)
 
@@ -183,7 +183,7 @@ def test_qjl_makes_inner_products_unbiased() -> None:
     def mean_and_error(qjl: bool) -> tuple[float, float]:
         found = [
             float((q.decode(q.encode(x)) * x).sum())
-            for q in (TurboQuant(2, seed, qjl=qjl) for seed in range(150))
+            for q in (TurboQuant(bits=2, seed=seed, qjl=qjl) for seed in range(150))
         ]
         return float(np.mean(found)), float(np.std(found)) / math.sqrt(150)
 
@@ -195,7 +195,7 @@ def test_qjl_makes_inner_products_unbiased() -> None:
 
 def test_predictor_of_zeros_is_the_plain_quantiser() -> None:
     x, step = tensor(1, 2, 30, 8), 0.4
-    found = Predictive(step).decode(Predictive(step).encode(x))
+    found = Predictive(step=step).decode(Predictive(step=step).encode(x))
     spread = x.transpose(1, 2).flatten(2).std((0, 1), correction=0).half().float()
     width = (spread * step).view(2, 1, 8)
     assert torch.equal(found, (x / width).round() * width)
@@ -209,7 +209,7 @@ def test_predictor_of_zeros_is_the_plain_quantiser() -> None:
         torch.zeros(streams, size),
         torch.ones(streams, size),
     )
-    quantizer = Predictive(step, zeros)
+    quantizer = Predictive(step=step, predictor=zeros)
     cache = decode_cache(
         quantizer, model, ids, encode_cache(quantizer, model, ids, plain_cache(rows))
     )
@@ -221,7 +221,7 @@ def test_closed_loop_gives_the_decoder_what_the_encoder_had(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_model("llama", dtype=torch.float32)
-    quantizer = Predictive(0.7, fit_predictor(model, texts(4, 100)))
+    quantizer = Predictive(step=0.7, predictor=fit_predictor(model, texts(4, 100)))
     seen: list[torch.Tensor] = []
     walk = Predictive._walk
 
@@ -244,7 +244,7 @@ def test_closed_loop_gives_the_decoder_what_the_encoder_had(
 
 def test_the_future_changes_nothing_of_the_past() -> None:
     model = tiny_model("llama", dtype=torch.float32)
-    quantizer = Predictive(0.5, fit_predictor(model, texts(3, 80)))
+    quantizer = Predictive(step=0.5, predictor=fit_predictor(model, texts(3, 80)))
     ids = torch.tensor(texts(1, 40, seed=2))
     rows = cached_rows(model, ids)
     other = [(k.clone(), v.clone()) for k, v in rows]
@@ -302,7 +302,7 @@ def test_gemma_layers_turn_back_by_the_base_of_their_own_type() -> None:
 @pytest.mark.parametrize("architecture", ["gemma3", "gpt-neox", "phi", "gpt2"])
 def test_fine_steps_give_the_cache_back(architecture: str) -> None:
     model = tiny_model(architecture, dtype=torch.float32)
-    quantizer = Predictive(1e-2, fit_predictor(model, texts(2, 60)))
+    quantizer = Predictive(step=1e-2, predictor=fit_predictor(model, texts(2, 60)))
     ids = torch.tensor(texts(1, 30, seed=1))
     rows = cached_rows(model, ids)
     codes = encode_cache(quantizer, model, ids, plain_cache(rows))
@@ -314,7 +314,7 @@ def test_fine_steps_give_the_cache_back(architecture: str) -> None:
 def test_residuals_beyond_the_range_are_caught_up_with() -> None:
     x = torch.zeros(1, 1, 60, 4)
     x[0, 0, 30] = 1e4
-    quantizer = Predictive(1e-4)
+    quantizer = Predictive(step=1e-4)
     assert torch.isfinite(quantizer.decode(quantizer.encode(x))).all()
 
 
@@ -323,12 +323,12 @@ def test_residuals_beyond_the_range_are_caught_up_with() -> None:
     [
         (lambda: Int4(group=0), "group must be 1 or more"),
         (lambda: Int4(group=5).encode(tensor(1, 1, 2, 8)), "take group=4"),
-        (lambda: KIVI(3), "2 or 4"),
-        (lambda: KIVI(2, group=32, residual=40), "multiple of group"),
-        (lambda: TurboQuant(0), "1 to 8"),
-        (lambda: TurboQuant(1, qjl=True), "2 to 8"),
-        (lambda: TurboQuant(2).encode(tensor(1, 1, 2, 1)), "2 or more numbers"),
-        (lambda: Predictive(0), "step must be above 0"),
+        (lambda: KIVI(bits=3), "2 or 4"),
+        (lambda: KIVI(bits=2, group=32, residual=40), "multiple of group"),
+        (lambda: TurboQuant(bits=0), "1 to 8"),
+        (lambda: TurboQuant(bits=1, qjl=True), "2 to 8"),
+        (lambda: TurboQuant(bits=2).encode(tensor(1, 1, 2, 1)), "2 or more numbers"),
+        (lambda: Predictive(step=0), "step must be above 0"),
         (lambda: Raw().encode(tensor(2, 2)), "batch, heads, time, dim"),
         (lambda: Raw().encode(torch.full((1, 1, 1, 4), 1e6)), "float16"),
         (lambda: Predictive().encode(torch.full((1, 1, 1, 4), math.nan)), "NaN"),
@@ -345,7 +345,7 @@ def test_errors_name_the_mend(call: Any, message: str) -> None:
 
 def test_a_predictor_is_refused_by_another_model_and_by_single_tensors() -> None:
     model, other = tiny_model("llama", dtype=torch.float32), tiny_model("llama", layers=3)
-    quantizer = Predictive(0.5, fit_predictor(model, texts(2, 40)))
+    quantizer = Predictive(step=0.5, predictor=fit_predictor(model, texts(2, 40)))
     ids = torch.tensor(texts(1, 10))
     with pytest.raises(PertokenError, match=r"4 streams of 16.*has 6 of 16"):
         encode_cache(quantizer, other, ids, plain_cache(cached_rows(other, ids)))

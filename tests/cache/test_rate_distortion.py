@@ -73,7 +73,7 @@ def test_a_cache_of_zeros_scores_as_broken() -> None:
 
 
 def test_kl_and_errors_are_those_of_two_plain_forwards() -> None:
-    model, text, quantizer = tiny_model("llama"), texts(1, 24)[0], TurboQuant(2)
+    model, text, quantizer = tiny_model("llama"), texts(1, 24)[0], TurboQuant(bits=2)
     tally = measure(model, text, [quantizer], context=10)[quantizer.name]
     ids = torch.tensor([text])
     rows = cached_rows(model, ids[:, :10])
@@ -105,8 +105,8 @@ def test_tallies_join_by_sums_and_survive_json() -> None:
 def test_more_bits_mean_less_error_and_the_table_says_so() -> None:
     model = tiny_model("llama", dtype=torch.float32)
     fitted = fit_predictor(model, texts(4, 100))
-    quantizers: list[Any] = [TurboQuant(bits) for bits in (4, 2, 3)]
-    quantizers += [Predictive(step, fitted) for step in (0.2, 1.0)] + [Raw()]
+    quantizers: list[Any] = [TurboQuant(bits=bits) for bits in (4, 2, 3)]
+    quantizers += [Predictive(step=step, predictor=fitted) for step in (0.2, 1.0)] + [Raw()]
     found = rate_distortion(model, texts(2, 40), quantizers)
     turbo = [t for name, t in found.tallies.items() if name.startswith("Turbo")]
     assert [t.bits_per_value for t in turbo] == sorted(t.bits_per_value for t in turbo)

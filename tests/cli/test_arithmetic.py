@@ -24,7 +24,7 @@ def test_a_table_and_a_page(tiny_folder: str, tmp_path: Path, capsys: Capture) -
 
 
 def test_json_of_chosen_formats(tiny_folder: str, capsys: Capture) -> None:
-    options = ["--formats", "nosep, dollar_l2r", "--limit", "1", "--json"]
+    options = ["--formats", "nosep, dollar_l2r", "--limit", "1", "--json", "-"]
     assert main(["arithmetic", tiny_folder, *QUICK, *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["format"] for row in found["summary"]] == ["nosep", "dollar_l2r"]

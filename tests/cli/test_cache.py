@@ -70,7 +70,7 @@ def test_inspect_as_json_and_of_a_damaged_file(
     out = tmp_path / "talk.ptkv"
     assert save(conversation, tiny_folder, out) == 0
     capsys.readouterr()
-    assert main(["cache", "inspect", str(out), "--json"]) == 0
+    assert main(["cache", "inspect", str(out), "--json", "-"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["level"], found["tokens"], found["damage"]) == ("raw", len(SPOKEN), "")
     out.write_bytes(out.read_bytes()[:-1])

@@ -34,12 +34,12 @@ def test_list_has_every_paper(capsys: Capture) -> None:
 
 
 def test_list_of_a_family(capsys: Capture) -> None:
-    assert main(["list", "--family", "cache", "--json"]) == 0
+    assert main(["list", "--family", "cache", "--json", "-"]) == 0
     assert [row["slug"] for row in json.loads(capsys.readouterr().out)] == ["kv-direct", "plt-kv"]
 
 
 def test_list_of_baselines(capsys: Capture) -> None:
-    assert main(["list", "--baselines", "--json"]) == 0
+    assert main(["list", "--baselines", "--json", "-"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["slug"] for row in rows] == [one.slug for one in baselines()]
     assert main(["list", "--baselines"]) == 0
@@ -47,7 +47,7 @@ def test_list_of_baselines(capsys: Capture) -> None:
 
 
 def test_list_as_json_is_the_cards(capsys: Capture) -> None:
-    assert main(["list", "--json"]) == 0
+    assert main(["list", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == [one.to_dict() for one in methods()]
 
 
@@ -67,7 +67,7 @@ def test_show_says_what_it_is(one: catalog.Card, capsys: Capture) -> None:
         assert text in out
 
 
-@pytest.mark.parametrize("command", [["show"], ["show", "--json"]])
+@pytest.mark.parametrize("command", [["show"], ["show", "--json", "-"]])
 def test_show_of_a_wrong_slug(command: list[str], capsys: Capture) -> None:
     assert main([*command, "tokenrecycling"]) == 2
     out, err = capsys.readouterr()
@@ -103,13 +103,13 @@ def test_show_the_rows_of_the_report(report: Path, capsys: Capture) -> None:
     assert "model smollm2, version 3" in lines
     assert "accepted per forward [goose] 1.25 1.137 x >= 1.12 yes" in lines
     assert "speed 1.9 to 4.3 >= 1.5 no: one thread" in lines
-    assert main(["show", "goose", "--json"]) == 0
+    assert main(["show", "goose", "--json", "-"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == {**card("goose").to_dict(), "report": data}
 
 
 def test_show_without_a_report(report: Path, capsys: Capture) -> None:
-    assert main(["show", "goose", "--json"]) == 0
+    assert main(["show", "goose", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["report"] is None
 
 

@@ -17,7 +17,7 @@ import pertoken
 from pertoken.cache.memory import full_cache_bytes
 from pertoken.cache.named import CACHES
 from pertoken.cli import main
-from pertoken.cli.chat import Said, Talk
+from pertoken.cli._talk import Said, Talk
 from pertoken.cli.generate import Streamer
 from pertoken.conversation import read_conversation
 from pertoken.errors import PertokenError
@@ -170,7 +170,7 @@ def test_the_conversation_is_saved_for_other_commands(
     answers = [text.strip() for text in expected(tiny_folder, QUESTIONS[:2])]
     assert [m["content"] for m in found if m["role"] == "assistant"] == answers
     capsys.readouterr()
-    arguments = ["--conversation", "talk.jsonl", "--model", run[2], "--new-tokens", "3"]
+    arguments = ["--conversation", "talk.jsonl", "--model", run[2], "--max-new-tokens", "3"]
     assert main(["compare-caches", "full", *arguments, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"]["turns"] == 2
     piped(monkeypatch, "x")

@@ -61,7 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(tiny_folder: str) -> list[str]:
-    return ["--model", tiny_folder, "--conversation", "talk.jsonl", "--new-tokens", "4"]
+    return ["--model", tiny_folder, "--conversation", "talk.jsonl", "--max-new-tokens", "4"]
 
 
 def test_table_with_a_line_per_cache_and_budget(run: list[str], capsys: Capture) -> None:
@@ -133,7 +133,7 @@ def test_the_sample_conversation_is_the_default(
     run: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, folder = run[:2]
-    arguments = [model, folder, "--limit", "2", "--new-tokens", "2", "--json", "-"]
+    arguments = [model, folder, "--limit", "2", "--max-new-tokens", "2", "--json", "-"]
     assert main(["compare-caches", "window", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["conversation"] == "built-in sample"
@@ -152,8 +152,8 @@ MISTAKES = [
     (["window", "--answers", "mine"], "--answers is model or file, not 'mine'"),
     (["window", "--answers", "file", "--conversation", "asks.jsonl"], "question 1 of the"),
     (["window", "--answers", "file", "--limit", "1", "--conversation", "asks.jsonl"], "no answer"),
-    (["window", "--new-tokens", "0"], "--new-tokens must be 1 or more, got 0"),
-    (["window", "--new-tokens", "x"], "Invalid value for '--new-tokens'"),
+    (["window", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),
+    (["window", "--max-new-tokens", "x"], "Invalid value for '--max-new-tokens'"),
     (["window", "--limit", "0"], "--limit must be 1 or more, got 0"),
     (["window", "--chunk", "0"], "--chunk must be 1 or more, got 0"),
     (["window", "--conversation", "none.jsonl"], "there is no conversation file none.jsonl"),

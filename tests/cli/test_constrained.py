@@ -226,7 +226,6 @@ REFUSED = [
     (["--regex", "a", "--budget", "4"], "nothing is drafted under --regex; leave out --budget"),
     (["--method", "awrs"], "--method awrs needs a constraint: --regex, --json-schema,"),
     (["--particles", "3"], "--particles goes with a constraint: --regex, --json-schema"),
-    (["--json", "-"], "--json goes with a constraint: --regex, --json-schema"),
     (["--regex", "a", "--particles", "0"], "--particles must be 1 or more, got 0"),
     (["--regex", "a", "--json", "no/folder.json"], "there is no folder no"),
     (

@@ -32,7 +32,7 @@ def test_doctor_short(capsys: Any) -> None:
 
 
 def test_doctor_json(capsys: Any) -> None:
-    assert main(["doctor", "--json"]) == 0
+    assert main(["doctor", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["models"] == []
 
 

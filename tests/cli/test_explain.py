@@ -43,7 +43,7 @@ def test_the_text_and_its_top_tokens(tiny_folder: str, capsys: Capture) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_as_json(method: str, tiny_folder: str, capsys: Capture) -> None:
-    arguments = ["--method", method, "--tokens", "2", "--json", "-", "--model", tiny_folder]
+    arguments = ["--method", method, "--max-new-tokens", "2", "--json", "-", "--model", tiny_folder]
     assert main(["explain", "abc", *arguments, *QUICK]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == method
@@ -125,20 +125,26 @@ def test_the_price_is_told_before_a_run_that_may_last(
         (["explain", "a", "--target", ""], "the target is empty"),
         (["explain", "a", "--method", "reagents"], "unknown attribution method 'reagents' (did"),
         (["explain", "a", "--method", "lime", "--compare"], "leave --method out"),
-        (["explain", "a", "--target", "b", "--tokens", "2"], "--target and --tokens"),
+        (
+            ["explain", "a", "--target", "b", "--max-new-tokens", "2"],
+            "--target and --max-new-tokens",
+        ),
         (["explain", "a", "--top", "-1"], "--top must be 0 or more"),
         (["explain", "a", "--quantity", "odds"], "unknown quantity 'odds'"),
         (["explain", "a", "--quantity", "contrast"], "--foil"),
         (["explain", "a", "--foil", "b"], "--foil goes with --quantity contrast"),
         (["explain", "a", "--html", "no/o.html"], "can't write no/o.html"),
         (["explain", "a", "--html", "o", "--json", "o"], "both want to write o"),
-        (["explain", "a", "--tokens", "0", "--model", "TINY"], "target tokens must be 1 or more"),
+        (
+            ["explain", "a", "--max-new-tokens", "0", "--model", "TINY"],
+            "--max-new-tokens must be 1 or more",
+        ),
         (["explain", "a", "--max-steps", "0", "--model", "TINY"], "max_steps must be 1 or more"),
         (["explain", "a" * 600, "--model", "TINY"], "shorten the prompt"),
         (["evaluate-attribution", "none.txt"], "there is no prompt file none.txt"),
         (["evaluate-attribution", "latin.txt"], "latin.txt is not UTF-8"),
         (["evaluate-attribution", "p.jsonl", "--methods", "lim"], "unknown attribution method"),
-        (["evaluate-attribution", "p.jsonl", "--limit", "0"], "limit of prompts must be 1"),
+        (["evaluate-attribution", "p.jsonl", "--limit", "0"], "--limit must be 1 or more"),
         (["evaluate-attribution", "p.jsonl", "--methods", ",", "--model", "TINY"], "one method"),
         (["evaluate-attribution", "p.jsonl", "--draws", "0", "--model", "TINY"], "draws must be"),
         (

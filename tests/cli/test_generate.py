@@ -75,7 +75,7 @@ def test_prompt_from_a_pipe(
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("abc abc"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc abc"), "utf-8"))
     assert main(["generate", *arguments, *run]) == 0
     assert capsys.readouterr().out == expected
 

@@ -80,12 +80,12 @@ def test_wrong_usage(
         (
             RuntimeError("boom"),
             1,
-            "error: unexpected RuntimeError: boom (run `pertoken --debug …` for the traceback)",
+            "error: unexpected RuntimeError: boom (run it again with --debug for the traceback)",
         ),
         (
             AssertionError(),
             1,
-            "error: unexpected AssertionError (run `pertoken --debug …` for the traceback)",
+            "error: unexpected AssertionError (run it again with --debug for the traceback)",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
         (typer.Abort(), 130, "interrupted"),
@@ -119,6 +119,17 @@ def test_debug_lets_the_traceback_through(
         monkeypatch.setenv("PERTOKEN_DEBUG", "1")
     with pytest.raises(PertokenError, match="boom"):
         main(["--debug", "--version"] if how == "option" else ["--version"])
+
+
+@pytest.mark.parametrize("line", [["--debug", "show", "x"], ["show", "--debug", "x"]])
+def test_debug_stands_anywhere_on_the_line(line: list[str]) -> None:
+    with pytest.raises(PertokenError, match="x"):
+        main(line)
+
+
+def test_behind_two_dashes_debug_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--", "--debug"]) == 2
+    assert "'--debug'" in capsys.readouterr().err
 
 
 def test_debug_does_not_outlive_its_run(fail: Fail) -> None:

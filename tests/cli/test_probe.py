@@ -31,7 +31,7 @@ def test_every_layer_where_asked_for(tiny_folder: str, capsys: Capture) -> None:
 
 
 def test_json_with_a_prompt_and_dtypes(tiny_folder: str, capsys: Capture) -> None:
-    options = ["--prompt", "so be it", "--dtype", "float64", "--dtype", "bfloat16", "--json"]
+    options = ["--prompt", "so be it", "--dtypes", "float64,bfloat16", "--json", "-"]
     assert main(["probe", "residual", tiny_folder, *options]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)

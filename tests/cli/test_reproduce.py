@@ -68,7 +68,7 @@ def test_a_failing_bar_needs_its_reason(tmp_path: Path, capsys: Capture) -> None
 
 
 def test_json_alone_on_stdout(capsys: Capture) -> None:
-    assert run("good", "bad", "--json") == 1
+    assert run("good", "bad", "--json", "-") == 1
     reports = json.loads(capsys.readouterr().out)
     assert [(r["slug"], r["rows"][0]["holds"]) for r in reports] == [("good", True), ("bad", False)]
 

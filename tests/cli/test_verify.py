@@ -77,7 +77,7 @@ def test_options_reach_a_class(capsys: Capture) -> None:
 
 
 def test_json(capsys: Capture) -> None:
-    assert main(["verify", "hf", *RUN, "--json", "--dtype", "float32"]) == 0
+    assert main(["verify", "hf", *RUN, "--json", "-", "--dtype", "float32"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["lossless"] is True
     assert report["settings"]["dtype"] == "float32"

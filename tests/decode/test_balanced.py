@@ -64,4 +64,4 @@ def test_the_pair_is_asked_first_and_poor_guesses_are_left_out() -> None:
 @pytest.mark.parametrize("k", [0, -1, 11])
 def test_a_wrong_number_of_children_is_refused(k: int) -> None:
     with pytest.raises(PertokenError, match=f"not {k}"):
-        Balanced(k)
+        Balanced(k=k)

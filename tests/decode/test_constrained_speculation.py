@@ -48,7 +48,7 @@ DRAFTERS: dict[str, Callable[..., Drafter]] = {
     "prompt-lookup": PromptLookup,
     "lookahead": Lookahead,
     "suffix": SuffixTree,
-    "balanced": lambda **kw: Balanced(3, **kw),
+    "balanced": lambda **kw: Balanced(k=3, **kw),
     "plain": lambda **_: Plain(),
 }
 STOP = 15

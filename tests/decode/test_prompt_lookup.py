@@ -73,8 +73,8 @@ def test_copies_equal_the_published_function(prompt: list[int], ngram: int, toke
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert (PromptLookup().max_ngram, PromptLookup.default_budget) == (2, 10)
-    assert PromptLookup(variant="original").max_ngram == 3
+    assert (PromptLookup().longest, PromptLookup.default_budget) == (2, 10)
+    assert PromptLookup(variant="original").longest == 3
 
 
 def test_worked_example() -> None:

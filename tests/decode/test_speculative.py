@@ -53,8 +53,8 @@ DRAFTERS: dict[str, Callable[..., Drafter]] = {
     "prompt-lookup": PromptLookup,
     "lookahead": Lookahead,
     "suffix": SuffixTree,
-    "balanced-3": lambda **kw: Balanced(3, **kw),
-    "balanced-5": lambda **kw: Balanced(5, **kw),
+    "balanced-3": lambda **kw: Balanced(k=3, **kw),
+    "balanced-5": lambda **kw: Balanced(k=5, **kw),
 }
 ALL = {**DRAFTERS, "plain": lambda **_: Plain()}
 NAMES = (*ARCHITECTURES, *EXTRA_ARCHITECTURES)

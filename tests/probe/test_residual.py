@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from rich.console import Console
 
 from pertoken import _blocks
 from pertoken.errors import PertokenError
@@ -27,13 +26,6 @@ from pertoken.testing import (
 
 ALL = [*ARCHITECTURES, *EXTRA_ARCHITECTURES]
 IDS = torch.randint(1, 64, (1, 21), generator=torch.Generator().manual_seed(3))
-
-
-def text_of(table: Any) -> str:
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -77,12 +69,12 @@ def test_another_stream_or_position_is_seen(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ALL)
 def test_decoding_without_a_cache_gives_the_tokens_of_generate(name: str) -> None:
     model = tiny_model(name)
-    result = cache_free_decoding(model, IDS, new_tokens=30)
+    result = cache_free_decoding(model, IDS, max_new_tokens=30)
     mask = torch.ones_like(IDS)
     right = model.generate(IDS, attention_mask=mask, max_new_tokens=30, do_sample=False)
     assert result.ids == result.ids_without == right[0, 21:].tolist()
     assert (result.equal, result.verdict.outcome) == (30, "identical")
-    assert "30 of 30" in text_of(result.table())
+    assert "30 of 30" in result.table()
 
 
 def test_where_the_texts_part_is_said_with_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,12 +88,12 @@ def test_where_the_texts_part_is_said_with_the_gap(monkeypatch: pytest.MonkeyPat
             yield token if cached or step < 2 else (token + 1) % 64
 
     monkeypatch.setattr(module, "_greedy", wrong)
-    result = cache_free_decoding(model, IDS, new_tokens=4)
+    result = cache_free_decoding(model, IDS, max_new_tokens=4)
     assert (result.equal, result.verdict.outcome) == (2, "different")
     divergence = result.verdict.divergence
     assert divergence is not None
     assert divergence.top2_gap is not None
-    assert f"{divergence.top2_gap:.3g}" in text_of(result.table())
+    assert f"{divergence.top2_gap:.3g}" in result.table()
     assert result.to_dict()["divergence"]["step"] == 2
 
 
@@ -256,10 +248,11 @@ def test_results_read_as_tables_and_as_json() -> None:
     ]
     for result in results:
         json.dumps(result.to_dict(), allow_nan=False)
-        long, short = (text_of(result.table(layers=layers)) for layers in (True, False))
-        assert len(short) <= len(long)
-    assert "4 window 8" in text_of(results[0].table(layers=False))
-    assert "7 full" in text_of(results[0].table())
+    for result in results[:3]:
+        long, short = (result.table(layers=layers) for layers in (True, False))
+        assert len(short) < len(long)
+    assert "4 window 8" in results[0].table(layers=False)
+    assert "7 full" in results[0].table()
 
 
 def test_infinite_keys_that_agree_are_equal() -> None:
@@ -277,7 +270,7 @@ def test_a_model_that_overflows_is_shown_as_nan() -> None:
         model.get_input_embeddings().weight.mul_(1e30)
     result = reconstruction_error(model, IDS, dtypes=["float32", "float16"])
     assert not result.exact
-    assert "nan" in text_of(result.table(layers=False))
+    assert "nan" in result.table(layers=False)
     assert result.to_dict()["greatest"] is None
 
 

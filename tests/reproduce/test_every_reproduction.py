@@ -30,8 +30,8 @@ def test_smoke_run_touches_every_declared_row(
     monkeypatch.chdir(tmp_path)
     report = harness.reproduce(slug, smoke=True)
     assert not report.faults
-    assert [row.metric for row in report.rows if row.bar]
-    assert not any(row.holds for row in report.rows)
+    assert [row.metric for row in report.figures if row.bar]
+    assert not any(row.holds for row in report.figures)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -45,10 +45,10 @@ def test_its_report_is_of_its_declared_bars(slug: str) -> None:
     assert len(bars) >= 3
     report = read_report(path)
     assert not report.smoke
-    assert {row.metric: row.bar for row in report.rows if row.bar} == {
+    assert {row.metric: row.bar for row in report.figures if row.bar} == {
         metric: bar.text for metric, bar in bars.items()
     }
-    for row in report.rows:
+    for row in report.figures:
         if row.bar:
             assert row.holds == bars[row.metric].holds(row.here)
             assert row.holds or row.why

@@ -78,7 +78,7 @@ def test_bars_are_frozen_before_the_run(tmp_path: Path) -> None:
         return context.reproduction([Row("speed-up", 1.5, why="slow here")])
 
     report = go(SimpleNamespace(BARS=bars, run=run), tmp_path)
-    assert (report.rows[0].bar, report.rows[0].holds) == (">= 2", False)
+    assert (report.figures[0].bar, report.figures[0].holds) == (">= 2", False)
 
 
 def test_a_row_cannot_bring_its_own_bar() -> None:
@@ -97,12 +97,12 @@ def test_a_failing_bar_with_a_declared_reason_is_no_fault(tmp_path: Path) -> Non
     module = fake(Row("speed-up", 1), bars={"speed-up": ">= 2"}, REASONS={"speed-up": "two cores"})
     report = go(module, tmp_path)
     assert not report.faults
-    assert report.rows[0].why == "two cores"
+    assert report.figures[0].why == "two cores"
 
 
 def test_the_reason_of_a_bar_that_holds_is_not_shown(tmp_path: Path) -> None:
     module = fake(Row("speed-up", 3), bars={"speed-up": ">= 2"}, REASONS={"speed-up": "two cores"})
-    assert go(module, tmp_path).rows[0].why == ""
+    assert go(module, tmp_path).figures[0].why == ""
 
 
 def test_a_reason_without_a_bar_is_refused_before_the_run(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_reason_without_a_bar_is_refused_before_the_run(tmp_path: Path) -> Non
 def test_a_declared_bar_without_a_row_fails_and_keeps_what_was_measured(tmp_path: Path) -> None:
     report = go(fake(Row("other", 1), bars={"speed-up": ">= 2"}), tmp_path)
     assert report.faults[0] == "BARS declares 'speed-up' but no such row was returned"
-    assert [(row.metric, row.holds) for row in report.rows] == [
+    assert [(row.metric, row.holds) for row in report.figures] == [
         ("other", None),
         ("speed-up", False),
     ]
@@ -150,7 +150,7 @@ def test_a_smoke_run_judges_nothing_and_writes_nothing(
     monkeypatch.setattr(harness, "reports_folder", lambda: tmp_path / "reports")
     module = fake(Row("speed-up", 1), bars={"speed-up": ">= 2"})
     report = harness.run_module(module, "fake", smoke=True)
-    assert (report.rows[0].bar, report.rows[0].holds) == (">= 2", None)
+    assert (report.figures[0].bar, report.figures[0].holds) == (">= 2", None)
     assert report.path is None
     assert not report.faults
     assert report.model == "tiny"

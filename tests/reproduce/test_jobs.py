@@ -76,7 +76,7 @@ def test_two_processes_share_the_units(
     done = log(tmp_path)
     assert sorted(number for number, _ in done) == list(range(40))
     assert len({pid for _, pid in done}) == 2
-    figures = {row.metric: row.here for row in report.rows}
+    figures = {row.metric: row.here for row in report.figures}
     assert figures == {"sum": sum(range(40)), "last": os.getpid()}
     assert not list((tmp_path / "home" / "reproduce").glob("*"))
 
@@ -84,7 +84,7 @@ def test_two_processes_share_the_units(
 def test_one_process_does_it_alone(module: ModuleType, tmp_path: Path) -> None:
     report = harness.run_module(module, "fake", out=tmp_path)
     assert {pid for _, pid in log(tmp_path)} == {os.getpid()}
-    assert report.rows[0].here == sum(range(40))
+    assert report.figures[0].here == sum(range(40))
 
 
 def test_a_helper_that_fails_costs_no_unit(
@@ -96,7 +96,7 @@ def test_a_helper_that_fails_costs_no_unit(
     report = harness.run_module(
         module, "fake", out=tmp_path, jobs=2, console=Console(stderr=True, width=200)
     )
-    assert report.rows[0].here == sum(range(40))
+    assert report.figures[0].here == sum(range(40))
     assert "fake: a helper process ended early: ModuleNotFoundError" in capsys.readouterr().err
 
 

@@ -35,7 +35,7 @@ def report(slug: str = "goose", smoke: bool = False) -> Report:
         versions={},
         machine={"cpu": "a CPU", "cores": 2},
         seconds=1.0,
-        rows=rows,
+        figures=rows,
     )
 
 

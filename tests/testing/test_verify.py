@@ -48,7 +48,7 @@ def test_a_wrong_token_is_named(model: PreTrainedModel) -> None:
     report = verify(model, TOKENIZER, TEXTS, wrong_at(5), max_new_tokens=16)
     assert not report.lossless
     assert report.line().startswith("NOT LOSSLESS: spoiled against hf: 3 different")
-    row = report.rows[1]
+    row = report.checks[1]
     assert (row.name, row.category, row.outcome) == ("h1", "chat", "different")
     assert row.divergence is not None
     assert (row.divergence.step, row.divergence.actual) == (5, 7)
@@ -72,7 +72,7 @@ def test_ids_need_no_tokenizer_and_any_two_setups_compare(model: PreTrainedModel
     report = verify(
         model, None, [[5, 6, 7]], {"prompt_lookup_num_tokens": 4}, wrong_at(1), max_new_tokens=6
     )
-    assert report.rows[0].outcome == "different"
+    assert report.checks[0].outcome == "different"
     assert report.b == "spoiled"
     with pytest.raises(PertokenError, match="tokenizer"):
         verify(model, None, ["text"], "hf")
@@ -104,7 +104,7 @@ def test_ties_are_lossless_up_to_rounding() -> None:
 def test_sampling_of_right_setups_fits(setup: Any) -> None:
     report = verify(None, None, [], setup, sample=True, draws=120)
     assert report.outcome == "identical"
-    assert [row.new_tokens for row in report.rows] == [120] * 4
+    assert [row.new_tokens for row in report.checks] == [120] * 4
 
 
 @pytest.mark.parametrize(("architecture", "options"), SAMPLED)

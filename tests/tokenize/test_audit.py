@@ -66,7 +66,7 @@ MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("1", "2"), ("Ġ", "T"))
 
 
 def values(found: Audit, section: str, label: str) -> tuple[Any, ...]:
-    (row,) = [row for row in found.sections[section].rows if row.label == label]
+    (row,) = [row for row in found.sections[section].lines if row.label == label]
     return row.values
 
 
@@ -74,7 +74,7 @@ def test_counts_are_those_of_the_tokenizer() -> None:
     own = {"a": ["the cat and the\nhat", "  the "], "b": "Über 1212 the"}
     tokenizer = of_bytes(MERGES)
     found = audit(tokenizer, texts=own, sections=["text"])
-    rows = {(row.group, row.label): row.values for row in found.sections["text"].rows}
+    rows = {(row.group, row.label): row.values for row in found.sections["text"].lines}
     for name, given in own.items():
         texts = [given] if isinstance(given, str) else given
         tokens = sum(len(tokenizer.encode(text)) for text in texts)
@@ -89,7 +89,7 @@ def test_padding_and_truncation_of_the_tokenizer_do_not_count() -> None:
     inputs = tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
     assert [len(ids) for ids in inputs["input_ids"]] == [2, 2]
     found = audit(tokenizer, texts={"x": ["a", "abcd"]}, sections=["text"])
-    assert found.sections["text"].rows[0].values == (1.0,)
+    assert found.sections["text"].lines[0].values == (1.0,)
     again = tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
     assert again["input_ids"] == inputs["input_ids"]
 
@@ -116,7 +116,7 @@ def test_a_language_that_cannot_be_written_has_no_premium(texts: Path) -> None:
     backend = Tokenizer(models.BPE(vocab, [], unk_token="[UNK]", fuse_unk=True))
     backend.normalizer = normalizers.Lowercase()
     found = audit({"a": backend, "b": of_bytes()}, ["de", "el"], sections=["languages"])
-    rows = found.sections["languages"].rows
+    rows = found.sections["languages"].lines
     assert rows[1].values[0] is not None
     assert rows[2].values[0] is None
     assert rows[2].cells()[0] == "-"
@@ -202,7 +202,7 @@ def test_redundancy_counts_forms() -> None:
     """Of 128 ASCII tokens 26 differ by case; Ġthe repeats the, ĠT repeats T and so t."""
     found = audit(of_bytes([*MERGES]), sections=["redundancy"])
     count = 128 + len(MERGES)
-    blank, case, either = (row.values[0] for row in found.sections["redundancy"].rows)
+    blank, case, either = (row.values[0] for row in found.sections["redundancy"].lines)
     assert blank == pytest.approx(2 / count)
     assert case == pytest.approx(26 / count)
     assert either == pytest.approx(28 / count)
@@ -240,13 +240,13 @@ def test_every_section_stands_beside_the_others(texts: Path, tmp_path: Path) -> 
     )
     assert list(found.sections) == list(SECTIONS)
     for part in found.sections.values():
-        assert all(len(row.values) == 2 for row in part.rows)
+        assert all(len(row.values) == 2 for row in part.lines)
         assert part.title in found.table()
     assert "without prose (Brown): brown is not fetched without your consent" in found.table()
     assert "texts, byte" in told
     assert json.loads(found.to_json(tmp_path / "a.json")) == found.to_dict()
     frame = pytest.importorskip("pandas") and found.to_dataframe()
-    assert len(frame) == sum(2 * len(part.rows) for part in found.sections.values())
+    assert len(frame) == sum(2 * len(part.lines) for part in found.sections.values())
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:

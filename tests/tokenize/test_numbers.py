@@ -85,7 +85,7 @@ def inside_numbers(text: str) -> set[int]:
 
 PLAIN = {kind: byte_level(kind) for kind in ("gpt2", "cl100k")}
 GROUPED = {
-    (kind, direction, group): NumberDirection(direction, group)(PLAIN[kind])
+    (kind, direction, group): NumberDirection(direction, group=group)(PLAIN[kind])
     for kind in PLAIN
     for direction in DIRECTIONS
     for group in ((1, 2, 3) if kind == "cl100k" else (1, 2, 3, 5))
@@ -134,7 +134,7 @@ def test_examples_as_tokens() -> None:
 def test_the_direction_is_recognised(direction: Direction) -> None:
     assert direction_of(NumberDirection(direction)(PLAIN["cl100k"])) == direction
     group = 1 if direction == "single" else 2
-    assert grouping_of(NumberDirection(direction, 2)(PLAIN["cl100k"])) == (direction, group)
+    assert grouping_of(NumberDirection(direction, group=2)(PLAIN["cl100k"])) == (direction, group)
 
 
 def test_directions_of_other_tokenizers() -> None:
@@ -156,7 +156,7 @@ def test_it_is_idempotent_and_replaces_another_grouping() -> None:
         once = GROUPED[kind, "r2l", 3]
         same = once.backend_tokenizer.to_str()
         assert NumberDirection("r2l")(once).backend_tokenizer.to_str() == same
-        other = NumberDirection("single")(NumberDirection("l2r", 2)(once))
+        other = NumberDirection("single")(NumberDirection("l2r", group=2)(once))
         assert NumberDirection("r2l")(other).backend_tokenizer.to_str() == same
 
 
@@ -238,7 +238,7 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(PertokenError, match="fast tokenizer, not object"):
         NumberDirection("r2l")(object())
     with pytest.raises(PertokenError, match="cannot be put into"):
-        NumberDirection("r2l", 4)(PLAIN["cl100k"])  # three digits are its most
+        NumberDirection("r2l", group=4)(PLAIN["cl100k"])  # three digits are its most
     words = {name: i for i, name in enumerate(["[UNK]", *NUMBERS, *("##" + n for n in NUMBERS)])}
     backend = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -248,7 +248,7 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(PertokenError, match="did you mean 'r2l'"):
         NumberDirection("R2L ")  # type: ignore[arg-type]
     with pytest.raises(PertokenError, match="group must be 1"):
-        NumberDirection("r2l", 0)
+        NumberDirection("r2l", group=0)
 
 
 def test_tokens_that_hide_their_digits_are_refused() -> None:

@@ -80,7 +80,7 @@ def test_premium_is_the_ratio_of_all_tokens_and_rows_come_dearest_first() -> Non
     assert found.premium("deu") == counts["deu"] / counts["eng"] > 1
     low, high = found.interval("deu")
     assert low <= found.premium("deu") <= high
-    rows = found.to_rows()
+    rows = found.rows()
     assert [row["language"] for row in rows] == ["deu", "eng"]
     assert found.table().splitlines()[1].split()[0] == "deu"
     frame = found.to_dataframe()

@@ -95,7 +95,7 @@ def test_a_sweep_goes_on_behind_its_last_whole_line(
     seen: list[tuple[int, int]] = []
     whole = sweep(plan(folder), out, progress=lambda what, done, total: seen.append((done, total)))
     assert seen == [(done, 12) for done in range(13)]
-    assert len(whole.rows) == 12
+    assert len(whole.cells) == 12
     content = out.read_bytes()
     lines = content.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:7]) + lines[7][:20])  # killed while it wrote
@@ -113,16 +113,16 @@ def test_a_sweep_goes_on_behind_its_last_whole_line(
     def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
-    assert figures(again.rows) == figures(whole.rows)
+    assert figures(again.cells) == figures(whole.cells)
     monkeypatch.setattr(module, "measure", refuse_to_train)
-    assert sweep(plan(folder), out).rows == again.rows
+    assert sweep(plan(folder), out).cells == again.cells
     # Other languages and sizes of the same file are left where they are.
     less = sweep(plan(folder, languages=["eng", "ell"], vocabularies=[280], kinds=["bpe"]), out)
-    assert [(row["language"], row["vocabulary"]) for row in less.rows] == [
+    assert [(row["language"], row["vocabulary"]) for row in less.cells] == [
         ("eng", 280),
         ("ell", 280),
     ]
-    assert len(read_sweep(out).rows) == 12
+    assert len(read_sweep(out).cells) == 12
 
 
 def test_only_what_changed_is_trained_again(folder: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_only_what_changed_is_trained_again(folder: Path, tmp_path: Path) -> Non
     assert len(out.read_text().splitlines()) == 12 + 4
     sweep(plan(folder, transition=0.95), out)
     assert len(out.read_text().splitlines()) == 12 + 4 + 6  # superword alone has a transition
-    assert len(read_sweep(out).rows) == 12
+    assert len(read_sweep(out).cells) == 12
 
 
 def test_train_text_of_its_own_is_trained_on(folder: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_train_text_of_its_own_is_trained_on(folder: Path, tmp_path: Path) -> No
 def test_processes_give_what_one_gives(folder: Path, tmp_path: Path) -> None:
     one = sweep(plan(folder), tmp_path / "one.jsonl")
     two = sweep(plan(folder), tmp_path / "two.jsonl", jobs=2)
-    assert [row["tokens"] for row in two.rows] == [row["tokens"] for row in one.rows]
+    assert [row["tokens"] for row in two.cells] == [row["tokens"] for row in one.cells]
     assert not two.lost
 
 
@@ -185,9 +185,9 @@ def test_a_sweep_with_a_killed_worker_says_so_and_the_next_run_mends_it(
     found = sweep(plan(folder), out, jobs=2, progress=kill_one)
     assert killed
     assert len(found.lost) == 1
-    assert len(found.rows) == 11 == len(out.read_text().splitlines())
+    assert len(found.cells) == 11 == len(out.read_text().splitlines())
     mended = sweep(plan(folder), out)
-    assert len(mended.rows) == 12
+    assert len(mended.cells) == 12
     assert not mended.lost
     assert len(out.read_text().splitlines()) == 12
 
@@ -198,7 +198,7 @@ def test_ray_gives_the_same_and_a_killed_worker_loses_its_call(
     pytest.importorskip("ray", reason="Ray is not installed")
     one = sweep(plan(folder), tmp_path / "one.jsonl")
     two = sweep(plan(folder), tmp_path / "two.jsonl", jobs=2, ray=True)
-    assert [row["tokens"] for row in two.rows] == [row["tokens"] for row in one.rows]
+    assert [row["tokens"] for row in two.cells] == [row["tokens"] for row in one.cells]
 
     def die(at: int) -> int:
         if at == 1:
@@ -278,7 +278,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_training(
 def test_a_config_names_folders_from_where_it_lies(folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "plan.toml"
     config.write_text('text = "texts"\nvocabularies = [260]\nlanguages = ["eng", "deu"]\n')
-    assert len(sweep(config, tmp_path / "cells.jsonl").rows) == 2
+    assert len(sweep(config, tmp_path / "cells.jsonl").cells) == 2
     config.write_text("text = texts")
     with pytest.raises(PertokenError, match="is not TOML"):
         sweep(config, tmp_path / "cells.jsonl")

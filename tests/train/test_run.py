@@ -69,7 +69,7 @@ METHODS = ("fiberpo", "grpo", "gspo", "cispo")
 
 
 def test_the_objectives_part_after_the_first_step_and_not_before(runs: dict[str, Run]) -> None:
-    norms = {method: [row["grad_norm"] for row in run.rows] for method, run in runs.items()}
+    norms = {method: [row["grad_norm"] for row in run.steps] for method, run in runs.items()}
     first = norms["grpo"][0]
     assert first > 0
     for method in ("fiberpo", "gspo"):
@@ -77,7 +77,7 @@ def test_the_objectives_part_after_the_first_step_and_not_before(runs: dict[str,
     for place, method in enumerate(METHODS):
         for other in METHODS[:place]:
             assert norms[method][1:] != norms[other][1:]
-    assert all(run.rows[0]["kl"] == 0 < run.rows[-1]["kl"] for run in runs.values())
+    assert all(run.steps[0]["kl"] == 0 < run.steps[-1]["kl"] for run in runs.values())
 
 
 def test_rows_and_results(runs: dict[str, Run]) -> None:
@@ -89,7 +89,7 @@ def test_rows_and_results(runs: dict[str, Run]) -> None:
         assert found["tokens_sampled"] == found["rows"][0]["tokens"] > 0
         assert [row["step"] for row in found["rows"]] == [1, 2, 3, 4]
         assert [row["reward"] is None for row in found["rows"]] == [False, True, True, True]
-    levels = {method: list(run.rows[0]["closed"]) for method, run in runs.items()}
+    levels = {method: list(run.steps[0]["closed"]) for method, run in runs.items()}
     assert levels == {
         "fiberpo": ["token", "trajectory"],
         "grpo": ["token"],
@@ -117,7 +117,7 @@ def test_one_checkpoint_and_a_log_stay(runs: dict[str, Run]) -> None:
 
 def test_the_page_of_the_last_batch(runs: dict[str, Run]) -> None:
     for run in runs.values():
-        page = run.page()
+        page = run.to_html()
         assert page.count("<section>") == 8
         assert page.count('title="ratio ') == int(run.batch["completion_mask"].sum())
         assert f"<title>{run.settings['method']} on letters, step 4</title>" in page
@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_the_identical_next_loss(tmp_path: Path, tiny: str, s
     ]
     again = go(tmp_path / "cut", tiny, **options, resume=True)
     timeless = [
-        [{name: row[name] for name in row if name != "seconds"} for row in run.rows]
+        [{name: row[name] for name in row if name != "seconds"} for row in run.steps]
         for run in (whole, again)
     ]
     assert timeless[0] == timeless[1]
@@ -159,7 +159,7 @@ def test_a_run_can_be_made_longer(tmp_path: Path, tiny: str) -> None:
     go(tmp_path / "a", tiny, steps=2)
     longer = go(tmp_path / "a", tiny, steps=4, resume=True)
     whole = go(tmp_path / "b", tiny, steps=4)
-    assert [row["loss"] for row in longer.rows] == [row["loss"] for row in whole.rows]
+    assert [row["loss"] for row in longer.steps] == [row["loss"] for row in whole.steps]
 
 
 def test_with_a_kl_term_the_reference_is_the_start(tmp_path: Path, tiny: str) -> None:
@@ -171,7 +171,7 @@ def test_with_a_kl_term_the_reference_is_the_start(tmp_path: Path, tiny: str) ->
     given = (model, AutoTokenizer.from_pretrained(tiny))
     run = go(tmp_path / "a", tiny, model=given, beta=0.1)
     assert run.to_dict()["kl"] == "to the start"
-    assert run.rows[0]["kl"] == 0 < run.rows[-1]["kl"]
+    assert run.steps[0]["kl"] == 0 < run.steps[-1]["kl"]
 
 
 # ------------------------------------------------------------------------------ what stops a run

@@ -34,7 +34,7 @@ def attribute(
     quantity: str | Quantity = "probability",
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> TokenSignal:
     """How much each token of a prompt mattered for what follows it.
@@ -45,7 +45,7 @@ def attribute(
     method: a name of `pertoken.attribute.METHODS`; options are the method's own.
     quantity: what is explained, "probability", "log-probability", "logit", "entropy", or
         `contrast(foil)`; a name you registered.
-    progress: called with (done, total) now and then.
+    progress: called with (what, done, total) now and then.
     Returns a `TokenSignal` over the user's own text: values [tokens] for one target token, [tokens,
     targets] for several; special tokens and the chat template are left out, and a token that was
     not rated is NaN. `notes` say what must be known about the result.
@@ -62,7 +62,8 @@ def attribute(
     chosen.filled(options)  # what is misspelt is said before any work
     question = ask(model, tokenizer, prompt, target)
     if progress is not None:
-        question = replace(question, tell=progress)
+        told = progress  # a name that stays what it is, for the type checker
+        question = replace(question, tell=lambda done, total: told(chosen.name, done, total))
     return signal(question, chosen(question, wanted, seed=seed, **options), chosen.name, wanted)
 
 

@@ -18,7 +18,6 @@ replace (special ones, the chat template) are never zeroed.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,8 @@ import numpy.typing as npt
 import torch
 
 from pertoken._bootstrap import Interval, bootstrap, bootstrap_mean
+from pertoken._extras import need
+from pertoken._html import report
 from pertoken.attribute._forward import last_logits, most_tokens
 from pertoken.attribute._question import Prompt, Question, ask
 from pertoken.attribute._scores import Scores, seeded
@@ -39,6 +40,7 @@ from pertoken.attribute.methods import METHODS, find
 from pertoken.attribute.quantity import Quantity
 from pertoken.attribute.quantity import find as find_quantity
 from pertoken.errors import PertokenError, nearest
+from pertoken.result import Part, Result, figure, plain
 from pertoken.signal import TokenSignal
 
 if TYPE_CHECKING:
@@ -139,8 +141,8 @@ class MethodResult:
 
 
 @dataclass(frozen=True)
-class Faithfulness:
-    """What `evaluate_attribution` found; prints as a table.
+class Faithfulness(Result):
+    """What `evaluate_attribution` found; prints as its table.
 
     results: by name of the method, `random` among them. signals: for each prompt what each method
     gave, by its name. notes: what must be known.
@@ -167,46 +169,53 @@ class Faithfulness:
             rows.append({**row, "seconds": result.seconds})
         return rows
 
-    def table(self) -> str:
-        """The rows as a text: the value, its interval, and ln of its ratio to random."""
-        head = ("method", "sufficiency", "ln/random", "comprehensiveness", "ln/random", "seconds")
+    def to_dict(self) -> dict[str, Any]:
+        """Settings, rows, notes and the values behind them."""
+        values = {
+            name: {"sufficiency": result.sufficiency, "comprehensiveness": result.comprehensiveness}
+            for name, result in self.results.items()
+        }
+        found: dict[str, Any] = plain(
+            {"settings": self.settings, "rows": self.rows(), "notes": self.notes, "values": values}
+        )
+        return found
+
+    def plot(self) -> Any:
+        """Both metrics, a bar per method with its interval (extra `plot`)."""
+        graph = need("plotly.graph_objects", "plot")
+        rows = self.rows()
+        bars = []
+        for key in ("sufficiency", "comprehensiveness"):
+            ends = [row[f"{key}_interval"] for row in rows]
+            errors = {
+                "array": [high - row[key] for row, (_, high) in zip(rows, ends, strict=True)],
+                "arrayminus": [row[key] - low for row, (low, _) in zip(rows, ends, strict=True)],
+            }
+            names, values = [row["method"] for row in rows], [row[key] for row in rows]
+            bars.append(graph.Bar(name=key, x=names, y=values, error_y=errors))
+        return figure(bars, barmode="group", yaxis={"rangemode": "tozero"})
+
+    def _parts(self) -> list[Part]:
+        """The value, its interval, and ln of its ratio to random."""
+        head = ["method", "sufficiency", "ln/random", "comprehensiveness", "ln/random", "seconds"]
         lines = [head]
         for row in self.rows():
+            reference = row["method"] == RANDOM
             cells = [row["method"]]
             for key in ("sufficiency", "comprehensiveness"):
                 low, high = row[f"{key}_interval"]
                 cells.append(f"{row[key]:.3f} [{low:.3f}, {high:.3f}]")
-                ratio = row[f"{key}_ln_ratio"]
-                cells.append("" if row["method"] == RANDOM else _signed(ratio))
-            cells.append("" if row["method"] == RANDOM else f"{row['seconds']:.3g}")
-            lines.append(tuple(cells))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = [
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*text, *(f"note: {note}" for note in self.notes)])
+                cells.append("" if reference else _signed(row[f"{key}_ln_ratio"]))
+            lines.append([*cells, "" if reference else f"{row['seconds']:.3g}"])
+        return [Part("", lines, [f"note: {note}" for note in self.notes])]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Settings, rows, notes and the values behind them, as plain JSON values."""
-        values = {
-            name: {
-                "sufficiency": result.sufficiency.tolist(),
-                "comprehensiveness": result.comprehensiveness.tolist(),
-            }
-            for name, result in self.results.items()
-        }
-        plain = {
-            "settings": self.settings,
-            "rows": [{key: _plain(value) for key, value in row.items()} for row in self.rows()],
-            "notes": list(self.notes),
-            "values": values,
-        }
-        found: dict[str, Any] = json.loads(json.dumps(plain))
-        return found
+    def _page(self) -> str:
+        """The table and, of each prompt, every method's coloured text."""
+        from pertoken._signal_html import fragment
+
+        texts = [fragment(signal) for each in self.signals for signal in each.values()]
+        main = "\n".join([*(part.html() for part in self._parts()), *texts])
+        return report("pertoken: which tokens mattered", "Which tokens mattered", main)
 
     def __str__(self) -> str:
         return self.table()
@@ -214,12 +223,6 @@ class Faithfulness:
 
 def _signed(number: float | None) -> str:
     return "" if number is None or not math.isfinite(number) else f"{number:+.2f}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ln_ratio(values: Floats, reference: Floats, seed: int) -> tuple[float | None, Interval]:

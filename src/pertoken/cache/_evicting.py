@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._shown import Shown
 from pertoken._takeover import refuse_unfit, sdpa, visible
 from pertoken.cache._attention import Forward, ModelCache
 from pertoken.cache._kept_rows import KeptRows
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class EvictingCache(ModelCache):
+class EvictingCache(Shown, ModelCache):
     """Base of the caches that hold at most `budget` rows per layer and batch row.
 
     A method is one function, `_priority`; `_answer` may be replaced by one that watches attention.
@@ -232,9 +233,6 @@ class EvictingCache(ModelCache):
         return out
 
     # --------------------------------------------------------------------- being a cache
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(budget={self.budget}, seen={self._seen})"
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, evicted ones and padding included."""

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from pertoken._extras import need
+from pertoken._shown import Shown
 from pertoken.cache._code import Code, Kind, check, half
 from pertoken.cache._rotation import Rotation
 from pertoken.cache._rows import Rows, plain_rows
@@ -59,7 +60,7 @@ class Predictor:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Predictive:
+class Predictive(Shown):
     """Closed-loop prediction, uniform quantiser, adaptive range coder (extra `archive`).
 
     step: width of the quantiser in spreads of the residual; larger is coarser.
@@ -75,7 +76,7 @@ class Predictive:
     True
     """
 
-    def __init__(self, step: float = 0.5, predictor: Predictor | None = None) -> None:
+    def __init__(self, *, step: float = 0.5, predictor: Predictor | None = None) -> None:
         if not step > 0:
             raise PertokenError(f"step must be above 0, got {step}")
         self.step = step
@@ -94,7 +95,7 @@ class Predictive:
         if self.predictor is not None:
             raise PertokenError(
                 "this Predictive was fitted to all layers of a model: use encode_cache(quantizer, "
-                "model, input_ids, cache), or Predictive(step) without a predictor"
+                "model, input_ids, cache), or Predictive(step=step) without a predictor"
             )
         tensor = check(tensor)
         parts = self._encode(_merge(tensor)[None], None)

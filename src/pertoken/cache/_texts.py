@@ -33,14 +33,14 @@ def scripts(
     *,
     tokenizer: Any = None,
     continuation: str = "greedy",
-    new_tokens: int = 64,
+    max_new_tokens: int = 64,
     prompt_share: float = 0.5,
 ) -> list[list[Turn]]:
     """The turns of each text; PertokenError for texts that nothing can be judged on."""
     if continuation not in ("greedy", "text"):
         raise PertokenError(f'continuation is "greedy" or "text", not {continuation!r}')
-    if new_tokens < 1:
-        raise PertokenError(f"new_tokens must be 1 or more, got {new_tokens}")
+    if max_new_tokens < 1:
+        raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     if not 0 <= prompt_share < 1:
         raise PertokenError(f"prompt_share is from 0 to below 1, got {prompt_share:g}")
     if isinstance(texts, str) or not len(texts):
@@ -63,7 +63,7 @@ def scripts(
                 "needed"
             )
         cut = min(max(1, round(prompt_share * len(ids))), len(ids) - 1)
-        found.append([Turn(ids[:cut], ids[cut : cut + new_tokens])])
+        found.append([Turn(ids[:cut], ids[cut : cut + max_new_tokens])])
     return found
 
 
@@ -105,7 +105,9 @@ def refuse_unfit(model: PreTrainedModel) -> None:
         raise PertokenError(f"{name} is in training mode (dropout): call model.eval() first")
 
 
-def check_fit(model: PreTrainedModel, turns: Sequence[Turn], new_tokens: int, number: int) -> None:
+def check_fit(
+    model: PreTrainedModel, turns: Sequence[Turn], max_new_tokens: int, number: int
+) -> None:
     """Raise PertokenError for ids that the model does not have, or more than its positions."""
     config = model.config.get_text_config(decoder=True)
     vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -116,7 +118,7 @@ def check_fit(model: PreTrainedModel, turns: Sequence[Turn], new_tokens: int, nu
         raise PertokenError(
             f"text {number} holds the id {wrong}; the model has {vocabulary} tokens"
         )
-    length = len(given) + new_tokens * sum(turn.answer is None for turn in turns)
+    length = len(given) + max_new_tokens * sum(turn.answer is None for turn in turns)
     if room is not None and length > room:
         raise PertokenError(
             f"text {number} with its new tokens is up to {length} tokens long; the model has "

@@ -15,13 +15,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from pertoken._shown import Shown
 from pertoken.cache._code import Code, Kind, check, half, pack, unpack
 from pertoken.errors import PertokenError
 
 _GRID = 1 << 16
 
 
-class TurboQuant:
+class TurboQuant(Shown):
     """`bits` per coordinate and a norm in float16 per vector.
 
     seed: of the rotation, an orthogonal matrix drawn uniformly (it ships with the settings).
@@ -35,7 +36,7 @@ class TurboQuant:
     torch.Size([1, 2, 5, 16])
     """
 
-    def __init__(self, bits: int = 3, seed: int = 0, *, qjl: bool = False) -> None:
+    def __init__(self, *, bits: int = 3, seed: int = 0, qjl: bool = False) -> None:
         least = 2 if qjl else 1
         if not least <= bits <= 8:
             raise PertokenError(f"bits of TurboQuant must be {least} to 8, got {bits}")

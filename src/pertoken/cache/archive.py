@@ -49,6 +49,7 @@ from pertoken.cache._ids import check_room, code_ids, numerics, read_ids, with_t
 from pertoken.cache._tensors import Rows, empty_cache, layer_shapes, pack_rows
 from pertoken.cache.fingerprint import model_fingerprint, model_name
 from pertoken.errors import PertokenError, nearest
+from pertoken.result import Result, plain
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -66,9 +67,10 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What was written. bytes: of the file; payload_bits: without header and records' frames.
+class Saved(Result):
+    """What was written. held: tokens that the cache holds; bytes: of the file.
 
+    payload_bits: without header and records' frames.
     cross_entropy: the model's own bits per token on these ids, log2 of the vocabulary for the first
     of them; raw_chunks: how many chunks had to be kept as plain ids. Both of level "tokens" only.
     """
@@ -76,17 +78,28 @@ class Saved:
     path: Path
     level: str
     tokens: int
-    rows: int
+    held: int
     bytes: int
     payload_bits: int
     seconds: float
     cross_entropy: float | None = None
     raw_chunks: int = 0
 
+    _title = "A conversation saved"
+
     @property
     def bits_per_token(self) -> float:
         """Payload bits per token."""
         return self.payload_bits / self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and `bits_per_token`."""
+        found: dict[str, Any] = plain(asdict(self) | {"bits_per_token": self.bits_per_token})
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record: `to_dict`."""
+        return [self.to_dict()]
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class Restored:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Result):
     """What a file says of itself, and whether all its parts are whole (`damage` is empty then)."""
 
     path: Path
@@ -116,11 +129,17 @@ class Inspection:
     payload_bytes: int
     damage: str
 
+    _title = "A saved conversation"
+
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON; layers are counted."""
         said = asdict(self.header) | {"layers": len(self.header.layers)}
         own = {"path": str(self.path), "bytes": self.bytes, "payload_bytes": self.payload_bytes}
         return own | said | {"coded_chunks": self.coded_chunks, "damage": self.damage}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record: `to_dict`, without the libraries' versions."""
+        return [{key: value for key, value in self.to_dict().items() if key != "numerics"}]
 
 
 def save_cache(
@@ -191,7 +210,7 @@ def save_cache(
         path=target,
         level=level,
         tokens=len(ids),
-        rows=rows,
+        held=rows,
         bytes=size,
         payload_bits=8 * payload,
         seconds=time.perf_counter() - began,

@@ -52,7 +52,7 @@ def cache_fidelity(
     *,
     tokenizer: Any = None,
     continuation: Literal["greedy", "text"] = "greedy",
-    new_tokens: int = 64,
+    max_new_tokens: int = 64,
     prompt_share: float = 0.5,
     chunk: int | None = None,
     context: Callable[[PreTrainedModel], AbstractContextManager[Any]] | None = None,
@@ -62,10 +62,10 @@ def cache_fidelity(
 
     cache_factory: makes a new, empty `Cache` each time it is called: ours, transformers', yours.
     texts: each is judged by itself (batch 1). Strings need the `tokenizer`.
-    continuation: "greedy": a text is a prompt, and what is judged are the `new_tokens` (or fewer,
-        where the model stops) that the full cache writes behind it. "text": the first
-        `prompt_share` of a text is the prompt, and at most `new_tokens` behind it are judged as
-        they stand. A list of `Turn`s says for each turn which answer is meant.
+    continuation: "greedy": a text is a prompt, and what is judged are the `max_new_tokens` (or
+        fewer, where the model stops) that the full cache writes behind it. "text": the first
+        `prompt_share` of a text is the prompt, and at most `max_new_tokens` behind it are judged
+        as they stand. A list of `Turn`s says for each turn which answer is meant.
     chunk: prompts are read in pieces of that many tokens; in one forward if None.
     context: called with the model, returns a context manager in which the candidate runs. A press
         of kvpress is one as it is:
@@ -77,7 +77,7 @@ def cache_fidelity(
 
     >>> from transformers import DynamicCache
     >>> from pertoken.testing import tiny_model
-    >>> result = cache_fidelity(tiny_model("llama"), DynamicCache, [[5, 6, 7]], new_tokens=4)
+    >>> result = cache_fidelity(tiny_model("llama"), DynamicCache, [[5, 6, 7]], max_new_tokens=4)
     >>> result.kl, result.top1_agreement, result.token_match
     ([0.0, 0.0, 0.0, 0.0], 1.0, 1.0)
     """
@@ -88,10 +88,10 @@ def cache_fidelity(
             texts,
             tokenizer=tokenizer,
             continuation=continuation,
-            new_tokens=new_tokens,
+            max_new_tokens=max_new_tokens,
             prompt_share=prompt_share,
         ),
-        new_tokens,
+        max_new_tokens,
         chunk,
         progress,
     )
@@ -105,7 +105,7 @@ def compare_caches(
     *,
     tokenizer: Any = None,
     continuation: Literal["greedy", "text"] = "greedy",
-    new_tokens: int = 64,
+    max_new_tokens: int = 64,
     prompt_share: float = 0.5,
     chunk: int | None = None,
     progress: Progress | None = None,
@@ -121,11 +121,11 @@ def compare_caches(
         texts,
         tokenizer=tokenizer,
         continuation=continuation,
-        new_tokens=new_tokens,
+        max_new_tokens=max_new_tokens,
         prompt_share=prompt_share,
     )
     plain = {name: (factory, None) for name, factory in factories.items()}
-    return _judge(model, plain, turns, new_tokens, chunk, progress)
+    return _judge(model, plain, turns, max_new_tokens, chunk, progress)
 
 
 class _Reader:
@@ -230,7 +230,7 @@ def _judge(
     model: PreTrainedModel,
     candidates: Mapping[str, Candidate],
     texts: Sequence[Sequence[Turn]],
-    new_tokens: int,
+    max_new_tokens: int,
     chunk: int | None,
     progress: Progress | None,
 ) -> dict[str, Fidelity]:
@@ -239,12 +239,12 @@ def _judge(
     refuse_unfit(model)
     tell = progress or (lambda what, done, total: None)
     for number, turns in enumerate(texts, 1):
-        check_fit(model, turns, new_tokens, number)
+        check_fit(model, turns, max_new_tokens, number)
     found: dict[str, list[TextFidelity]] = {name: [] for name in candidates}
     made: list[weakref.ref[Any]] = []
     # One text after the other, all candidates on each: only its own reference is kept in memory.
     for turns in texts:
-        reference = _reference(model, turns, new_tokens, chunk, tell)
+        reference = _reference(model, turns, max_new_tokens, chunk, tell)
         for name, (factory, context) in candidates.items():
             make = partial(_new_cache, factory, made)
             with contextlib.nullcontext() if context is None else context(model):
@@ -254,7 +254,7 @@ def _judge(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
-        "new_tokens": new_tokens,
+        "new_tokens": max_new_tokens,
         "chunk": chunk,
     }
     return {name: Fidelity(results, settings) for name, results in found.items()}
@@ -263,7 +263,7 @@ def _judge(
 def _reference(
     model: PreTrainedModel,
     turns: Sequence[Turn],
-    new_tokens: int,
+    max_new_tokens: int,
     chunk: int | None,
     tell: Progress,
 ) -> _Reference:
@@ -272,7 +272,7 @@ def _reference(
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     reader = _Reader(model, cache, chunk, "the full cache")
     logits: list[torch.Tensor] = []
-    limits = [len(turn.answer) if turn.answer is not None else new_tokens for turn in turns]
+    limits = [len(turn.answer) if turn.answer is not None else max_new_tokens for turn in turns]
 
     def see(row: torch.Tensor) -> None:
         logits.append(row)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pertoken._extras import need
+from pertoken.result import Part, Result, aligned, figure, plain
 
 __all__ = ["Fidelity", "Speed", "TextFidelity", "fidelity_table"]
 
@@ -76,11 +77,13 @@ class TextFidelity:
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Result):
     """One cache beside the full cache, over all texts. KL and log-probabilities are in nats."""
 
     texts: list[TextFidelity]
     settings: dict[str, Any]
+
+    _title = "A cache beside the full cache"
 
     @property
     def kl(self) -> list[float]:
@@ -163,9 +166,9 @@ class Fidelity:
         """The same with the full cache."""
         return _speed(text.full_speed for text in self.texts)
 
-    def table(self) -> str:
-        """The figures beside those of the full cache, as aligned text."""
-        return fidelity_table({"cache": self})
+    def _parts(self) -> list[Part]:
+        """The figures beside those of the full cache."""
+        return [Part("", [HEAD, *table_cells({"cache": self})])]
 
     def summary(self) -> dict[str, Any]:
         """The figures over all texts, as plain JSON values; None where one is not finite."""
@@ -174,20 +177,19 @@ class Fidelity:
             "perplexity_ratio", "token_match", "common_prefix", "held_bytes", "peak_bytes",
             "full_peak_bytes", "seconds", "tokens_per_second", "full_tokens_per_second",
         )  # fmt: skip
-        return {"steps": len(self.kl), **{name: _json(getattr(self, name)) for name in names}}
+        return {"steps": len(self.kl), **{name: plain(getattr(self, name)) for name in names}}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values: settings, summary, and each text with its steps."""
-        texts = [_json(asdict(text)) for text in self.texts]
+        texts = [plain(asdict(text)) for text in self.texts]
         return {"settings": self.settings, "summary": self.summary(), "texts": texts}
 
-    def to_dataframe(self) -> Any:
-        """A pandas frame (extra `dataframe`) with a row per judged token.
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per judged token.
 
-        Columns: text, turn, step (within the text), token, kl, agrees, nll, full_nll, free_token
+        Keys: text, turn, step (within the text), token, kl, agrees, nll, full_nll, free_token
         (None where nothing was written there).
         """
-        pandas = need("pandas", "dataframe")
         rows = []
         for number, text in enumerate(self.texts):
             step = 0
@@ -199,32 +201,29 @@ class Fidelity:
                             "turn": turn,
                             "step": step,
                             "token": token,
-                            "kl": text.kl[step],
+                            "kl": plain(text.kl[step]),
                             "agrees": text.agrees[step],
-                            "nll": text.nll[step],
-                            "full_nll": text.full_nll[step],
+                            "nll": plain(text.nll[step]),
+                            "full_nll": plain(text.full_nll[step]),
                             "free_token": own[place] if own and place < len(own) else None,
                         }
                     )
                     step += 1
-        return pandas.DataFrame(rows)
+        return rows
 
     def plot(self) -> Any:
         """KL per step, one line per text: a plotly figure (extra `plot`)."""
         graph = need("plotly.graph_objects", "plot")
-        figure = graph.Figure(
-            [graph.Scatter(y=text.kl, name=f"text {n}") for n, text in enumerate(self.texts, 1)]
-        )
-        figure.update_layout(template="plotly_white")
-        figure.update_xaxes(title="step")
-        figure.update_yaxes(title="KL(full || candidate), nats", rangemode="tozero")
-        return figure
+        curves = [
+            graph.Scatter(y=text.kl, name=f"text {place}")
+            for place, text in enumerate(self.texts, 1)
+        ]
+        axis = {"title": "KL(full || candidate), nats", "rangemode": "tozero"}
+        return figure(curves, xaxis={"title": "step"}, yaxis=axis)
 
 
 def fidelity_table(results: Mapping[str, Fidelity]) -> str:
     """Several results in one table, the full cache first: KL in nats, shares in per cent."""
-    from pertoken.compare_report import aligned
-
     return aligned([list(HEAD), *table_cells(results)])
 
 
@@ -296,11 +295,3 @@ def _speed(speeds: Iterable[Speed]) -> float:
     listed: Sequence[Speed] = list(speeds)
     seconds = sum(speed.decode_seconds for speed in listed)
     return sum(speed.steps for speed in listed) / seconds if seconds else math.nan
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -45,12 +45,15 @@ class H2OCache(EvictingCache):
     [[[5, 6], [5, 6]]]
     """
 
+    slug = "h2o"
+
     per_head = True
 
     def __init__(self, model: PreTrainedModel, budget: int, *, recent: int | None = None) -> None:
         super().__init__(model, budget)
-        self.recent = budget // 2 if recent is None else recent
-        if not 0 <= self.recent <= budget:
+        self.recent = recent
+        self._newest_kept = budget // 2 if recent is None else recent
+        if not 0 <= self._newest_kept <= budget:
             raise PertokenError(f"H2OCache: recent must lie in 0 … {budget}, got {recent!r}")
 
     def _answer(
@@ -69,5 +72,5 @@ class H2OCache(EvictingCache):
     def _priority(self, layer: int, rows: KeptRows) -> torch.Tensor:
         assert rows.notes is not None
         priority = rows.notes.clone()
-        priority[..., rows.count - self.recent :] = torch.inf
+        priority[..., rows.count - self._newest_kept :] = torch.inf
         return priority

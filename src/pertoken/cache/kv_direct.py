@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pertoken._blocks import Blocks
+from pertoken._shown import Shown
 from pertoken._takeover import sdpa, visible
 from pertoken.cache._attention import Forward, ModelCache, mask_of_layer, opens, shows
 from pertoken.cache._evicted import Evicted, token_positions
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 _BLOCK = 128  # tokens; a block of queries against a block of keys is what attention holds at once
 
 
-class KVDirectCache(ModelCache):
+class KVDirectCache(Shown, ModelCache):
     """A cache of bounded memory with the output of a full one; hand it to `generate`.
 
     budget: tokens whose keys and values are held, per layer and row of the batch.
@@ -95,6 +96,8 @@ class KVDirectCache(ModelCache):
     True
     """
 
+    slug = "kv-direct"
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -109,7 +112,8 @@ class KVDirectCache(ModelCache):
         self.budget = budget
         self.checkpoint: Literal["tokens", "residual", "per_layer"] = checkpoint
         self.rematerialize: Literal["step", "turn"] = rematerialize
-        self.block = min(_BLOCK, budget) if block is None else block
+        self.block = block
+        self._block = min(_BLOCK, budget) if block is None else block
         name = type(self).__name__
         refuse_changing(model, name)
         self.blocks = Blocks(model)
@@ -123,8 +127,8 @@ class KVDirectCache(ModelCache):
         # As many rows as the budget has in all layers may be made again in one of them, so with a
         # small budget several blocks are run at once.
         self._spare = budget * count
-        together = 1 if block else max(1, min(_BLOCK, self._spare) // self.block)
-        self._run = together * self.block
+        together = 1 if block else max(1, min(_BLOCK, self._spare) // self._block)
+        self._run = together * self._block
         self._held = Held(count)
         super().__init__(model, self._held.layers)
         self._token_bytes = row_bytes(model, self.blocks, self.windows, name)
@@ -234,7 +238,7 @@ class KVDirectCache(ModelCache):
                 checkpoint=self.checkpoint,
                 rematerialize=self.rematerialize,
                 layer=self.layer,
-                block=self.block,
+                block=self._block,
             )
         twin._held.copy(self._held)
         twin._nodes, twin.peak_bytes = self._nodes, self.nbytes
@@ -380,7 +384,7 @@ class KVDirectCache(ModelCache):
     def _fitting(self, total: int) -> int:
         """The first of `total` tokens whose rows fit: the border of a block, or where it was."""
         over, first = total - self.budget, self._held.first
-        return first if over <= first else -(-over // self.block) * self.block
+        return first if over <= first else -(-over // self._block) * self._block
 
     def _border(self, total: int) -> int:
         return self._fitting(total) if self.rematerialize == "step" else 0

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._shown import Shown
 from pertoken.cache._rows import Rows, plain_cache, plain_rows
 from pertoken.cache._trie import Block, Node, form, joined, same
 from pertoken.errors import PertokenError
@@ -62,7 +63,7 @@ class TrieStats:
         return self.bytes_unshared / self.bytes_held if self.bytes_held else 1.0
 
 
-class PrefixTrie:
+class PrefixTrie(Shown):
     """Caches of sessions that begin alike, in shared blocks.
 
     model: fills the cache where `add` is given none, and says the bits of each token.
@@ -85,8 +86,8 @@ class PrefixTrie:
     def __init__(
         self,
         model: PreTrainedModel | None = None,
-        block: int = 16,
         *,
+        block: int = 16,
         capacity: int | None = None,
     ) -> None:
         if block < 1:

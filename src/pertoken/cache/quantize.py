@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._shown import Shown
 from pertoken.cache._code import Code, Kind, Quantizer, check, half, pack, unpack
 from pertoken.cache._predictive import Predictive, Predictor, fit_predictor
 from pertoken.cache._rows import plain_cache, plain_rows
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 
-class Raw:
+class Raw(Shown):
     """No quantisation: the tensor in a 16-bit type, as caches are usually held.
 
     bfloat16 stays bfloat16; float32 and float64 become float16.
@@ -62,7 +63,7 @@ class Raw:
         return code.parts["rows"].to(code.dtype)
 
 
-class _Grouped:
+class _Grouped(Shown):
     """Asymmetric uniform quantiser over groups of channels of one token's vector.
 
     Each group stores its least value and its step in float16 beside the codes.
@@ -70,7 +71,7 @@ class _Grouped:
 
     bits: int
 
-    def __init__(self, group: int = 32) -> None:
+    def __init__(self, *, group: int = 32) -> None:
         if group < 1:
             raise PertokenError(f"group must be 1 or more channels, got {group}")
         self.group = group
@@ -115,7 +116,7 @@ class Int4(_Grouped):
     bits = 4
 
 
-class KIVI:
+class KIVI(Shown):
     """KIVI (arXiv 2402.02750, Algorithm 1): keys per channel, values per token, newest rows whole.
 
     bits: 2 or 4. group: tokens of a key group, channels of a value group (paper: 32).
@@ -127,7 +128,7 @@ class KIVI:
     True
     """
 
-    def __init__(self, bits: int = 2, group: int = 32, residual: int = 128) -> None:
+    def __init__(self, *, bits: int = 2, group: int = 32, residual: int = 128) -> None:
         if bits not in (2, 4):
             raise PertokenError(f"bits of KIVI must be 2 or 4, got {bits}")
         if group < 1 or residual < 0 or residual % group:

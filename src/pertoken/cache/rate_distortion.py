@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._extras import need
 from pertoken.cache._predictive import Predictive, cached_rows
 from pertoken.cache._rows import plain_cache
 from pertoken.cache.quantize import Code, Quantizer, decode_cache, encode_cache
 from pertoken.errors import PertokenError
+from pertoken.result import Part, Result, figure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,23 +88,12 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class RateDistortion:
+class RateDistortion(Result):
     """Figures of each quantiser by name, fewest bits first."""
 
     tallies: dict[str, Tally]
 
-    def table(self) -> str:
-        """One line per quantiser."""
-        width = max(map(len, self.tallies))
-        head = "bits/value  keys    values  attention  KL nats  top-1   encode s  decode s"
-        lines = [f"{'quantiser':{width}}  {head}"]
-        for name, t in self.tallies.items():
-            lines.append(
-                f"{name:{width}}  {t.bits_per_value:10.2f}  {t.key_error:6.2%}  "
-                f"{t.value_error:6.2%}  {t.attention_error:9.2%}  {t.kl_per_token:7.4f}  "
-                f"{t.agree / t.tokens:6.1%}  {t.encode_seconds:8.2f}  {t.decode_seconds:8.2f}"
-            )
-        return "\n".join(lines)
+    _title = "What quantising a cache costs"
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Figures by quantiser."""
@@ -119,6 +110,42 @@ class RateDistortion:
             }
             for name, t in self.tallies.items()
         }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per quantiser."""
+        return [{"quantiser": name, **row} for name, row in self.to_dict().items()]
+
+    def plot(self) -> Any:
+        """KL over bits, a point per quantiser: a plotly figure (extra `plot`)."""
+        graph = need("plotly.graph_objects", "plot")
+        rows = self.rows()
+        points = graph.Scatter(
+            x=[row["bits_per_value"] for row in rows],
+            y=[row["kl_per_token"] for row in rows],
+            text=[row["quantiser"] for row in rows],
+            mode="markers+text",
+            textposition="top center",
+        )
+        axis = {"title": "KL, nats per token", "rangemode": "tozero"}
+        return figure(points, xaxis={"title": "bits per value"}, yaxis=axis)
+
+    def _parts(self) -> list[Part]:
+        """A line per quantiser."""
+        shown = {
+            "bits_per_value": ("bits/value", ".2f"),
+            "key_error": ("keys", ".2%"),
+            "value_error": ("values", ".2%"),
+            "attention_error": ("attention", ".2%"),
+            "kl_per_token": ("KL nats", ".4f"),
+            "top1_agreement": ("top-1", ".1%"),
+            "encode_seconds": ("encode s", ".2f"),
+            "decode_seconds": ("decode s", ".2f"),
+        }
+        lines = [["quantiser", *(name for name, _ in shown.values())]]
+        for row in self.rows():
+            figures = [format(row[key], form) for key, (_, form) in shown.items()]
+            lines.append([row["quantiser"], *figures])
+        return [Part("", lines)]
 
 
 def rate_distortion(
@@ -137,7 +164,7 @@ def rate_distortion(
     >>> from pertoken.cache.quantize import Int8, TurboQuant
     >>> from pertoken.testing import tiny_model
     >>> text = [list(range(1, 41))]
-    >>> found = rate_distortion(tiny_model("llama"), text, [Int8(), TurboQuant(2)])
+    >>> found = rate_distortion(tiny_model("llama"), text, [Int8(), TurboQuant(bits=2)])
     >>> [round(tally.bits_per_value) for tally in found.tallies.values()]
     [4, 12]
     """

@@ -46,6 +46,8 @@ class SnapKVCache(EvictingCache):
     [[[5, 6], [5, 6]]]
     """
 
+    slug = "snapkv"
+
     per_head = True
 
     def __init__(

@@ -54,6 +54,8 @@ class StreamingLLMCache(EvictingCache):
     [[[0, 1, 5, 6]]]
     """
 
+    slug = "streaming-llm"
+
     def __init__(self, model: PreTrainedModel, budget: int, *, sinks: int = 4) -> None:
         super().__init__(model, budget)
         if not 0 <= sinks < budget:

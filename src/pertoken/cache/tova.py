@@ -37,6 +37,8 @@ class TOVACache(EvictingCache):
     (4, 7)
     """
 
+    slug = "tova"
+
     def _answer(
         self,
         module: Any,

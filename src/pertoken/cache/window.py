@@ -31,5 +31,7 @@ class WindowCache(EvictingCache):
     [[[3, 4, 5, 6]]]
     """
 
+    slug = "window"
+
     def _priority(self, layer: int, rows: KeptRows) -> torch.Tensor:
         return rows.positions.double()

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken._html import asset, document, grid
+from pertoken._html import report
 
 if TYPE_CHECKING:
-    from pertoken.cli.caches import Row
+    from pertoken.cli._caches_report import CacheComparison, Row
 
 __all__ = ["page"]
 
@@ -36,46 +36,27 @@ svg.chart.key { width: 2.2rem; height: .7rem; margin-right: .4rem; }
 )
 
 
-def page(rows: Sequence[Row], table: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """The whole page as HTML.
-
-    table: head and lines, as `pertoken.cli.caches.cells` makes them.
-    """
-    style = asset("compare.css") + _STYLE
-    below = "\n".join(f'<p class="faint">{escape(line)}</p>' for line in notes)
+def page(found: CacheComparison) -> str:
+    """The whole page as HTML."""
+    tables = "\n".join(part.html() for part in found._parts())
     legend = "\n".join(
         f'<li><svg class="key chart" viewBox="0 0 36 10" aria-hidden="true">'
         f'<polyline points="0,5 36,5" {_look(place)}/></svg>{escape(row.label)}</li>'
-        for place, row in enumerate(rows)
+        for place, row in enumerate(found.caches)
     )
-    body = f"""\
-<header>
-<h1>One conversation, decoded with {len(rows)} cache{"s" if len(rows) > 1 else ""}</h1>
-</header>
-<main>
+    main = f"""\
 <h2>What each cache forgets, holds and takes</h2>
-{grid(table)}
-{below}
+{tables}
 <h2>How far from the full cache, turn by turn</h2>
 <p class="faint">Mean KL of a turn's steps, in nats, on a logarithmic scale; nothing is drawn below
 {_FLOOR:g}.</p>
-{_chart(rows)}
+{_chart(found.caches)}
 <ul id="legend">
 {legend}
-</ul>
-</main>"""
-    return document("pertoken compare-caches", body, style=style)
-
-
-def by_turn(row: Row) -> list[float]:
-    """Mean KL of each turn of the conversation."""
-    (text,) = row.result.texts
-    found, start = [], 0
-    for answer in text.answers:
-        part = text.kl[start : start + len(answer)]
-        found.append(sum(part) / len(part))
-        start += len(answer)
-    return found
+</ul>"""
+    count = len(found.caches)
+    heading = f"One conversation, decoded with {count} cache{'s' if count > 1 else ''}"
+    return report("pertoken compare-caches", heading, main, style=_STYLE)
 
 
 def _look(place: int) -> str:
@@ -84,7 +65,7 @@ def _look(place: int) -> str:
 
 
 def _chart(rows: Sequence[Row]) -> str:
-    curves = [by_turn(row) for row in rows]
+    curves = [row.by_turn() for row in rows]
     finite = [value for curve in curves for value in curve if math.isfinite(value)]
     low = math.floor(math.log10(_FLOOR))
     high = max(math.ceil(math.log10(max([*finite, _FLOOR]))), low + 1)

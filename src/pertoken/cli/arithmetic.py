@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
+
+_Formats = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated: nosep, or comma, space, dec, hashtag, dollar, foo with _r2l or "
+        "_l2r; question/answer or question/repeat/answer for several in one.",
+        show_default="nosep, R2L and L2R commas, and a repetition with R2L commas",
+    ),
+]
+_Lengths = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="A,B[,SUM]",
+        help="Digits of both addends, and perhaps of the sum. Repeatable.",
+        show_default="7 to 9 digits each",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -17,49 +33,26 @@ def register(app: typer.Typer) -> None:
 
 
 def arithmetic(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or short name.")] = (
-        "smollm2"
-    ),
-    formats: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated: nosep, or comma, space, dec, hashtag, dollar, foo with _r2l or "
-            "_l2r; question/answer or question/repeat/answer for several in one.",
-            show_default="nosep, R2L and L2R commas, and a repetition with R2L commas",
-        ),
-    ] = None,
+    model: shared.ModelArgument = "smollm2",
+    formats: _Formats = None,
     shots: Annotated[int, typer.Option(help="Solved examples in front of each problem.")] = 8,
-    lengths: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="A,B[,SUM]",
-            help="Digits of both addends, and perhaps of the sum. Repeatable.",
-            show_default="7 to 9 digits each",
-        ),
-    ] = None,
+    lengths: _Lengths = None,
     each: Annotated[int, typer.Option(help="Problems of each lengths.")] = 10,
-    limit: Annotated[int | None, typer.Option(help="Only so many problems.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16 or float64.")
-    ] = None,
     batch: Annotated[int, typer.Option(help="Problems at once.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the problems and the examples.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+    dtype: shared.Dtype = None,
+    seed: shared.Seed = 0,
+    limit: shared.Limit = None,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Ask a model additions in several number formats (Tokenization counts)."""
-    from rich.console import Console
-
-    import pertoken
-    from pertoken._files import check_target, write_whole
     from pertoken.cli.progress import progress_bar
     from pertoken.probe._addition import PAIRS, check_lengths
     from pertoken.probe._addition import Format as NumberFormat
     from pertoken.probe.arithmetic import FORMATS
     from pertoken.probe.arithmetic import arithmetic as run
 
-    if html is not None:
-        check_target(html)
+    output = shared.Output(as_json, html)
     names = [name.strip() for name in formats.split(",")] if formats is not None else list(FORMATS)
     # What can be wrong with the options is said before a model is loaded.
     for name in names:
@@ -68,7 +61,7 @@ def arithmetic(
     check_lengths(asked)
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)
-        loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
+        loaded, tokenizer = shared.load(model, dtype)
         report = run(
             loaded,
             tokenizer,
@@ -82,14 +75,8 @@ def arithmetic(
             progress=tell,
         )
     report.settings = {"model": model, **report.settings}
-    if html is not None:
-        write_whole(html, report.to_html())
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
-    else:
-        console = Console()
-        console.print(report.table())
-        console.print(report.error_table())
+    if not output.write(report):
+        print(report.table())
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -15,67 +16,61 @@ if TYPE_CHECKING:
     from pertoken.tokenize import Audit
 
 
+_Tokenizers = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TOKENIZER...",
+        help="Public names such as cl100k, files (tokenizer.json, .model, .tiktoken), folders "
+        "or Hub ids.",
+    ),
+]
+_Langs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODE[,CODE...]|all",
+        help="Languages: en, deu, cmn_hans …; a choice and the five dearest if not given.",
+    ),
+]
+_Text = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="Count on a text of yours instead. Repeatable."),
+]
+_Section = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Only this: overview, text, languages, numbers, fidelity, controls or redundancy. "
+        "Repeatable.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("audit")(audit)
 
 
 def audit(
-    tokenizers: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TOKENIZER...",
-            help="Public names such as cl100k, files (tokenizer.json, .model, .tiktoken), folders "
-            "or Hub ids.",
-        ),
-    ],
-    langs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE[,CODE...]|all",
-            help="Languages: en, deu, cmn_hans …; a choice and the five dearest if not given.",
-        ),
-    ] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Count on a text of yours instead. Repeatable."),
-    ] = None,
-    section: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Only this: overview, text, languages, numbers, fidelity, controls or redundancy. "
-            "Repeatable.",
-        ),
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
-    as_json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE|-", help="Write all figures as JSON.")
-    ] = None,
-    accept_licence: Annotated[
-        bool,
-        typer.Option("--accept-licence", help="Consent to terms that are unclear or special."),
-    ] = False,
+    tokenizers: _Tokenizers,
+    langs: _Langs = None,
+    text: _Text = None,
+    section: _Section = None,
+    accept_licence: shared.AcceptLicence = False,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Show what tokenizers cost per language and text, how they cut numbers, what they lose."""
-    from pertoken._files import check_target
+    from pertoken.cli.progress import delayed_bar
     from pertoken.prompts import read_utf8
     from pertoken.tokenize.report import audit as run
 
-    targets = [Path(as_json)] if as_json not in (None, "-") else []
-    for target in [*targets, *([html] if html else [])]:
-        check_target(target)
-    if html and html in targets:
-        raise PertokenError(f"--json and --html both want to write {html}")
+    output = shared.Output(as_json, html)
     codes: list[str] | str | None = langs
     if langs is not None and langs != "all":
         codes = [code.strip() for code in langs.split(",") if code.strip()]
         if not codes:
             raise PertokenError("--langs names no language: give codes such as en,de, or all")
     texts = {str(file): read_utf8(file, "text file", exact=True) for file in text or []}
-
-    from pertoken.cli.progress import delayed_bar
-
     with delayed_bar() as tell:
         found = run(
             tokenizers,
@@ -83,15 +78,9 @@ def audit(
             texts or None,
             sections=section,
             accept_licence=accept_licence,
-            tell=tell,
+            progress=tell,
         )
-    if html is not None:
-        found.to_html(html)
-    if targets:
-        found.to_json(targets[0])
-    if as_json == "-":
-        typer.echo(found.to_json())
-    else:
+    if not output.write(found):
         _print(found)
 
 

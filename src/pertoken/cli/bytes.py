@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pertoken.cli.options import load, sampling
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -40,14 +41,11 @@ def check_options(context: Context) -> None:
     """Raise PertokenError where an option was given that --bytes does not understand."""
     if not context.params["as_bytes"]:
         raise PertokenError("--max-new-bytes needs --bytes; tokens are counted by --max-new-tokens")
-    most = context.params["max_new_bytes"]
-    if most is not None and most < 1:
-        raise PertokenError(f"--max-new-bytes must be 1 or more, got {most}")
     for name in context.params.keys() - _SHARED:
         source = context.get_parameter_source(name)
         if source is None or source.name == "DEFAULT":
             continue
-        option = "--" + name.replace("_", "-")
+        option = "--" + name.removeprefix("as_").replace("_", "-")
         if name == "max_new_tokens":
             raise PertokenError(f"--bytes counts bytes: give --max-new-bytes instead of {option}")
         raise PertokenError(f"--bytes and {option} do not go together; leave one of them out")
@@ -127,15 +125,12 @@ def generate_bytes(context: Context) -> None:
     """
     given = context.params
     prompt = read_prompt(given["prompt"])
-    if given["sample"] or given["temperature"] is not None:
-        temperature = given["temperature"] or 1.0
-    else:
-        temperature = 0.0  # the best byte every time
+    # 0: the best byte every time.
+    temperature = sampling(given["sample"], given["temperature"]).get("temperature", 0.0)
 
-    import pertoken
     from pertoken.decode import ByteModel
 
-    model, tokenizer = pertoken.load(given["model"], dtype=given["dtype"], kind="decoder")
+    model, tokenizer = load(given["model"], given["dtype"])
     byte_model = ByteModel(model, tokenizer)
     new = byte_model.stream(
         prompt,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ group = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-_Model = Annotated[str, typer.Option(help="Hub id, folder, .gguf file or short name.")]
-_Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,74 +43,76 @@ def save(
             "only the ids, coded by the model itself, tiny but slow back.",
         ),
     ] = "raw",
-    model: _Model = "smollm2",
-    dtype: _Dtype = None,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    as_json: shared.Json = None,
 ) -> None:
     """Read a conversation with a model and store what it would have to compute again."""
-    import pertoken
-    from pertoken._files import check_target
     from pertoken.cache.archive import check_level, save_cache
     from pertoken.conversation import encode_conversation, read_conversation
 
+    output = shared.Output(as_json, out=out)
     check_level(level)  # all that can be refused before a model is loaded
     messages = read_conversation(conversation)
-    check_target(out)
-    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
+    loaded, tokenizer = shared.load(model, dtype)
     ids = encode_conversation(tokenizer, loaded, messages)
     if level == "tokens":
         typer.echo(f"coding {ids.shape[1]:,} tokens, two forward passes each", err=True)
-    for line in saved_lines(save_cache(out, loaded, ids, level=level)):
-        typer.echo(line)
+    saved = save_cache(out, loaded, ids, level=level)
+    if not output.write(saved):
+        typer.echo("\n".join(saved_lines(saved)))
 
 
 @group.command("restore")
 def restore(
     file: Annotated[Path, typer.Argument(help="A .ptkv file.")],
-    model: _Model = "smollm2",
-    dtype: _Dtype = None,
     turn: Annotated[
         str | None,
         typer.Option("--continue", metavar="TEXT", help="Go on with this message of the user."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="With --continue: new tokens at most.")] = 256,
-    no_chat: Annotated[
-        bool, typer.Option("--no-chat", help="With --continue: the bare text, no chat template.")
-    ] = False,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    max_new_tokens: shared.MaxNewTokens = 256,
+    no_chat: shared.NoChat = False,
 ) -> None:
     """Bring a conversation and its cache back, print it, and go on with it."""
-    import torch
-
-    import pertoken
     from pertoken.cache.archive import inspect_cache, restore_cache
-    from pertoken.cli.generate import Streamer
-    from pertoken.conversation import next_turn
 
-    if max_new_tokens < 1:
-        raise PertokenError(f"--max-new-tokens must be 1 or more, got {max_new_tokens}")
     if turn is not None and not turn.strip():
         raise PertokenError("--continue is empty: there is no text to go on with")
     header = inspect_cache(file).header  # no model is loaded for a file that is none
-    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
+    loaded, tokenizer = shared.load(model, dtype)
     if header.level == "tokens":
         typer.echo(f"decoding {header.tokens:,} tokens, a forward pass each", err=True)
     restored = restore_cache(file, loaded)
     typer.echo(tokenizer.decode(restored.input_ids[0], skip_special_tokens=True))
     for line in restored_lines(restored):
         typer.echo(line, err=True)
-    if turn is None:
-        return
+    if turn is not None:
+        _go_on(loaded, tokenizer, restored, turn, max_new_tokens, no_chat)
+
+
+def _go_on(
+    model: Any, tokenizer: Any, restored: Restored, turn: str, max_new_tokens: int, no_chat: bool
+) -> None:
+    """Stream the answer to another message, behind the cache that was restored."""
+    import torch
+
+    from pertoken.cli.generate import Streamer
+    from pertoken.conversation import next_turn
+
     if no_chat:
         new = tokenizer(turn, add_special_tokens=False)["input_ids"]
     else:
         new = next_turn(tokenizer, turn, closed=True)
     ids = torch.cat((restored.input_ids, restored.input_ids.new_tensor([new])), -1)
-    room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and ids.shape[1] + max_new_tokens > room:
         raise PertokenError(
             f"{ids.shape[1]} tokens and {max_new_tokens} new ones do not fit the model's {room} "
             "positions; shorten --continue or --max-new-tokens"
         )
-    loaded.generate(
+    model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         past_key_values=restored.cache,
@@ -128,17 +125,15 @@ def restore(
 @group.command("inspect")
 def inspect(
     file: Annotated[Path, typer.Argument(help="A .ptkv file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: shared.Json = None,
 ) -> None:
     """Say what a file holds and whether all of it is whole; 1 where it is not."""
     from pertoken.cache.archive import inspect_cache
 
+    output = shared.Output(as_json)
     found = inspect_cache(file)
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
-    else:
-        for line in inspection_lines(found):
-            typer.echo(line)
+    if not output.write(found):
+        typer.echo("\n".join(inspection_lines(found)))
     if found.damage:
         raise typer.Exit(1)
 

@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from pertoken.cache.fidelity import Turn
-    from pertoken.cache.fidelity_report import Fidelity
+    from pertoken.cli._caches_report import CacheComparison
     from pertoken.conversation import Exchange
 
 # "step" of KV-Direct reads the whole evicted text again for every token; "turn" once a turn.
 DEFAULT_CACHES = ("kv-direct:turn", "window", "streaming-llm", "h2o", "snapkv", "tova")
-_DELAY = 2.0  # seconds before a progress bar is worth the trouble
+
+
+_Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="NAMES...",
+        help="full, fp8, kv-direct[:residual|:per_layer][:turn], window, streaming-llm, h2o, "
+        "snapkv, tova; a choice of them if none is given.",
+    ),
+]
+_Conversation = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='JSON lines, or one JSON list, of {"role", "content"}; a built-in sample of 20 '
+        "turns if not given.",
+    ),
+]
+_Budget = Annotated[
+    str,
+    typer.Option(
+        metavar="N[,N...]",
+        help="Tokens a cache may keep, or a share of the conversation such as 25%.",
+    ),
+]
+_Answers = Annotated[
+    str,
+    typer.Option(
+        metavar="model|file",
+        help="What is judged: the full cache's own greedy answers, or those in the file.",
+    ),
+]
+_Chunk = Annotated[
+    int | None,
+    typer.Option(
+        callback=shared.positive,
+        help="Read questions in pieces of N tokens; whole if not given.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,73 +66,23 @@ def register(app: typer.Typer) -> None:
     app.command("compare-caches")(compare_caches)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a cache with a budget (None: it keeps everything) and its result."""
-
-    cache: str
-    budget: int | None
-    result: Fidelity
-
-    @property
-    def label(self) -> str:
-        """The cache and its budget in one."""
-        return self.cache if self.budget is None else f"{self.cache} {self.budget}"
-
-
 def compare_caches(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="NAMES...",
-            help="full, fp8, kv-direct[:residual|:per_layer][:turn], window, streaming-llm, h2o, "
-            "snapkv, tova; a choice of them if none is given.",
-        ),
-    ] = None,
-    conversation: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='JSON lines, or one JSON list, of {"role", "content"}; a built-in sample of 20 '
-            "turns if not given.",
-        ),
-    ] = None,
-    budget: Annotated[
-        str,
-        typer.Option(
-            metavar="N[,N...]",
-            help="Tokens a cache may keep, or a share of the conversation such as 25%.",
-        ),
-    ] = "25%",
-    answers: Annotated[
-        str,
-        typer.Option(
-            metavar="model|file",
-            help="What is judged: the full cache's own greedy answers, or those in the file.",
-        ),
-    ] = "model",
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or short name.")] = (
-        "smollm2"
-    ),
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
-    ] = None,
-    new_tokens: Annotated[
-        int, typer.Option(help="Tokens of an answer at most; longer ones are cut.")
-    ] = 16,
-    limit: Annotated[int | None, typer.Option(help="Only the first N turns.")] = None,
-    chunk: Annotated[
-        int | None, typer.Option(help="Read questions in pieces of N tokens; whole if not given.")
-    ] = None,
-    as_json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE|-", help="Write all results as JSON.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page with the table and the KL turn by turn.")
-    ] = None,
+    names: _Names = None,
+    conversation: _Conversation = None,
+    budget: _Budget = "25%",
+    answers: _Answers = "model",
+    chunk: _Chunk = None,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    limit: shared.Limit = None,
+    max_new_tokens: shared.MaxNewTokens = 16,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
-    """Decode a conversation with several KV caches; show what each forgets, holds and takes."""
-    from pertoken._files import check_target, write_whole
+    """Decode a conversation with several KV caches; show what each forgets, holds and takes.
+
+    --limit counts turns; longer answers than --max-new-tokens are cut.
+    """
     from pertoken.cache.named import check_name
     from pertoken.conversation import exchanges, read_conversation
 
@@ -106,52 +92,24 @@ def compare_caches(
     budgets = parse_budgets(budget)
     if answers not in ("model", "file"):
         raise PertokenError(f"--answers is model or file, not {answers!r}")
-    for option, number in (("--new-tokens", new_tokens), ("--limit", limit), ("--chunk", chunk)):
-        if number is not None and number < 1:
-            raise PertokenError(f"{option} must be 1 or more, got {number}")
-    targets = [Path(as_json)] if as_json not in (None, "-") else []
-    for target in [*targets, *([html] if html else [])]:
-        check_target(target)
-    if html and html in targets:
-        raise PertokenError(f"--json and --html both want to write {html}")
+    output = shared.Output(as_json, html)
     system, talk = exchanges(read_conversation(conversation))
     talk = _answered(talk[:limit], answers)
-
-    import pertoken
-
-    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
-    turns = as_turns(tokenizer, talk, system, new_tokens, answers == "file")
-    length = sum(
-        len(turn.given) + (new_tokens if turn.answer is None else len(turn.answer))
-        for turn in turns
-    )
+    loaded, tokenizer = shared.load(model, dtype)
+    turns = as_turns(tokenizer, talk, system, max_new_tokens, answers == "file")
     settings = {
         "conversation": str(conversation) if conversation else "built-in sample",
         "turns": len(turns),
         "answers": answers,
-        "tokens": length,
+        "tokens": sum(
+            len(turn.given) + (max_new_tokens if turn.answer is None else len(turn.answer))
+            for turn in turns
+        ),
         "name": model,
     }
-    rows, more = _run(loaded, turns, chosen, budgets, length, new_tokens, chunk)
-    settings |= more
-    if as_json is not None:
-        results = [
-            {"cache": row.cache, "budget": row.budget, **row.result.to_dict()} for row in rows
-        ]
-        values = {"settings": settings, "results": results}
-        text = json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False)
-        if as_json == "-":
-            print(text)
-        else:
-            write_whole(Path(as_json), text + "\n")
-    if html:
-        from pertoken.cli._caches_page import page
-
-        write_whole(html, page(rows, cells(rows), notes(rows, settings)))
-    if as_json != "-":
-        from pertoken.compare_report import aligned
-
-        print("\n".join([aligned(cells(rows)), "", *notes(rows, settings)]))
+    found = _run(loaded, turns, chosen, budgets, max_new_tokens, chunk, settings)
+    if not output.write(found):
+        print(found.table())
 
 
 def parse_budgets(text: str) -> list[int | float]:
@@ -188,7 +146,7 @@ def as_turns(
     tokenizer: Any,
     talk: Sequence[Exchange],
     system: str | None,
-    new_tokens: int,
+    max_new_tokens: int,
     from_file: bool,
 ) -> list[Turn]:
     """The conversation as ids, in the chat template if there is one."""
@@ -201,7 +159,9 @@ def as_turns(
         given = next_turn(tokenizer, question) if place else first_turn(tokenizer, question, system)
         answer = None
         if from_file:
-            answer = tokenizer(exchange.answer, add_special_tokens=False)["input_ids"][:new_tokens]
+            answer = tokenizer(exchange.answer, add_special_tokens=False)["input_ids"][
+                :max_new_tokens
+            ]
         found.append(Turn(given, answer))
     return found
 
@@ -227,16 +187,17 @@ def _run(
     turns: Sequence[Turn],
     names: Sequence[str],
     budgets: Sequence[int | float],
-    length: int,
-    new_tokens: int,
+    max_new_tokens: int,
     chunk: int | None,
-) -> tuple[list[Row], dict[str, Any]]:
-    """A row per cache and budget, and settings of the run."""
+    settings: dict[str, Any],
+) -> CacheComparison:
+    """A row per cache and budget; settings: what is known of the run already."""
     from pertoken.cache.fidelity import compare_caches as compare
     from pertoken.cache.named import UNBOUNDED, make_cache
+    from pertoken.cli._caches_report import CacheComparison, Row
     from pertoken.timing import foreign_share, read_cpu
 
-    limits = list(dict.fromkeys(tokens_of(budget, length) for budget in budgets))
+    limits = list(dict.fromkeys(tokens_of(budget, settings["tokens"]) for budget in budgets))
     wanted = [
         (name, limit)
         for name in names
@@ -251,86 +212,28 @@ def _run(
     before = read_cpu()
     with _progress(len(factories) + 1) as progress:
         found = compare(
-            model, factories, [turns], new_tokens=new_tokens, chunk=chunk, progress=progress
+            model, factories, [turns], max_new_tokens=max_new_tokens, chunk=chunk, progress=progress
         )
     foreign = foreign_share(before, read_cpu())
     rows = [
         Row(name, limit, result)
         for (name, limit), result in zip(wanted, found.values(), strict=True)
     ]
-    return rows, {"budgets": limits, "foreign_share": foreign}
-
-
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Head and lines of the table, the full cache first."""
-    from pertoken.cache.fidelity_report import HEAD, table_cells
-
-    name, *head = HEAD
-    full, *body = table_cells({row.label: row.result for row in rows})
-    lines = [[name, "budget", *head], [full[0], "", *full[1:]]]
-    for row, (_, *values) in zip(rows, body, strict=True):
-        lines.append([row.cache, "" if row.budget is None else str(row.budget), *values])
-    return lines
-
-
-def notes(rows: Sequence[Row], settings: dict[str, Any]) -> list[str]:
-    """What has to be known to read the table."""
-    from pertoken.timing import FOREIGN_LIMIT
-
-    run = rows[0].result.settings
-    judged = len(rows[0].result.kl)
-    whose = (
-        "of the file" if settings["answers"] == "file" else "that the full cache writes greedily"
-    )
-    lines = [
-        f"{settings['turns']} turns, {judged} tokens of answers {whose}, at most "
-        f"{run['new_tokens']} a turn, {settings['tokens']} tokens in all at most; "
-        f"{settings['name']}, {run['dtype']}, {run['device']}, {run['threads']} threads",
-        "KL: from the full cache's next-token law, nats, mean and largest of a step, fed the same "
-        "tokens one by one; token match: writing freely",
-        "held: between two forwards, at most; peak: within one too, where the cache tells it; a "
-        "question is read in one forward unless --chunk is given",
-    ]
-    foreign = settings.get("foreign_share")
-    if foreign is not None and foreign > FOREIGN_LIMIT:
-        lines.append(f"other programs used {foreign:.0%} of the machine: take the speeds with care")
-    return lines
+    return CacheComparison(rows, {**settings, "budgets": limits, "foreign_share": foreign})
 
 
 @contextlib.contextmanager
 def _progress(passes: int) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, shown after two seconds and gone when it is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    """A bar that says which of the passes over the conversation this is."""
+    from pertoken.cli.progress import delayed_bar
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    # Redrawn seldom: the drawing thread and the decoding share the cores.
-    bar = Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        refresh_per_second=2,
-    )
-    task = bar.add_task("starting", total=None)
-    began = time.perf_counter()
-    started = False
     seen: list[str] = []
+    with delayed_bar() as show:
 
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal started
-        name = what.removesuffix(", free running")
-        if name not in seen:
-            seen.append(name)
-        bar.update(
-            task, description=f"{what} ({len(seen)} of {passes})", completed=done, total=total
-        )
-        if not started and time.perf_counter() - began > _DELAY:
-            bar.start()
-            started = True
+        def tell(what: str, done: int, total: int) -> None:
+            name = what.removesuffix(", free running")
+            if name not in seen:
+                seen.append(name)
+            show(f"{what} ({len(seen)} of {passes})", done, total)
 
-    try:
         yield tell
-    finally:
-        bar.stop()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pertoken.catalog import FAMILIES, Card, baselines, card, methods
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError, nearest
 
 
@@ -26,7 +26,7 @@ def list_methods(
     references: Annotated[
         bool, typer.Option("--baselines", help="The references methods are compared with.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: shared.Json = None,
 ) -> None:
     """List the papers: what each is for, and whether it is ready."""
     if family is not None and family not in FAMILIES:
@@ -36,8 +36,7 @@ def list_methods(
         )
     cards = baselines() if references else methods()
     cards = [one for one in cards if family in (None, one.family)]
-    if as_json:
-        _print_json([one.to_dict() for one in cards])
+    if shared.Output(as_json).write([one.to_dict() for one in cards]):
         return
     from rich import box
     from rich.console import Console
@@ -59,13 +58,12 @@ def list_methods(
 
 def show(
     slug: Annotated[str, typer.Argument(metavar="METHOD", help="A name of `pertoken list`.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: shared.Json = None,
 ) -> None:
     """Show one method: what it does, how to call it, what its paper claims, what holds here."""
     one = card(slug)
     report = one.report
-    if as_json:
-        _print_json({**one.to_dict(), "report": report})
+    if shared.Output(as_json).write({**one.to_dict(), "report": report}):
         return
     from rich.console import Console
     from rich.markup import escape
@@ -106,10 +104,6 @@ def new(
 
     for path in scaffold(slug, root=root, title=title, family=family, arxiv=arxiv):
         print(path)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _status(one: Card) -> str:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from pertoken.compare_report import Comparison
+
+
+_Methods = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="METHODS...",
+        help="Slugs, hf, hf-prompt-lookup; a choice of them if none is given.",
+    ),
+]
+_Keep = Annotated[
+    bool, typer.Option("--keep", help="Let drafters keep what they learned from prompts.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -20,48 +31,23 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    methods: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="METHODS...",
-            help="Slugs, hf, hf-prompt-lookup; a choice of them if none is given.",
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help=".jsonl or .txt; a built-in sample if not given.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or short name.")] = (
-        "smollm2"
-    ),
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 40,
-    budget: Annotated[
-        str, typer.Option(metavar="auto|published|N", help="Tokens drafted per step.")
-    ] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Let drafters keep what they learned from prompts.")
-    ] = False,
-    as_json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE|-", help="Write all results as JSON.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page that shows where each token came from.")
-    ] = None,
+    methods: _Methods = None,
+    prompts: shared.Prompts = None,
+    budget: shared.Budget = "auto",
+    keep: _Keep = False,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    limit: shared.Limit = None,
+    max_new_tokens: shared.MaxNewTokens = 40,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Decode the same prompts with each method in turn; check the text, show what each brought."""
-    from pertoken._files import check_target, write_whole
     from pertoken.cli.progress import progress_bar
     from pertoken.compare import compare as run
 
     number = parse_budget(budget)
-    targets = [Path(as_json)] if as_json not in (None, "-") else []
-    for target in [*targets, *([html] if html else [])]:
-        check_target(target)
-    if html and html in targets:
-        raise PertokenError(f"--json and --html both want to write {html}")
+    output = shared.Output(as_json, html)
     with progress_bar() as progress:
         result = run(
             methods or None,
@@ -74,15 +60,7 @@ def compare(
             keep=keep,
             progress=progress,
         )
-    if as_json is not None:
-        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
-        if as_json == "-":
-            print(text)
-        else:
-            write_whole(Path(as_json), text + "\n")
-    if html:
-        write_whole(html, result.to_html())
-    if as_json != "-":
+    if not output.write(result):
         print(result.table())
         _say(result, html)
 
@@ -109,9 +87,9 @@ def parse_budget(text: str) -> int | Literal["auto"] | None:
     return number
 
 
-def _say(result: Comparison, html: Path | None) -> None:
+def _say(result: Comparison, html: str | None) -> None:
     """Two lines on what to try next; on stderr, since they are not the result."""
-    best = max(result.rows, key=lambda row: row.speed_up).method
+    best = max(result.method_rows, key=lambda row: row.speed_up).method
     first = (
         f"open {html}  to see which token came from where"
         if html

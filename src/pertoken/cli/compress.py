@@ -9,10 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
-    from pertoken.prune.compressed import Result
+    from pertoken.prune.compressed import Compressed
+
+
+_Salience = Annotated[
+    str,
+    typer.Option(help="globenc, decompx, self-information, stop-words or random."),
+]
+_Protect = Annotated[
+    list[str] | None,
+    typer.Option(metavar="REGEX", help="Also by name: code, urls, numbers. Repeatable."),
+]
+_NoDefaults = Annotated[
+    bool,
+    typer.Option(
+        "--no-protect-defaults",
+        help="Do not protect how to answer and the last message of the user.",
+    ),
+]
+_TargetTokenizer = Annotated[
+    str | None, typer.Option(help="Model whose tokenizer counts the tokens.")
+]
+_Chat = Annotated[bool, typer.Option("--chat", help='The file holds {"role", "content"} messages.')]
+_Lowest = Annotated[
+    bool, typer.Option("--lowest", help="Keep the least salient words, as a control.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,46 +48,23 @@ def register(app: typer.Typer) -> None:
 def compress(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="The prompt; - reads a pipe.")],
     keep: Annotated[float, typer.Option(help="Share of the words that stays, in (0, 1].")] = 0.8,
-    salience: Annotated[
-        str,
-        typer.Option(help="globenc, decompx, self-information, stop-words or random."),
-    ] = "globenc",
-    protect: Annotated[
-        list[str] | None,
-        typer.Option(metavar="REGEX", help="Also by name: code, urls, numbers. Repeatable."),
-    ] = None,
-    no_defaults: Annotated[
-        bool,
-        typer.Option(
-            "--no-protect-defaults",
-            help="Do not protect how to answer and the last message of the user.",
-        ),
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(help="What rates the words.", show_default="minilm or smollm2"),
-    ] = None,
-    target_tokenizer: Annotated[
-        str | None, typer.Option(help="Model whose tokenizer counts the tokens.")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help='The file holds {"role", "content"} messages.')
-    ] = False,
-    lowest: Annotated[
-        bool, typer.Option("--lowest", help="Keep the least salient words, as a control.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of --salience random.")] = 0,
-    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Write JSON.")] = None,
+    salience: _Salience = "globenc",
+    protect: _Protect = None,
+    no_defaults: _NoDefaults = False,
+    target_tokenizer: _TargetTokenizer = None,
+    chat: _Chat = False,
+    lowest: _Lowest = False,
+    model: shared.OptionalModel = None,
+    seed: shared.Seed = 0,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
-    """Drop the words that a prompt can do without: the rest to standard output."""
-    from pertoken._files import check_target, write_whole
+    """Drop the words that a prompt can do without: the rest to standard output.
 
-    for path in (html, as_json):
-        if path is not None:
-            check_target(path)
-    if html is not None and html == as_json:
-        raise PertokenError(f"--json and --html both want to write {html}")
+    Words are rated by --model: an encoder such as minilm (the default) for globenc and decompx, a
+    decoder such as smollm2 for self-information.
+    """
+    output = shared.Output(as_json, html)
     prompt = _prompt(file, chat)
 
     from pertoken.loading import load_tokenizer
@@ -86,16 +88,13 @@ def compress(
         options |= {"model": loaded.model, "tokenizer": loaded.tokenizer}
     result = run(prompt, keep, **options)
     seconds = time.perf_counter() - began
-    if html is not None:
-        write_whole(html, result.to_html())
-    if as_json is not None:
-        result.to_json(as_json)
-    _write(result)
+    if not output.write(result):
+        _write(result)
     for line in report(result, seconds):
         typer.echo(line, err=True)
 
 
-def report(result: Result, seconds: float) -> list[str]:
+def report(result: Compressed, seconds: float) -> list[str]:
     """What a compression did, a line each.
 
     >>> from pertoken.prune import compress
@@ -138,7 +137,7 @@ def _prompt(file: str, chat: bool) -> Any:
     return parse_conversation(text, name) if chat else text
 
 
-def _write(result: Result) -> None:
+def _write(result: Compressed) -> None:
     """The text as it is, byte for byte; a chat as JSON lines."""
     from pertoken.conversation import as_jsonl
     from pertoken.prune.compressed import CompressedChat

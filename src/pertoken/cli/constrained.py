@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -13,8 +12,7 @@ from typing import Any
 import typer
 from transformers import TemperatureLogitsWarper
 
-import pertoken
-from pertoken._files import check_target, write_whole
+from pertoken.cli import options as shared
 from pertoken.cli.generate import Streamer, decode_prompt, stats_lines
 from pertoken.cli.objects import import_object
 from pertoken.decode.awrs import AWRS
@@ -35,21 +33,18 @@ def run(
     model: str,
     dtype: str | None,
     particles: int | None,
-    as_json: str | None,
     **settings: Any,
 ) -> bool:
     """Draw under the constraint of an option (its name and value); whether the text is allowed."""
     make = _maker(*constraint)
-    if as_json not in (None, "-"):
-        check_target(Path(as_json))
-    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
+    loaded, tokenizer = shared.load(model, dtype)
     if loaded.generation_config.eos_token_id is None:
         raise PertokenError(
             f"{type(loaded).__name__} has no stop token (generation_config.eos_token_id), so no "
             "text of it is ever whole; a constraint needs one"
         )
     draw = draw_one if particles is None else partial(draw_many, particles=particles)
-    return draw(loaded, tokenizer, make(tokenizer=tokenizer), prompt, as_json=as_json, **settings)
+    return draw(loaded, tokenizer, make(tokenizer=tokenizer), prompt, **settings)
 
 
 def _maker(option: str, value: Any) -> Maker:
@@ -76,19 +71,13 @@ def draw_one(
     prompt: str,
     *,
     max_new_tokens: int,
-    temperature: float,
-    seed: int | None,
-    chat: bool,
-    as_json: str | None,
+    output: shared.Output,
     stats: bool,
+    **run: Any,
 ) -> bool:
     """Stream one text, say its weight on standard error; whether the text is an allowed one."""
-    streamer = Streamer(tokenizer)
-    sampler = AWRS(
-        constraint,
-        masked=hasattr(constraint, "allowed"),
-        streamer=None if as_json == "-" else streamer,
-    )
+    streamer = Streamer(tokenizer, silent=output.quiet)
+    sampler = AWRS(constraint, masked=hasattr(constraint, "allowed"), streamer=streamer)
     try:
         ids, seconds = decode_prompt(
             model,
@@ -96,10 +85,8 @@ def draw_one(
             sampler,
             prompt,
             max_new_tokens=max_new_tokens,
-            seed=seed,
-            chat=chat,
             do_sample=True,
-            temperature=temperature,
+            **run,
             **_PLAIN,
         )
     except PertokenError:
@@ -113,26 +100,35 @@ def draw_one(
         ) from None
     whole = sampler.completed[0]
     text = ids[:-1] if whole else ids
-    allowed = whole or ask(constraint.complete, text)
-    line = (
-        f"log-weight {sampler.log_weights[0]:.2f} nats; {sampler.checks[0]} checks of the "
-        f"constraint for {len(ids)} tokens"
-    )
-    if not whole:
-        line += f"; cut at --max-new-tokens, {'' if allowed else 'not '}an allowed text as it is"
-    typer.echo(line, err=True)
-    if stats:
-        typer.echo(stats_lines(len(ids), seconds, None)[0], err=True)
-    result = {
+    found = {
         "text": tokenizer.decode(text),
         "ids": text,
         "log_weight": sampler.log_weights[0],
         "checks": sampler.checks[0],
-        "allowed": allowed,
+        "allowed": whole or ask(constraint.complete, text),
         "cut": not whole,
     }
-    _write(as_json, result)
-    return allowed
+    typer.echo(_weight_line(found, len(ids)), err=True)
+    if stats:
+        typer.echo(stats_lines(len(ids), seconds, None)[0], err=True)
+    output.write(found)
+    return bool(found["allowed"])
+
+
+def _weight_line(found: Mapping[str, Any], tokens: int) -> str:
+    """What the one text is worth, and whether it is an allowed one where it was cut.
+
+    >>> _weight_line({"log_weight": -1.5, "checks": 7, "cut": True, "allowed": False}, 3)
+    'log-weight -1.50 nats; 7 checks ... tokens; cut at --max-new-tokens, not an allowed text ...'
+    """
+    line = (
+        f"log-weight {found['log_weight']:.2f} nats; {found['checks']} checks of the constraint "
+        f"for {tokens} tokens"
+    )
+    if found["cut"]:
+        allowed = "" if found["allowed"] else "not "
+        line += f"; cut at --max-new-tokens, {allowed}an allowed text as it is"
+    return line
 
 
 def draw_many(
@@ -146,7 +142,7 @@ def draw_many(
     temperature: float,
     seed: int | None,
     chat: bool,
-    as_json: str | None,
+    output: shared.Output,
     stats: bool,
 ) -> bool:
     """Print the texts of particles with their probabilities, and what the run was worth."""
@@ -162,7 +158,7 @@ def draw_many(
         seed=seed,
         masked=hasattr(constraint, "allowed"),
     )
-    if as_json != "-":
+    if not output.quiet:
         print(found.table())
     if stats:
         seconds, tokens = time.perf_counter() - began, sum(map(len, found.ids))
@@ -179,22 +175,12 @@ def draw_many(
         "checks": found.checks,
         "resampled": found.resampled,
     }
-    _write(as_json, result)
+    output.write(result)
     return True
 
 
 # What `generate` or a model's own settings would change in the distribution, undone.
 _PLAIN: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-
-
-def _write(as_json: str | None, result: Mapping[str, Any]) -> None:
-    if as_json is None:
-        return
-    text = json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False)
-    if as_json == "-":
-        print(text)
-    else:
-        write_whole(Path(as_json), text + "\n")
 
 
 def _read(file: Path) -> str:

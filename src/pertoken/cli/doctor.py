@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from pertoken.cli import options as shared
 
 __all__ = ["register"]
 
@@ -18,24 +19,20 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     short: Annotated[bool, typer.Option("--short", help="Only the essentials.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: shared.Json = None,
 ) -> None:
     """Show versions, devices, speed, fetched models and data, and what is missing."""
     from pertoken import doctor as checks
 
+    output = shared.Output(as_json)
     facts = checks.diagnose()
-    if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
-    else:
+    if not output.write(facts):
         print("\n".join(checks.short_lines(facts) if short else checks.long_lines(facts)))
 
 
 def fetch(
     name: Annotated[str, typer.Argument(help="A model, a tokenizer or a data set, by name.")],
-    accept_licence: Annotated[
-        bool,
-        typer.Option("--accept-licence", help="Consent to terms that are unclear or special."),
-    ] = False,
+    accept_licence: shared.AcceptLicence = False,
 ) -> None:
     """Fetch a model, tokenizer or data set into the cache; show where it lies and its licence."""
     from pertoken import loading

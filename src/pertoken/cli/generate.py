@@ -2,20 +2,81 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.cli.compare import parse_budget
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pertoken.compare import Budget
     from pertoken.testing.setups import Setup
+
+_CONSTRAINTS = ("json_schema", "regex", "grammar", "constraint")
+
+_Prompt = Annotated[
+    str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
+]
+_Method = Annotated[
+    str | None,
+    typer.Option(
+        help="A slug of `pertoken list --family decode`, hf, hf-prompt-lookup.",
+        show_default="goose, with a constraint awrs",
+    ),
+]
+_Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STRING", help="End behind this text; repeatable."),
+]
+_JsonSchema = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Only JSON of this schema. Any constraint: sampled."),
+]
+_Regex = Annotated[
+    str | None,
+    typer.Option(metavar="PATTERN", help="Only text that matches, as Python's regex says."),
+]
+_Grammar = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Only text of this Lark-like grammar of llguidance."),
+]
+_Constraint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:NAME",
+        help="Only what your Python accepts: a function, may a text begin like this -> bool "
+        "(its attribute `complete`, if it has one: is it whole), or an object with "
+        "accepts(ids) and complete(ids), or a class that makes one from the tokenizer.",
+    ),
+]
+_Particles = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        callback=shared.positive,
+        help="With a constraint: N weighted texts and their probabilities.",
+    ),
+]
+_Bytes = Annotated[
+    bool,
+    typer.Option(
+        "--bytes",
+        help="Decode byte by byte: the prompt, raw text without chat template, may end inside "
+        "a word or a character.",
+    ),
+]
+_MaxNewBytes = Annotated[
+    int | None,
+    typer.Option(
+        callback=shared.positive, help="With --bytes: new bytes at most; 256 if not given."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,93 +86,29 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="A slug of `pertoken list --family decode`, hf, hf-prompt-lookup.",
-            show_default="goose, with a constraint awrs",
-        ),
-    ] = None,
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or short name.")] = (
-        "smollm2"
-    ),
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 256,
-    budget: Annotated[
-        str, typer.Option(metavar="auto|published|N", help="Tokens drafted per step.")
-    ] = "auto",
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")
-    ] = False,
-    temperature: Annotated[
-        float | None, typer.Option(help="Above 0; implies --sample. 1 is the model's own.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes --sample repeatable.")] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STRING", help="End behind this text; repeatable."),
-    ] = None,
-    json_schema: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Only JSON of this schema. Any constraint: sampled."),
-    ] = None,
-    regex: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="Only text that matches, as Python's regex says."),
-    ] = None,
-    grammar: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Only text of this Lark-like grammar of llguidance."),
-    ] = None,
-    constraint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:NAME",
-            help="Only what your Python accepts: a function, may a text begin like this -> bool "
-            "(its attribute `complete`, if it has one: is it whole), or an object with "
-            "accepts(ids) and complete(ids), or a class that makes one from the tokenizer.",
-        ),
-    ] = None,
-    particles: Annotated[
-        int | None,
-        typer.Option(help="With a constraint: N weighted texts and their probabilities."),
-    ] = None,
-    as_json: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="With a constraint: write the result."),
-    ] = None,
-    no_chat: Annotated[
-        bool, typer.Option("--no-chat", help="The bare prompt, without the chat template.")
-    ] = False,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Say on standard error how it went.")
-    ] = False,
-    as_bytes: Annotated[
-        bool,
-        typer.Option(
-            "--bytes",
-            help="Decode byte by byte: the prompt, raw text without chat template, may end inside "
-            "a word or a character.",
-        ),
-    ] = False,
-    max_new_bytes: Annotated[
-        int | None, typer.Option(help="With --bytes: new bytes at most; 256 if not given.")
-    ] = None,
+    prompt: _Prompt = None,
+    method: _Method = None,
+    budget: shared.Budget = "auto",
+    sample: shared.Sample = False,
+    temperature: shared.Temperature = None,
+    stop: _Stop = None,
+    json_schema: _JsonSchema = None,
+    regex: _Regex = None,
+    grammar: _Grammar = None,
+    constraint: _Constraint = None,
+    particles: _Particles = None,
+    as_bytes: _Bytes = False,
+    max_new_bytes: _MaxNewBytes = None,
+    stats: shared.Stats = False,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    seed: shared.OptionalSeed = None,
+    max_new_tokens: shared.MaxNewTokens = 256,
+    no_chat: shared.NoChat = False,
+    as_json: shared.Json = None,
 ) -> None:
     """Continue a prompt and stream the text."""
-    from pertoken.compare import check_numbers
-
-    number = parse_budget(budget)
-    check_numbers(max_new_tokens, number)
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise PertokenError(
-            f"--temperature must be above 0, got {temperature:g}; leave it out for the best tokens"
-        )
+    drafted = parse_budget(budget)
     if any(not one for one in stop or []):
         raise PertokenError("--stop needs some text to stop at")
     if as_bytes or max_new_bytes is not None:
@@ -120,106 +117,84 @@ def generate(
         check_options(context)
         generate_bytes(context)
         return
-    sources = {
-        "--json-schema": json_schema,
-        "--regex": regex,
-        "--grammar": grammar,
-        "--constraint": constraint,
+    given = _constraint(context.params)
+    run: dict[str, Any] = {
+        "model": model,
+        "dtype": dtype,
+        "output": shared.Output(as_json),
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "chat": not no_chat,
+        "stats": stats,
     }
-    given = {name: value for name, value in sources.items() if value is not None}
-    others = {"--method": method, "--particles": particles, "--json": as_json, "--stop": stop}
-    _check_constraint(given, others, budget)
-    text = _prompt(prompt)
+    text = shared.read_prompt(prompt, 'pertoken generate "Once upon a time"')
     if given:
-        from pertoken.cli.constrained import run
+        from pertoken.cli.constrained import run as constrained
 
-        allowed = run(
-            text,
-            *given.items(),
-            model=model,
-            dtype=dtype,
-            particles=particles,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature or 1.0,
-            seed=seed,
-            chat=not no_chat,
-            as_json=as_json,
-            stats=stats,
-        )
-        if not allowed:
+        heat = temperature or 1.0
+        if not constrained(text, given, particles=particles, temperature=heat, **run):
             raise typer.Exit(1)
         return
+    arguments = shared.sampling(sample, temperature)
+    _decode(text, method or "goose", drafted, stop=stop or (), **run, **arguments)
 
+
+def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The constraint's option and its value; refuses two, and what does not go with one."""
+    given = {
+        "--" + name.replace("_", "-"): options[name]
+        for name in _CONSTRAINTS
+        if options[name] is not None
+    }
+    kinds = "--regex, --json-schema, --grammar or --constraint"
+    method = options["method"]
+    if not given:
+        if options["particles"] is not None:
+            raise PertokenError(f"--particles goes with a constraint: {kinds}")
+        if method == "awrs":
+            raise PertokenError(f"--method awrs needs a constraint: {kinds}")
+        return None
+    ((name, value), *others) = given.items()
+    if others:
+        raise PertokenError(f"give one constraint, not {' and '.join(given)}")
+    if method not in (None, "awrs"):
+        raise PertokenError(f"{name} is sampled by awrs; leave out --method {method}")
+    if options["stop"]:
+        raise PertokenError(f"{name} says where the text ends; leave out --stop")
+    if options["budget"] != "auto":
+        raise PertokenError(f"nothing is drafted under {name}; leave out --budget")
+    return name, value
+
+
+def _decode(
+    text: str,
+    method: str,
+    budget: Budget,
+    *,
+    model: str,
+    dtype: str | None,
+    output: shared.Output,
+    stats: bool,
+    **run: Any,
+) -> None:
+    """Decode with a method, stream the text or write it, and say how it went."""
     from pertoken.compare import method_options
     from pertoken.testing.verify import HF_SETUPS, as_setup
 
-    method = method or "goose"
-    options = method_options(method, number)
+    options = method_options(method, budget)
     as_setup(method, **options)  # a wrong name is said before the model is loaded
-
-    import pertoken
-
-    loaded, tokenizer = pertoken.load(model, dtype=dtype, kind="decoder")
-    streamer = Streamer(tokenizer)
+    loaded, tokenizer = shared.load(model, dtype)
+    streamer = Streamer(tokenizer, silent=output.quiet)
     if method in HF_SETUPS:
         setup: Setup = {**_mapping(as_setup(method, **options)), "streamer": streamer}
     else:
         setup = as_setup(method, **options, streamer=streamer, tokenizer=tokenizer)
-    if sample or temperature is not None:
-        arguments: dict[str, Any] = {"do_sample": True, "temperature": temperature or 1.0}
-    else:
-        arguments = {"do_sample": False}
-    _, seconds = decode_prompt(
-        loaded,
-        tokenizer,
-        setup,
-        text,
-        max_new_tokens=max_new_tokens,
-        stop=stop or (),
-        seed=seed,
-        chat=not no_chat,
-        **arguments,
-    )
+    ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **run)
+    found = {"text": tokenizer.decode(ids, skip_special_tokens=True), "ids": ids}
+    output.write({"method": method, **found, "seconds": seconds})
     if stats:
         for line in stats_lines(streamer.tokens, seconds, getattr(setup, "stats", None)):
             typer.echo(line, err=True)
-
-
-def _check_constraint(given: Mapping[str, Any], others: Mapping[str, Any], budget: str) -> None:
-    """Refuse two constraints, none where an option needs one, and what does not go with one."""
-    kinds = "--regex, --json-schema, --grammar or --constraint"
-    method = others["--method"]
-    if not given:
-        for name in ("--particles", "--json"):
-            if others[name] is not None:
-                raise PertokenError(f"{name} goes with a constraint: {kinds}")
-        if method == "awrs":
-            raise PertokenError(f"--method awrs needs a constraint: {kinds}")
-        return
-    name = next(iter(given))
-    if len(given) > 1:
-        raise PertokenError(f"give one constraint, not {' and '.join(given)}")
-    if method not in (None, "awrs"):
-        raise PertokenError(f"{name} is sampled by awrs; leave out --method {method}")
-    if others["--stop"]:
-        raise PertokenError(f"{name} says where the text ends; leave out --stop")
-    if budget != "auto":
-        raise PertokenError(f"nothing is drafted under {name}; leave out --budget")
-    if others["--particles"] is not None and others["--particles"] < 1:
-        raise PertokenError(f"--particles must be 1 or more, got {others['--particles']}")
-
-
-def _prompt(prompt: str | None) -> str:
-    if prompt is None and sys.stdin.isatty():
-        raise PertokenError('give a prompt: pertoken generate "Once upon a time"')
-    if prompt in (None, "-"):
-        try:
-            prompt = sys.stdin.read()
-        except UnicodeDecodeError:
-            raise PertokenError("the prompt on standard input is not UTF-8") from None
-    if not prompt or not prompt.strip():
-        raise PertokenError("the prompt is empty")
-    return prompt
 
 
 def _mapping(setup: Setup) -> dict[str, Any]:
@@ -271,13 +246,15 @@ def decode_prompt(
 class Streamer:
     """Prints new text as soon as its characters are whole; the prompt comes first and is left out.
 
-    Unlike transformers' `TextStreamer` it does not hold a word back until the next one begins.
+    silent: only count tokens. Unlike transformers' `TextStreamer` it does not hold a word back
+    until the next one begins.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, silent: bool = False) -> None:
         from pertoken._pieces import Detokenizer
 
         self.tokens = 0
+        self._silent = silent
         self._reader = Detokenizer(tokenizer, skip_special_tokens=True)
         self._prompt_seen = False
 
@@ -288,11 +265,14 @@ class Streamer:
             return
         new = value.reshape(-1).tolist()
         self.tokens += len(new)
-        print("".join(self._reader.push(token) for token in new), end="", flush=True)
+        text = "".join(self._reader.push(token) for token in new)
+        if not self._silent:
+            print(text, end="", flush=True)
 
     def end(self) -> None:
         """Print what is left, and end the line."""
-        print(self._reader.flush(), flush=True)
+        if not self._silent:
+            print(self._reader.flush(), flush=True)
 
 
 def stats_lines(tokens: int, seconds: float, stats: Any) -> list[str]:

@@ -59,12 +59,12 @@ def options(
         typer.Option(
             "--debug",
             envvar="PERTOKEN_DEBUG",
-            help="Show the traceback of an error; goes before the command.",
+            help="Show the traceback of an error; anywhere on the line.",
         ),
     ] = False,
 ) -> None:
     global _debug
-    _debug = debug
+    _debug = _debug or debug
     if version:
         import pertoken
 
@@ -83,8 +83,7 @@ for _name in COMMANDS:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's) and return its exit code."""
     global _debug
-    _debug = False
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, _debug = _without_debug(list(sys.argv[1:] if argv is None else argv))
     try:
         code = app(arguments, prog_name="pertoken", standalone_mode=False)
         sys.stdout.flush()
@@ -102,6 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """The line without `--debug`, and whether it was there; behind `--` it is an argument.
+
+    >>> _without_debug(["list", "--debug", "--", "--debug"])
+    (['list', '--', '--debug'], True)
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    before = [each for each in arguments[:end] if each != "--debug"]
+    return [*before, *arguments[end:]], len(before) < end
+
+
 def _report(error: Exception) -> int:
     """One line on stderr for `error`; the exit code."""
     if isinstance(error, typer.Abort):
@@ -117,6 +127,6 @@ def _report(error: Exception) -> int:
         line, code = f"{error.format_message().rstrip('.')} (see `{path} --help`)", 2
     else:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        line, code = f"unexpected {what} (run `pertoken --debug …` for the traceback)", 1
+        line, code = f"unexpected {what} (run it again with --debug for the traceback)", 1
     print("error:", " ".join(line.split()), file=sys.stderr)
     return code

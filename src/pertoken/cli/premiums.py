@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
-if TYPE_CHECKING:
-    from pertoken.tokenize.sweeps import Sweep
+_Out = Annotated[
+    Path | None,
+    typer.Option(help="The file of finished cells, a line each.", show_default="CONFIG.jsonl"),
+]
+_Ray = Annotated[
+    bool, typer.Option("--ray", help="On Ray: a local one of --jobs workers, or RAY_ADDRESS.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,34 +33,26 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     config: Annotated[Path, typer.Argument(help="TOML: languages, vocabularies, kinds, text.")],
-    out: Annotated[
-        Path | None,
-        typer.Option(help="The file of finished cells, a line each.", show_default="CONFIG.jsonl"),
-    ] = None,
+    out: _Out = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="On Ray: a local one of --jobs workers, or RAY_ADDRESS.")
-    ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+    ray: _Ray = False,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Train and count every cell that is not finished yet; run it again to go on.
 
     Exit code 1 where cells were lost because their worker was killed.
     """
-    from pertoken._files import check_target
     from pertoken.cli.progress import progress_bar
     from pertoken.tokenize.sweeps import sweep as run
 
     file = config.with_suffix(".jsonl") if out is None else out
-    for path in [file, *([html] if html else [])]:
-        check_target(path)
-    if html == file:
-        raise PertokenError(f"--out and --html both want to write {html}")
+    output = shared.Output(as_json, html, out=file)
     with progress_bar() as tell:
         found = run(config, file, jobs=jobs, ray=ray, progress=tell)
-    if found.rows:
-        _tell(found, None, html)
-    typer.echo(f"{len(found.rows)} cells in {file}", err=True)
+    if found.cells and not output.write(found):
+        print(found.table())
+    typer.echo(f"{len(found.cells)} cells in {file}", err=True)
     if found.lost:
         cells = ", ".join(f"{language} {kind} {size}" for language, kind, size in found.lost[:3])
         more = ", …" if len(found.lost) > 3 else ""
@@ -76,26 +74,16 @@ def show(
             show_default="the least that all came down to",
         ),
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Show a sweep: counts and spread, each language's vocabulary for a target, the regression."""
-    from pertoken._files import check_target
     from pertoken.tokenize.sweeps import read_sweep
 
-    if html is not None:
-        check_target(html)
+    output = shared.Output(as_json, html)
     if target is not None and not target > 0:
         raise PertokenError(f"--target is a number of tokens above 0, not {target:g}")
-    _tell(read_sweep(file, reference), target, html)
-
-
-def _tell(found: Sweep, target: float | None, html: Path | None) -> None:
-    from pertoken._files import write_whole
-    from pertoken.compare_report import aligned
-    from pertoken.tokenize._sweep_page import page, sections
-
-    parts = sections(found, target)
-    for title, lines, note in parts:
-        print(f"{title}\n\n{aligned(lines)}\n" + (f"{note}\n" if note else ""))
-    if html is not None:
-        write_whole(html, page(found, parts))
+    found = read_sweep(file, reference)
+    found.target = target
+    if not output.write(found):
+        print(found.table())

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
+from pertoken.result import Part, Result
+
+_Prompt = Annotated[
+    str | None,
+    typer.Option(help="The text that is read.", show_default="the paper's donor prompt"),
+]
+_Dtypes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME...]",
+        help="Try the reconstruction in each of these.",
+        show_default="that of the model",
+    ),
+]
+_Layers = Annotated[
+    bool, typer.Option("--layers", help="A row for every layer, not only a summary.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -21,25 +39,47 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="probe")
 
 
+@dataclass(frozen=True)
+class _Probes(Result):
+    """Several probes of one model, by name."""
+
+    settings: dict[str, Any]
+    probes: dict[str, Result]
+
+    _title = "What the residual stream holds"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, and each probe by its name."""
+        return self.settings | {name: probe.to_dict() for name, probe in self.probes.items()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The records of all probes, each with the name of its own."""
+        return [
+            {"probe": name} | row for name, probe in self.probes.items() for row in probe.rows()
+        ]
+
+    def _parts(self) -> list[Part]:
+        return [part for probe in self.probes.values() for part in probe._parts()]
+
+    def summary(self) -> str:
+        """The tables with the layers put together."""
+        from pertoken.probe import CacheFree
+
+        tables: list[str] = []
+        for probe in self.probes.values():
+            options = {} if isinstance(probe, CacheFree) else {"layers": False}
+            tables.append(probe.table(**options))
+        return "\n\n".join(tables)
+
+
 def residual(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or short name.")] = (
-        "smollm2"
-    ),
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="The text that is read.", show_default="the paper's donor prompt"),
-    ] = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="float32, bfloat16, float16 or float64; the device's default. Repeat it to try "
-            "the reconstruction in several; the first is that of the rest."
-        ),
-    ] = None,
-    layers: Annotated[
-        bool, typer.Option("--layers", help="A row for every layer, not only a summary.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: shared.ModelArgument = "smollm2",
+    prompt: _Prompt = None,
+    dtypes: _Dtypes = None,
+    layers: _Layers = False,
+    dtype: shared.Dtype = None,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Show that keys and values follow from the residual stream, and what else does (KV-Direct).
 
@@ -48,34 +88,28 @@ def residual(
     """
     if prompt is not None and not prompt.strip():
         raise PertokenError("--prompt is empty: give a text")
-    from rich.console import Console
-
-    import pertoken
+    output = shared.Output(as_json, html)
     from pertoken.cli.progress import progress_bar
     from pertoken.probe.patching import DONOR, residual_patching
     from pertoken.probe.query_key import query_key_rank
     from pertoken.probe.residual import cache_free_decoding, reconstruction_error
 
     text = prompt or DONOR
+    tried = [name.strip() for name in dtypes.split(",")] if dtypes else None
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)
-        loaded, tokenizer = pertoken.load(model, dtype=dtype[0] if dtype else None, kind="decoder")
+        loaded, tokenizer = shared.load(model, dtype)
         ids = list(tokenizer(text)["input_ids"])
         # The quick one first: it refuses what the others would only refuse later.
         rank = query_key_rank(loaded, progress=tell)
-        results: dict[str, Any] = {
-            "reconstruction": reconstruction_error(loaded, ids, dtypes=dtype, progress=tell),
+        last = residual_patching(loaded, tokenizer, text, positions="last", progress=tell)
+        probes = {
+            "reconstruction": reconstruction_error(loaded, ids, dtypes=tried, progress=tell),
             "cache_free": cache_free_decoding(loaded, ids, progress=tell),
             "patching_all": residual_patching(loaded, tokenizer, text, progress=tell),
-            "patching_last": residual_patching(
-                loaded, tokenizer, text, positions="last", progress=tell
-            ),
+            "patching_last": last,
             "query_key_rank": rank,
         }
-    if as_json:
-        found = {name: result.to_dict() for name, result in results.items()}
-        print(json.dumps({"model": model, "prompt": text, **found}, indent=1, ensure_ascii=False))
-        return
-    console = Console()
-    for result in results.values():
-        console.print(result.table(layers=layers))
+    found = _Probes({"model": model, "prompt": text}, probes)
+    if not output.write(found):
+        print(found.table() if layers else found.summary())

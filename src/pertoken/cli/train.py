@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -21,6 +21,23 @@ if TYPE_CHECKING:
     from pertoken.train import Run
 
 _SHOWN = 12  # rows of the live table
+
+_Token = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Bounds on a token's ratio.",
+        show_default="fiberpo 0.8,1.25; grpo 0.8,1.2; cispo 0,5",
+    ),
+]
+_Trajectory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="Bounds on a trajectory's ratio.",
+        show_default="fiberpo and gspo 0.9,1.1",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,9 +51,6 @@ def train(
         Path,
         typer.Option(metavar="DIR", help="New folder for checkpoints, log and trained model."),
     ],
-    model: Annotated[
-        str, typer.Option(help="Hub id, folder, .gguf file or short name.")
-    ] = "smollm2",
     task: Annotated[str, typer.Option(help="arithmetic, countdown or gsm8k.")] = "arithmetic",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
@@ -47,56 +61,61 @@ def train(
     iterations: Annotated[
         int, typer.Option(help="Updates from one batch; all but the first are off-policy.")
     ] = 4,
-    learning_rate: Annotated[float, typer.Option("--lr", help="Of AdamW, constant.")] = 1e-5,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW, constant.")] = 1e-5,
     beta: Annotated[float, typer.Option(help="Weight of the KL term to the start.")] = 0.0,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOW,HIGH",
-            help="Bounds on a token's ratio.",
-            show_default="fiberpo 0.8,1.25; grpo 0.8,1.2; cispo 0,5",
-        ),
-    ] = None,
-    trajectory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOW,HIGH",
-            help="Bounds on a trajectory's ratio.",
-            show_default="fiberpo and gspo 0.9,1.1",
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Longest completion.", show_default="arithmetic 16, countdown 32, gsm8k 160"
-        ),
-    ] = None,
+    token: _Token = None,
+    trajectory: _Trajectory = None,
     save_every: Annotated[
         int | None,
         typer.Option(help="Steps between checkpoints.", show_default="a tenth of the run"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of problems, order and sampling.")] = 0,
-    html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Page of the last batch: ratio, gate, level by token."),
-    ] = None,
-    as_json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE|-", help="Write settings and all steps.")
-    ] = None,
+    model: shared.Model = "smollm2",
+    seed: shared.Seed = 0,
+    max_new_tokens: shared.OptionalMaxNewTokens = None,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Train a model by reinforcement learning on a task whose answers a program checks.
 
-    The four methods differ in the objective alone. Needs the extra rl.
+    The four methods differ in the objective alone. Completions have at most 16 tokens for
+    arithmetic, 32 for countdown and 160 for gsm8k, else --max-new-tokens. The page is that of the
+    last batch: ratio, gate and level of each token. Needs the extra rl.
     """
-    _check_outputs(as_json, html)
-    bounds = {"token": _bounds("--token", token), "trajectory": _bounds("--trajectory", trajectory)}
+    output = shared.Output(as_json, html)
+    settings: dict[str, Any] = {
+        "token": _bounds("--token", token),
+        "trajectory": _bounds("--trajectory", trajectory),
+        "learning_rate": learning_rate,
+        "max_new_tokens": max_new_tokens,
+        "save_every": save_every,
+        "seed": seed,
+        "resume": resume,
+    }
+    run = _run(method, out, model, task, steps, group, batch, iterations, beta, settings)
+    if not output.write(run):
+        print("\n".join(run.notes()))
+
+
+def _run(
+    method: str,
+    out: Path,
+    model: str,
+    task: str,
+    steps: int,
+    group: int,
+    batch: int,
+    iterations: int,
+    beta: float,
+    settings: dict[str, Any],
+) -> Run:
+    """The run, shown step by step; stopped by Ctrl-C it says how to go on."""
     from rich.console import Console
 
     from pertoken.train import train_policy
 
     try:
         with _quiet(), _live(Console(stderr=True), method, task, steps, beta) as show:
-            run = train_policy(
+            return train_policy(
                 method,
                 out,
                 model=model,
@@ -105,19 +124,13 @@ def train(
                 group=group,
                 batch=batch,
                 iterations=iterations,
-                learning_rate=learning_rate,
                 beta=beta,
-                **bounds,
-                max_new_tokens=max_new_tokens,
-                save_every=save_every,
-                seed=seed,
-                resume=resume,
                 progress=show,
+                **settings,
             )
     except KeyboardInterrupt:
         typer.echo(_how_to_go_on(out), err=True)
         raise
-    _write(run, as_json, html)
 
 
 class _Rows:
@@ -224,16 +237,6 @@ def _bounds(option: str, text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def _check_outputs(as_json: str | None, html: Path | None) -> None:
-    from pertoken._files import check_target
-
-    targets = [Path(as_json)] if as_json not in (None, "-") else []
-    for target in [*targets, *([html] if html else [])]:
-        check_target(target)
-    if html and html in targets:
-        raise PertokenError(f"--json and --html both want to write {html}")
-
-
 def _how_to_go_on(out: Path) -> str:
     from pertoken.train._folder import latest
 
@@ -241,23 +244,3 @@ def _how_to_go_on(out: Path) -> str:
     if found is None:
         return f"there is no checkpoint in {out} yet: the same command starts anew"
     return f"the checkpoint of step {found[0]} is whole: the same command with --resume goes on"
-
-
-def _write(run: Run, as_json: str | None, html: Path | None) -> None:
-    """The results where they were asked for, and a summary."""
-    from pertoken._files import write_whole
-
-    result = run.to_dict()
-    text = json.dumps(result, ensure_ascii=False, indent=1)
-    if html:
-        write_whole(html, run.page())
-    if as_json == "-":
-        print(text)
-        return
-    if as_json:
-        write_whole(Path(as_json), text + "\n")
-    rewards = [row["reward"] for row in run.rows if row["reward"] is not None]
-    part = max(1, len(rewards) // 4)
-    first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
-    print(f"reward {first:.3f} in the first quarter of the batches, {last:.3f} in the last")
-    print(f"{result['tokens_sampled']} tokens sampled; the model is in {run.folder / 'model'}")

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
+
+Progress = Callable[[str, int, int], None]
 
 MOST = 20_000  # characters of the text that perplexity is measured on
 _LINES = 1000  # of a document that is cut into chunks
 _HELD_OUT = 20  # one part in so many of the corpus is kept for that
+
+
+_Places = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[NEW_TOKENIZER] OUT",
+        help="The tokenizer (a folder, a Hub id, a tokenizer.json …; none with --supertokens) "
+        "and a new folder.",
+    ),
+]
+_Supertokens = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Train a tokenizer of N tokens that may cross words."),
+]
+_Corpus = Annotated[
+    Path | None, typer.Option(help="UTF-8 text to train it on; its end is held out.")
+]
+_Method = Annotated[str, typer.Option(help="tokenadapt, local, retok, mean or random.")]
+_Embedder = Annotated[str, typer.Option(help="What compares strings: self (the model) or minilm.")]
+_Text = Annotated[
+    Path | None,
+    typer.Option(
+        help="UTF-8 text to measure the perplexity on.",
+        show_default="the end of the corpus, else the declaration of human rights",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,104 +52,101 @@ def register(app: typer.Typer) -> None:
 
 
 def transplant(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or short name.")],
-    places: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[NEW_TOKENIZER] OUT",
-            help="The tokenizer (a folder, a Hub id, a tokenizer.json …; none with --supertokens) "
-            "and a new folder.",
-        ),
-    ],
-    supertokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Train a tokenizer of N tokens that may cross words."),
-    ] = None,
-    corpus: Annotated[
-        Path | None, typer.Option(help="UTF-8 text to train it on; its end is held out.")
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="tokenadapt, local, retok, mean or random.")
-    ] = "tokenadapt",
-    embedder: Annotated[
-        str, typer.Option(help="What compares strings: self (the model) or minilm.")
-    ] = "self",
+    model: shared.ModelArgument,
+    places: _Places,
+    supertokens: _Supertokens = None,
+    corpus: _Corpus = None,
+    method: _Method = "tokenadapt",
+    embedder: _Embedder = "self",
     temperature: Annotated[float, typer.Option(help="Of the weights.")] = 0.6,
     global_weight: Annotated[float, typer.Option(help="Share of the neighbours.")] = 0.3,
     pad_to: Annotated[int, typer.Option(help="Rows are a multiple of this.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of drawn rows and of the chunks of a corpus.")] = 0,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            help="UTF-8 text to measure the perplexity on.",
-            show_default="the end of the corpus, else the declaration of human rights",
-        ),
-    ] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="Write JSON.")] = None,
+    text: _Text = None,
+    dtype: shared.Dtype = None,
+    seed: shared.Seed = 0,
+    as_json: shared.Json = None,
 ) -> None:
     """Give a model another tokenizer without training (TokenAdapt), and say what it costs."""
-    from pertoken._files import check_target, write_whole
-    from pertoken.tokenize.check import check_target_folder, save_transplant
-    from pertoken.tokenize.tokenadapt import Transplant, check_settings
+    from pertoken.cli.progress import progress_bar
+    from pertoken.tokenize.check import check_target_folder
+    from pertoken.tokenize.tokenadapt import check_settings
 
     out = _out(places, supertokens, corpus)
     check_settings(method, temperature, global_weight, pad_to=pad_to)
     check_target_folder(out)
-    if as_json is not None:
-        check_target(as_json)
+    output = shared.Output(as_json)
     documents, held_out, where = _texts(corpus, text)
-
-    from pertoken.cli.progress import progress_bar
-    from pertoken.loading import load
-    from pertoken.tokenize.load import open_tokenizer
-    from pertoken.tokenize.per_byte import nats_per_text
-
+    settings = {
+        "temperature": temperature,
+        "global_weight": global_weight,
+        "pad_to": pad_to,
+        "seed": seed,
+    }
     with progress_bar() as tell:
         tell("loading", 0, 0)
-        source, old_tokenizer = load(model, kind="decoder")
-        if supertokens is not None:
-            from pertoken.tokenize.supertokens import train_supertokens
+        source, old = shared.load(model, dtype)
+        new = _new_tokenizer(old, places[0], documents, supertokens, seed, tell)
+        found = _transplant(source, old, new, out, held_out, method, embedder, settings, tell)
+    found |= {"text": where}
+    if output.write(found):
+        return
+    for line in report(found):
+        typer.echo(line)
+    typer.echo(f"written to {out}")
 
-            specials = [old_tokenizer.eos_token] if old_tokenizer.eos_token else []
-            new_tokenizer = train_supertokens(
-                documents, supertokens, seed=seed, special_tokens=specials, progress=tell
-            )
-        else:
-            new_tokenizer = open_tokenizer(places[0])
-        before = nats_per_text(source, old_tokenizer, held_out, progress=tell)
-        began = time.perf_counter()
-        prepared = Transplant(
-            source, old_tokenizer, new_tokenizer, embedder=embedder, progress=tell
-        )
-        made, tokenizer = prepared.apply(
-            method,
-            temperature=temperature,
-            global_weight=global_weight,
-            pad_to=pad_to,
-            seed=seed,
-        )
-        seconds = time.perf_counter() - began
-        tell("writing and checking", 0, 0)
-        checked = save_transplant(made, tokenizer, out)
-        after = nats_per_text(made, tokenizer, held_out, progress=tell)
+
+def _new_tokenizer(
+    old: Any, name: str, documents: list[str], supertokens: int | None, seed: int, tell: Progress
+) -> Any:
+    """The named tokenizer, or one of supertokens trained on the documents."""
+    if supertokens is None:
+        from pertoken.tokenize.load import open_tokenizer
+
+        return open_tokenizer(name)
+    from pertoken.tokenize.supertokens import train_supertokens
+
+    specials = [old.eos_token] if old.eos_token else []
+    return train_supertokens(
+        documents, supertokens, seed=seed, special_tokens=specials, progress=tell
+    )
+
+
+def _transplant(
+    source: Any,
+    old: Any,
+    new: Any,
+    out: Path,
+    held_out: list[str],
+    method: str,
+    embedder: str,
+    settings: dict[str, Any],
+    tell: Progress,
+) -> dict[str, Any]:
+    """Make it, write it, check it, and measure both models on the texts."""
+    from pertoken.tokenize.check import save_transplant
+    from pertoken.tokenize.per_byte import nats_per_text
+    from pertoken.tokenize.tokenadapt import Transplant
+
+    before = nats_per_text(source, old, held_out, progress=tell)
+    began = time.perf_counter()
+    prepared = Transplant(source, old, new, embedder=embedder, progress=tell)
+    made, tokenizer = prepared.apply(method, **settings)
+    seconds = time.perf_counter() - began
+    tell("writing and checking", 0, 0)
+    checked = save_transplant(made, tokenizer, out)
+    after = nats_per_text(made, tokenizer, held_out, progress=tell)
     count = sum(size for _, size in before)
-    old, new = (math.exp(sum(nats for nats, _ in each) / count) for each in (before, after))
-    found: dict[str, Any] = {
+    was, now = (math.exp(sum(nats for nats, _ in each) / count) for each in (before, after))
+    return {
         "method": method,
         "tokens": len(tokenizer),
         "counts": prepared.counts,
         "seconds": seconds,
         "notes": prepared.notes,
         "checked": checked,
-        "text": where,
         "bytes": count,
-        "perplexity_per_byte": {"before": old, "after": new, "ratio": new / old},
+        "perplexity_per_byte": {"before": was, "after": now, "ratio": now / was},
     }
-    if as_json is not None:
-        write_whole(as_json, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    for line in report(found):
-        typer.echo(line)
-    typer.echo(f"written to {out}")
 
 
 def report(found: dict[str, Any]) -> list[str]:

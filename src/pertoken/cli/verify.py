@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.cli.objects import import_object
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from pertoken.testing.setups import Setup
+
+
+_A = Annotated[
+    str | None,
+    typer.Argument(help="A slug, hf or hf-prompt-lookup; goose if nothing is named."),
+]
+_Against = Annotated[
+    str, typer.Option(help="hf (transformers' own generate), plain (our loop) or a slug.")
+]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="An option of A, such as budget=16; repeatable."),
+]
+_Assistant = Annotated[
+    str | None, typer.Option(help="A is transformers' generate with this assistant model.")
+]
+_Callable = Annotated[
+    str | None,
+    typer.Option("--callable", metavar="MODULE:OBJECT", help="A is this Python object."),
+]
+_Sample = Annotated[
+    bool,
+    typer.Option("--sample", help="Test sampling instead, on tiny models (no model loaded)."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -22,40 +45,19 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    a: Annotated[
-        str | None,
-        typer.Argument(help="A slug, hf or hf-prompt-lookup; goose if nothing is named."),
-    ] = None,
-    against: Annotated[
-        str, typer.Option(help="hf (transformers' own generate), plain (our loop) or a slug.")
-    ] = "hf",
-    model: Annotated[str, typer.Option(help="Hub id, folder, .gguf file or short name.")] = (
-        "smollm2"
-    ),
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float64; the device's default.")
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help=".jsonl or .txt; a built-in sample if not given.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="New tokens per prompt.")] = 64,
-    limit: Annotated[int | None, typer.Option(help="Only the first N prompts.")] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="An option of A, such as budget=16; repeatable."),
-    ] = None,
-    assistant: Annotated[
-        str | None, typer.Option(help="A is transformers' generate with this assistant model.")
-    ] = None,
-    function: Annotated[
-        str | None,
-        typer.Option("--callable", metavar="MODULE:OBJECT", help="A is this Python object."),
-    ] = None,
-    sample: Annotated[
-        bool,
-        typer.Option("--sample", help="Test sampling instead, on tiny models (no model loaded)."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    a: _A = None,
+    against: _Against = "hf",
+    prompts: shared.Prompts = None,
+    option: _Option = None,
+    assistant: _Assistant = None,
+    function: _Callable = None,
+    sample: _Sample = False,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    limit: shared.Limit = None,
+    max_new_tokens: shared.MaxNewTokens = 64,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
 ) -> None:
     """Show where a way of decoding leaves plain decoding, and whether rounding explains it.
 
@@ -63,52 +65,54 @@ def verify(
     """
     if sum(named is not None for named in (a, assistant, function)) > 1:
         raise PertokenError("name one way of decoding: A, --assistant or --callable")
-    if max_new_tokens < 1:
-        raise PertokenError(f"--max-new-tokens must be 1 or more, got {max_new_tokens}")
+    output = shared.Output(as_json, html)
     options = parse_options(option or [])
+    from pertoken.cli.progress import progress_bar
     from pertoken.prompts import read_prompts
-
-    chosen = [] if sample else read_prompts(prompts, limit)
-
-    from pertoken.testing.verify import as_setup, setup_name
+    from pertoken.testing.verify import as_setup
     from pertoken.testing.verify import verify as run
 
-    name = a or ("hf-assistant" if assistant else function) or "goose"
-    first: Setup
-    if function is not None:
-        found = import_object(function, "--callable")
-        if not callable(found):
-            raise PertokenError(
-                f"--callable {function}: this is {type(found).__name__}, not callable"
-            )
-        first = found(**options) if isinstance(found, type) else as_setup(found, **options)
-    elif assistant is not None:
-        first = {"assistant_model": None, **options}  # the model is loaded below
-    else:
-        first = as_setup(name, **options)
+    chosen = [] if sample else read_prompts(prompts, limit)
+    first = _first(a or "goose", assistant, function, options)
     second = as_setup(against)
-    loaded, tokenizer = (None, None) if sample else _load(model, dtype)
+    loaded, tokenizer = (None, None) if sample else shared.load(model, dtype)
     if assistant is not None:
         first = {**options, "assistant_model": _assistant(assistant, dtype, loaded)}
-    if options:
-        name += f" ({', '.join(option or [])})"
-    report = run(
-        loaded,
-        tokenizer,
-        chosen,
-        first,
-        second,
-        max_new_tokens=max_new_tokens,
-        sample=sample,
-        progress=_progress(len(chosen) or None),
-        names=(name, against if isinstance(against, str) else setup_name(second)),
-    )
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
-    else:
-        print(f"{report.table()}\n\n{report.line()}")
+    name = a or ("hf-assistant" if assistant else function) or "goose"
+    title = f"{name} ({', '.join(option or [])})" if options else name
+    with progress_bar() as tell:
+        report = run(
+            loaded,
+            tokenizer,
+            chosen,
+            first,
+            second,
+            max_new_tokens=max_new_tokens,
+            sample=sample,
+            progress=tell,
+            names=(title, against),
+        )
+    if not output.write(report):
+        print(report.table())
     if not report.lossless:
         raise typer.Exit(1)
+
+
+def _first(
+    name: str, assistant: str | None, function: str | None, options: dict[str, Any]
+) -> Setup:
+    """The way of decoding that is asked about; an assistant model is loaded later."""
+    from pertoken.testing.verify import as_setup
+
+    if assistant is not None:
+        return {"assistant_model": None, **options}
+    if function is None:
+        return as_setup(name, **options)
+    found = import_object(function, "--callable")
+    if not callable(found):
+        raise PertokenError(f"--callable {function}: this is {type(found).__name__}, not callable")
+    made: Setup = found(**options) if isinstance(found, type) else as_setup(found, **options)
+    return made
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -130,17 +134,11 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
-def _load(name: str, dtype: str | None) -> tuple[Any, Any]:
-    import pertoken
-
-    return pertoken.load(name, dtype=dtype, kind="decoder")
-
-
 def _assistant(name: str, dtype: str | None, model: Any) -> Any:
     """The assistant model; another vocabulary than the model's is refused."""
     if model is None:  # sampling brings tiny models of its own, the assistant's too
         return name
-    assistant, _ = _load(name, dtype)
+    assistant, _ = shared.load(name, dtype)
     sizes = [one.config.get_text_config().vocab_size for one in (model, assistant)]
     if sizes[0] != sizes[1]:
         raise PertokenError(
@@ -148,22 +146,3 @@ def _assistant(name: str, dtype: str | None, model: Any) -> Any:
             "assisted decoding needs one vocabulary"
         )
     return assistant
-
-
-def _progress(total: int | None) -> Any:
-    """A progress bar on stderr around an iterable, gone when it is done."""
-    from rich.console import Console
-    from rich.progress import track
-
-    def watch(items: Iterable[Any]) -> Iterator[Any]:
-        console = Console(stderr=True)
-        yield from track(
-            items,
-            description="verifying",
-            total=total,
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-
-    return watch

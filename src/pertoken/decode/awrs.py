@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from transformers import LogitsProcessorList
 
+from pertoken._shown import Shown
 from pertoken.decode.constraint import Constraint, ask, call, fit
 from pertoken.decode.forward import TextForward
 from pertoken.decode.rejection import (
@@ -43,7 +44,7 @@ Estimator = Literal["auto", "recursive", "geometric", "paper"]
 DOMINANT = 2 / 3  # "auto" takes the geometric estimator where one token has this much, as published
 
 
-class AWRS:
+class AWRS(Shown):
     """Samples text under a constraint: ``generate(..., do_sample=True, custom_generate=AWRS(c))``.
 
     Args:
@@ -88,6 +89,8 @@ class AWRS:
     (True, True)
     """
 
+    slug = "awrs"
+
     def __init__(
         self,
         constraint: Constraint,
@@ -128,9 +131,6 @@ class AWRS:
         self.log_weights: list[float] = []
         self.completed: list[bool] = []
         self.checks: list[int] = []
-
-    def __repr__(self) -> str:
-        return f"AWRS({self.constraint!r}, estimator={self.estimator!r})"
 
     def __call__(
         self,

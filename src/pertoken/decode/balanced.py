@@ -28,7 +28,7 @@ class Balanced(Drafter):
 
     Depth is at most 6 (Goose, arXiv 2604.02047, the topology control).
 
-    Example: ``model.generate(**inputs, max_new_tokens=64, custom_generate=Balanced(3))``
+    Example: ``model.generate(**inputs, max_new_tokens=64, custom_generate=Balanced(k=3))``
     """
 
     slug = "balanced"
@@ -37,8 +37,8 @@ class Balanced(Drafter):
 
     def __init__(
         self,
-        k: int = 3,
         *,
+        k: int = 3,
         budget: int | Literal["auto"] | None = None,
         keep: bool = False,
         streamer: Any = None,

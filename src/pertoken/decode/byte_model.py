@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pertoken._shown import Shown
 from pertoken.canonical import Canonical, encode
 from pertoken.decode._branches import Branches
 from pertoken.decode._byte_reader import (
@@ -61,7 +62,7 @@ _FIM = (
 )
 
 
-class _Bytes:
+class _Bytes(Shown):
     """What a model and an ensemble have in common: texts byte by byte."""
 
     def _open(
@@ -174,6 +175,8 @@ class ByteModel(_Bytes):
     0.1
     """
 
+    slug = "byte-probabilities"
+
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, *, validity: Validity = "renormalize"
     ) -> None:
@@ -209,9 +212,6 @@ class ByteModel(_Bytes):
     def fed(self) -> int:
         """Tokens fed by the last call, without the settled beginning."""
         return self._source.fed
-
-    def __repr__(self) -> str:
-        return f"ByteModel({type(self.model).__name__}, validity={self.validity!r})"
 
     def cover(
         self, prefix: bytes | str, *, context: Sequence[int] | None = None
@@ -311,18 +311,16 @@ class ByteEnsemble(_Bytes):
                 raise PertokenError(
                     f"a member of an ensemble must be a ByteModel, not {type(member).__name__}"
                 )
-        weights = [1.0] * len(members) if weights is None else list(weights)
-        if len(weights) != len(members):
-            raise PertokenError(f"{len(members)} members need as many weights, got {len(weights)}")
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-            raise PertokenError(f"weights must be numbers from 0 on, got {weights}")
-        if not sum(weights) > 0:
+        self.weights = weights
+        shares = [1.0] * len(members) if weights is None else list(weights)
+        if len(shares) != len(members):
+            raise PertokenError(f"{len(members)} members need as many weights, got {len(shares)}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in shares):
+            raise PertokenError(f"weights must be numbers from 0 on, got {shares}")
+        if not sum(shares) > 0:
             raise PertokenError("weights must not all be 0")
         self.members = members
-        self.weights = [weight / sum(weights) for weight in weights]
-
-    def __repr__(self) -> str:
-        return f"ByteEnsemble({self.members!r}, weights={self.weights!r})"
+        self._shares = [weight / sum(shares) for weight in shares]
 
     def _open(
         self, prefix: bytes, context: Sequence[int] | None = None, ahead: bytes = b""
@@ -331,7 +329,7 @@ class ByteEnsemble(_Bytes):
             raise PertokenError("context is ids of one tokenizer; an ensemble has several")
         used = [
             (member._open(prefix, None, ahead), weight)
-            for member, weight in zip(self.members, self.weights, strict=True)
+            for member, weight in zip(self.members, self._shares, strict=True)
             if weight > 0
         ]
         return MeanReader(used)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor
 
+from pertoken._shown import Shown
 from pertoken.decode._rule import Rule
 from pertoken.decode.drafter import Drafter
 from pertoken.errors import PertokenError
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from pertoken.decode.stats import DecodeStats, RowTrace
 
 
-class Constrained:
+class Constrained(Shown):
     """Speculative decoding under a constraint: ``custom_generate=Constrained(Goose(), schema)``.
 
     Args:
@@ -94,9 +95,6 @@ class Constrained:
         """Where the tokens of each row came from."""
         return self.drafter.rows
 
-    def __repr__(self) -> str:
-        return f"Constrained({self.drafter!r}, {self.constraint!r})"
-
     def __call__(
         self,
         model: PreTrainedModel,
@@ -122,7 +120,7 @@ class Constrained:
         )
 
 
-class ConstraintMask(LogitsProcessor):
+class ConstraintMask(Shown, LogitsProcessor):
     """Token masking in transformers' own loop: ``logits_processor=[ConstraintMask(c, stop_ids)]``.
 
     Args:
@@ -152,10 +150,10 @@ class ConstraintMask(LogitsProcessor):
         *,
         prompt_length: int | None = None,
     ) -> None:
+        self.constraint, self.stop_ids, self.prompt_length = constraint, stop_ids, prompt_length
         if stop_ids is None:
             stop_ids = ()
         self._rule = Rule(constraint, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
-        self._given = prompt_length
         self._prompt = torch.empty(0, 0, dtype=torch.long)  # [batch, time] of the first call
         self._width = 0  # of the last call
 
@@ -171,8 +169,8 @@ class ConstraintMask(LogitsProcessor):
 
     def _start(self, input_ids: torch.Tensor) -> int:
         """Where the new tokens begin."""
-        if self._given is not None:
-            return self._given
+        if self.prompt_length is not None:
+            return self.prompt_length
         width, length = input_ids.shape[1], self._prompt.shape[1]
         # A drafter shows single rows of the batch, beam search a batch in another order.
         if width <= length or not _among(input_ids[:, :length], self._prompt):

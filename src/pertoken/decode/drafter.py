@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pertoken._shown import Shown
 from pertoken.decode.stats import DecodeStats, RowTrace
 from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 
-class Drafter:
+class Drafter(Shown):
     """Base class of the speculative methods.
 
     Args:
@@ -95,10 +96,6 @@ class Drafter:
             generation_config=generation_config,
             **model_kwargs,
         )
-
-    def __repr__(self) -> str:
-        budget = "" if self.budget is None else f"budget={self.budget!r}"
-        return f"{type(self).__name__}({budget})"
 
     # What a method overrides.
 

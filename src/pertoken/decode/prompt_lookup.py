@@ -92,7 +92,8 @@ class PromptLookup(Drafter):
         if max_ngram is not None and max_ngram < 1:
             raise PertokenError(f"max_ngram must be at least 1, not {max_ngram}")
         self.variant = variant
-        self.max_ngram = _LONGEST[variant] if max_ngram is None else max_ngram
+        self.max_ngram = max_ngram
+        self.longest = _LONGEST[variant] if max_ngram is None else max_ngram
         self.stop_ids = frozenset(stop_ids)
         self._edges = EdgeBook()
         self._places: list[FirstPlaces] = []
@@ -100,7 +101,7 @@ class PromptLookup(Drafter):
     def begin(self, vocab_size: int) -> None:
         """Forget the last call's texts."""
         super().begin(vocab_size)
-        self._places = [FirstPlaces(self.max_ngram) for _ in self.contexts]
+        self._places = [FirstPlaces(self.longest) for _ in self.contexts]
 
     def propose(self, row: int, budget: int, room: int) -> TokenTree:
         """One chain: the copy, or the root alone."""
@@ -122,7 +123,7 @@ class PromptLookup(Drafter):
     def _copy(self, row: int, tokens: int) -> tuple[int, list[int]]:
         """(length of the n-gram found, what followed it)."""
         context = self.contexts[row]
-        for length in range(min(self.max_ngram, len(context) - 1), 0, -1):
+        for length in range(min(self.longest, len(context) - 1), 0, -1):
             start = self._places[row].after(tuple(context[-length:]))
             if start is None:
                 continue

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +9,11 @@ from typing import Any
 import torch
 
 from pertoken._extras import need
+from pertoken.result import Part, Result, figure, plain
 
 
 @dataclass(frozen=True)
-class WeightedSamples:
+class WeightedSamples(Result):
     """Texts with importance weights: together they stand for the constrained distribution.
 
     ids: new tokens of each particle, without the stop token; log_weights: nats, -inf for particles
@@ -38,6 +37,8 @@ class WeightedSamples:
     resampled: int
     decode: Callable[[Sequence[int]], str] | None = None
 
+    _title = "Weighted texts"
+
     @property
     def weights(self) -> list[float]:
         """Weights that sum to 1."""
@@ -59,13 +60,6 @@ class WeightedSamples:
                 found[tuple(ids)] = found.get(tuple(ids), 0.0) + weight
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
-    def table(self, most: int = 10) -> str:
-        """The most probable texts, a line each, and what the run was worth."""
-        lines = [f"{chance:7.2%}  {self._shown(ids)}" for ids, chance in self.posterior().items()]
-        if len(lines) > most:
-            lines = [*lines[:most], f"         … and {len(lines) - most} more"]
-        return "\n".join([*lines, self._worth()])
-
     def rows(self) -> list[dict[str, Any]]:
         """One dict per text, greatest first: text, probability, particles that hold it, ids.
 
@@ -82,42 +76,49 @@ class WeightedSamples:
             for ids, chance in self.posterior().items()
         ]
 
-    def to_dataframe(self) -> Any:
-        """The `rows` as a pandas DataFrame (extra `dataframe`)."""
-        return need("pandas", "dataframe").DataFrame(self.rows())
+    def to_dict(self) -> dict[str, Any]:
+        """The `rows` as posterior, and the particles with their weights.
 
-    def to_json(self) -> str:
-        """Everything as JSON: the `rows` as posterior, and the particles with their weights.
-
-        Weights are nats, null for particles that died.
+        Weights are nats, None for particles that died.
         """
-        data = {
+        return {
             "posterior": self.rows(),
             "effective_sample_size": self.effective_sample_size,
             "log_marginal": self.log_marginal,
             "checks": self.checks,
             "resampled": self.resampled,
             "ids": self.ids,
-            "log_weights": [w if w > -math.inf else None for w in self.log_weights],
+            "log_weights": plain(self.log_weights),
         }
-        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+    def table(self, most: int = 10) -> str:
+        """The most probable texts, a line each, and what the run was worth."""
+        # Texts may be long: they stand last.
+        lines = [f"{chance:7.2%}  {self._shown(ids)}" for ids, chance in self.posterior().items()]
+        if len(lines) > most:
+            lines = [*lines[:most], f"         … and {len(lines) - most} more"]
+        return "\n".join([*lines, self._worth()])
+
+    def _parts(self) -> list[Part]:
+        """A line per text, and what the run was worth."""
+        lines = [
+            [self._shown(row["ids"]), f"{row['probability']:.2%}", str(row["particles"])]
+            for row in self.rows()
+        ]
+        return [Part("", [["text", "probability", "particles"], *lines], [self._worth()])]
 
     def plot(self, most: int = 10) -> Any:
         """The most probable texts as horizontal bars, a plotly figure (extra `plot`)."""
         graph = need("plotly.graph_objects", "plot")
         shown = list(self.posterior().items())[:most][::-1]  # plotly draws from below
-        bars = graph.Bar(
-            x=[chance for _, chance in shown],
-            y=list(range(len(shown))),
-            orientation="h",
-        )
-        figure = graph.Figure(bars)
-        figure.update_layout(title=self._worth(), template="plotly_white")
-        figure.update_xaxes(title="probability", tickformat=".0%", rangemode="tozero")
-        figure.update_yaxes(
-            tickvals=list(range(len(shown))), ticktext=[self._shown(ids) for ids, _ in shown]
-        )
-        return figure
+        chances = [chance for _, chance in shown]
+        bars = graph.Bar(x=chances, y=list(range(len(shown))), orientation="h")
+        ticks = {
+            "tickvals": list(range(len(shown))),
+            "ticktext": [self._shown(ids) for ids, _ in shown],
+        }
+        axis = {"title": "probability", "tickformat": ".0%", "rangemode": "tozero"}
+        return figure(bars, title=self._worth(), xaxis=axis, yaxis=ticks)
 
     def _worth(self) -> str:
         resampled = f", resampled {self.resampled} x" if self.resampled else ""

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pertoken._bootstrap import bootstrap_mean
 from pertoken._extras import need
+from pertoken._html import report
 from pertoken.probe._addition import Problem, Reading
 from pertoken.probe._addition_errors import Errors, longest_chain
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
+from pertoken.result import Part, Result, figure, plain
 
 _ACCURACIES = "as long, longer: where the sum has the digits of an addend, or more than both"
 _KINDS = (
@@ -22,6 +20,7 @@ _KINDS = (
     "ten, a wrong digit that takes or gives a carry, right with a digit dropped, with addends "
     "aligned at the left, with groups added one by one"
 )
+_DIGITS = "shares of the wrong answers that have the right number of digits, from the left"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Outcome:
         return row
 
 
-class ArithmeticReport:
+class ArithmeticReport(Result):
     """What `arithmetic` found: `outcomes`, one per problem and format, and `settings`."""
 
     def __init__(self, outcomes: Sequence[Outcome], settings: dict[str, Any]) -> None:
@@ -174,77 +173,50 @@ class ArithmeticReport:
                 lines.append([name, str(length), *map(_percent, shares), *blank])
         return lines
 
-    def table(self) -> Table:
-        """Right answers by format and by the length of the sum."""
-        from pertoken.probe._stream import simple_table
-
-        head, *lines = self.cells()
-        title = f"additions, {self.settings['shots']} examples in front"
-        return simple_table(title, head, lines, _ACCURACIES)
-
-    def error_table(self) -> Table:
-        """How often each kind of error is made."""
-        from pertoken.probe._stream import simple_table
-
-        head, *lines = self.error_cells()
-        return simple_table("kinds of errors", head, lines, _KINDS)
-
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        summary = [{**row, "interval": list(row["interval"])} for row in self.summary()]
-        digits = {name: self.wrong_digits(name) for name in self.formats}
-        outcomes = [outcome.to_dict() for outcome in self.outcomes]
-        return {
-            "settings": self.settings,
-            "summary": summary,
-            "wrong_digits": digits,
-            "outcomes": outcomes,
-        }
+        """Settings, the summary by format, which digits are wrong, and every outcome."""
+        found: dict[str, Any] = plain(
+            {
+                "settings": self.settings,
+                "summary": self.summary(),
+                "wrong_digits": {name: self.wrong_digits(name) for name in self.formats},
+                "outcomes": self.rows(),
+            }
+        )
+        return found
 
-    def to_dataframe(self) -> Any:
-        """A pandas frame with a row per problem and format (extra `dataframe`)."""
-        rows = [outcome.to_dict() for outcome in self.outcomes]
-        return need("pandas", "dataframe").DataFrame(rows)
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per problem and format, see `Outcome.to_dict`."""
+        return [outcome.to_dict() for outcome in self.outcomes]
 
     def plot(self) -> Any:
         """Accuracy by format, for sums as long as an addend and longer ones (extra `plot`)."""
         graph = need("plotly.graph_objects", "plot")
         kinds = {"as long as an addend": False, "longer than both": True}
-        figure = graph.Figure(
-            [
-                graph.Bar(
-                    name=label, x=self.formats, y=[self.accuracy(f, kind) for f in self.formats]
-                )
-                for label, kind in kinds.items()
-            ]
-        )
-        figure.update_layout(barmode="group", yaxis_title="right answers", yaxis_range=[0, 1])
-        return figure
+        bars = [
+            graph.Bar(name=label, x=self.formats, y=[self.accuracy(f, kind) for f in self.formats])
+            for label, kind in kinds.items()
+        ]
+        axis = {"title": "right answers", "range": [0, 1]}
+        return figure(bars, barmode="group", yaxis=axis)
 
-    def to_html(self) -> str:
-        """A page of its own: both tables and the settings, nothing from outside."""
-        from pertoken._html import asset, document, grid
+    def _parts(self) -> list[Part]:
+        shots = self.settings["shots"]
+        return [
+            Part(f"Right answers, {shots} examples in front", self.cells(), [_ACCURACIES]),
+            Part("Kinds of errors", self.error_cells(), [_KINDS]),
+        ]
 
+    def _page(self) -> str:
+        """The tables and the first prompt."""
+        digits = Part("Which digits are wrong", self.digit_cells(), [_DIGITS])
+        tables = "\n".join(part.html() for part in [*self._parts(), digits])
         prompt = escape(str(self.settings["first_prompt"]))
-        body = f"""\
-<header>
-<h1>{self.settings["problems"]} additions in {len(self.formats)} formats</h1>
-</header>
-<main>
-<h2>Right answers</h2>
-{grid(self.cells())}
-<p class="faint">{escape(_ACCURACIES)}</p>
-<h2>Kinds of errors</h2>
-{grid(self.error_cells())}
-<p class="faint">{escape(_KINDS)}</p>
-<h2>Which digits are wrong</h2>
-{grid(self.digit_cells())}
-<p class="faint">Shares of the wrong answers that have the right number of digits, from the
-left.</p>
-<h2>The first prompt</h2>
-<pre>{prompt}</pre>
-</main>"""
-        return document("pertoken arithmetic", body, style=asset("compare.css"))
+        return report(
+            "pertoken arithmetic",
+            f"{self.settings['problems']} additions in {len(self.formats)} formats",
+            f"{tables}\n<h2>The first prompt</h2>\n<pre>{prompt}</pre>",
+        )
 
 
 def _rights(outcomes: Sequence[Outcome], longer: bool | None) -> list[bool]:

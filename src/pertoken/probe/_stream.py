@@ -1,11 +1,11 @@
 """The residual stream of a decoder: its blocks, what each of them reads, and changing that.
 
-Here also what all probes of this folder share: refusing models without such a stream, and tables.
+Here also what all probes of this folder share: refusing models without such a stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ import torch
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import PreTrainedModel
 
 Progress = Callable[[str, int, int], None]
@@ -100,28 +99,6 @@ def changed_input(
         yield
     finally:
         handle.remove()
-
-
-def simple_table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], note: str | None = None
-) -> Table:
-    """A table with its first column to the left and the others to the right; `note` goes below."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(
-        title=escape(title),
-        title_justify="left",
-        caption=escape(note) if note else None,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    for place, heading in enumerate(headings):
-        shown.add_column(heading, justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    return shown
 
 
 def spread_out(count: int, wanted: int) -> list[int]:

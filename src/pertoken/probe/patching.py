@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._extras import need
 from pertoken.errors import PertokenError
 from pertoken.probe._stream import (
     Progress,
@@ -30,12 +31,11 @@ from pertoken.probe._stream import (
     blocks_of,
     changed_input,
     one_text,
-    simple_table,
     spread_out,
 )
+from pertoken.result import Part, Result, figure
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import PreTrainedModel
 
 DONOR = "What is the capital of Australia?"
@@ -44,7 +44,7 @@ RECIPIENT = "What language is spoken in France?"
 
 
 @dataclass(frozen=True)
-class Patching:
+class Patching(Result):
     """KL divergences in nats between next-token distributions, one per patched layer."""
 
     replaced: int
@@ -60,23 +60,47 @@ class Patching:
     apart: float
     """KL(recipient || donor): `to_donor` where the patch has no effect."""
 
-    def table(self, *, layers: bool = True) -> Table:
+    _title = "Residual patching"
+
+    def table(self, *, layers: bool = True) -> str:
         """One row per layer, or only some of them, evenly spread."""
+        return self._parts(layers)[0].text()
+
+    def _parts(self, layers: bool = True) -> list[Part]:
         count = len(self.to_donor)
         rows = [
             [str(i), f"{self.to_donor[i]:.3g}", f"{self.to_recipient[i]:.3g}"]
             for i in (range(count) if layers else spread_out(count, 6))
         ]
         which = "all positions" if self.whole else f"the last {self.replaced} only"
-        note = f"nats; without a patch {self.apart:.3g} to the donor, 0 to the recipient"
+        notes = [f"nats; without a patch {self.apart:.3g} to the donor, 0 to the recipient"]
         if self.whole:
-            note += "\nall positions replaced: 0 to the donor by construction"
+            notes.append("all positions replaced: 0 to the donor by construction")
         headings = ["input of block", "KL(patched || donor)", "KL(patched || recipient)"]
-        return simple_table(f"residual patching, {which}", headings, rows, note)
+        return [Part(f"residual patching, {which}", [headings, *rows], notes)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The fields."""
         return asdict(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per patched layer: layer, to_donor, to_recipient, in nats."""
+        return [
+            {"layer": layer, "to_donor": donor, "to_recipient": recipient}
+            for layer, (donor, recipient) in enumerate(
+                zip(self.to_donor, self.to_recipient, strict=True)
+            )
+        ]
+
+    def plot(self) -> Any:
+        """Both divergences over the patched layer (extra `plot`)."""
+        graph = need("plotly.graph_objects", "plot")
+        curves = [
+            graph.Scatter(y=self.to_donor, name="to the donor"),
+            graph.Scatter(y=self.to_recipient, name="to the recipient"),
+        ]
+        axis = {"title": "KL, nats", "rangemode": "tozero"}
+        return figure(curves, xaxis={"title": "input of block"}, yaxis=axis)
 
 
 @torch.no_grad()

@@ -24,16 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._extras import need
 from pertoken.errors import PertokenError
-from pertoken.probe._stream import Progress, blocks_of, simple_table
+from pertoken.probe._stream import Progress, blocks_of
+from pertoken.result import Part, Result, figure
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class QueryKeyRank:
+class QueryKeyRank(Result):
     """r*(energy) of every head: `ranks` of the scores' form W_q^T W_k, `as_printed` of W_q W_k^T.
 
     Both are lists [layers][heads]; a query head is taken with the key head of its group.
@@ -43,6 +44,8 @@ class QueryKeyRank:
     head_dim: int
     ranks: list[list[int]]
     as_printed: list[list[int]]
+
+    _title = "Rank of the query-key products"
 
     @property
     def mean(self) -> float:
@@ -59,8 +62,11 @@ class QueryKeyRank:
         """`mean` as a share of the head's dimension."""
         return self.mean / self.head_dim
 
-    def table(self, *, layers: bool = True) -> Table:
+    def table(self, *, layers: bool = True) -> str:
         """One row per layer, or only the two rows of all layers together."""
+        return self._parts(layers)[0].text()
+
+    def _parts(self, layers: bool = True) -> list[Part]:
         headings = ["layer", "form", "least", "mean", "greatest", "mean / d_head"]
         rows = []
         for form, ranks in (
@@ -71,12 +77,26 @@ class QueryKeyRank:
             if layers:
                 rows += [[str(i), form, *self._figures(row)] for i, row in enumerate(ranks)]
         title = f"query-key products: r*({self.energy:g}) of {self.head_dim} dimensions"
-        return simple_table(title, headings, rows)
+        return [Part(title, [headings, *rows])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The fields and their means."""
         means = {"mean": self.mean, "mean_as_printed": self.mean_as_printed, "share": self.share}
         return asdict(self) | means
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per head: layer, head, rank, rank_as_printed."""
+        return [
+            {"layer": layer, "head": head, "rank": rank, "rank_as_printed": printed}
+            for layer, pair in enumerate(zip(self.ranks, self.as_printed, strict=True))
+            for head, (rank, printed) in enumerate(zip(*pair, strict=True))
+        ]
+
+    def plot(self) -> Any:
+        """Ranks by layer and head, a map of the scores' form (extra `plot`)."""
+        graph = need("plotly.graph_objects", "plot")
+        heat = graph.Heatmap(z=self.ranks, zmin=0, zmax=self.head_dim)
+        return figure(heat, title=self._title, xaxis={"title": "head"}, yaxis={"title": "layer"})
 
     def _figures(self, ranks: list[int]) -> list[str]:
         mean = fmean(ranks)

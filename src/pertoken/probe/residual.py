@@ -29,11 +29,10 @@ from pertoken.probe._stream import (
     block_inputs,
     one_text,
     refuse_unfit,
-    simple_table,
 )
+from pertoken.result import Part, Result, plain
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import PreTrainedModel
 
     from pertoken.testing.divergence import Verdict
@@ -60,11 +59,13 @@ class LayerError:
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Result):
     """Keys and values made again from the stream, against those in the cache."""
 
     errors: list[LayerError]
     """One per dtype, length and layer."""
+
+    _title = "Keys and values from the residual stream"
 
     @property
     def exact(self) -> bool:
@@ -76,8 +77,11 @@ class Reconstruction:
         """The greatest difference of all; NaN where the model itself overflows to NaN."""
         return _most(number for error in self.errors for number in (error.keys, error.values))
 
-    def table(self, *, layers: bool = True) -> Table:
+    def table(self, *, layers: bool = True) -> str:
         """One row per layer, or one for all layers of a kind."""
+        return self._parts(layers)[0].text()
+
+    def _parts(self, layers: bool = True) -> list[Part]:
         groups: dict[tuple[Any, ...], list[LayerError]] = {}
         for error in self.errors:
             key = (error.dtype, error.tokens, error.window, error.layer if layers else None)
@@ -95,14 +99,15 @@ class Reconstruction:
         ]
         headings = ["dtype", "tokens", "layer" if layers else "layers"]
         headings += ["max |ΔK|", "max |ΔV|", "bit-exact"]
-        return simple_table("keys and values from the residual stream", headings, rows)
+        return [Part("keys and values from the residual stream", [headings, *rows])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, None for NaN."""
-        errors = [asdict(error) | {"exact": error.exact} for error in self.errors]
-        for error in errors:
-            error |= {name: _known(error[name]) for name in ("keys", "values")}
-        return {"exact": self.exact, "greatest": _known(self.greatest), "errors": errors}
+        """Whether all is exact, the greatest difference, and the rows as `errors`."""
+        return {"exact": self.exact, "greatest": plain(self.greatest), "errors": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per dtype, length and layer; None for NaN."""
+        return [plain(asdict(error) | {"exact": error.exact}) for error in self.errors]
 
 
 @torch.no_grad()
@@ -181,7 +186,7 @@ def _layer_errors(
 
 
 @dataclass(frozen=True)
-class CacheFree:
+class CacheFree(Result):
     """One text decoded greedily with a cache and without any."""
 
     prompt_tokens: int
@@ -192,6 +197,8 @@ class CacheFree:
     """How the texts compare; its divergence holds the gap between the two best tokens there."""
     seconds: float
     seconds_without: float
+
+    _title = "Greedy decoding without a cache"
 
     @property
     def equal(self) -> int:
@@ -204,8 +211,23 @@ class CacheFree:
         """Seconds without a cache over seconds with one."""
         return self.seconds_without / self.seconds
 
-    def table(self, *, layers: bool = True) -> Table:
-        """One row; `layers` has no meaning here."""
+    def rows(self) -> list[dict[str, Any]]:
+        """One record: the figures, without the ids."""
+        divergence = self.verdict.divergence
+        return [
+            {
+                "prompt_tokens": self.prompt_tokens,
+                "new_tokens": len(self.ids),
+                "equal": self.equal,
+                "outcome": self.verdict.outcome,
+                "top2_gap": None if divergence is None else divergence.top2_gap,
+                "seconds": self.seconds,
+                "seconds_without": self.seconds_without,
+                "slower": self.slower,
+            }
+        ]
+
+    def _parts(self) -> list[Part]:
         divergence = self.verdict.divergence
         gap = "-" if divergence is None else f"{divergence.top2_gap:.3g}"
         row = [
@@ -218,10 +240,10 @@ class CacheFree:
         ]
         headings = ["equal tokens", "verdict", "top-2 gap there", "s cached", "s without", "ratio"]
         title = f"greedy decoding without a cache, {self.prompt_tokens} tokens in front"
-        return simple_table(title, headings, [row])
+        return [Part(title, [headings, row])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The fields, what follows from them, and the verdict."""
         own = {key: value for key, value in vars(self).items() if key != "verdict"}
         return {**own, "equal": self.equal, "slower": self.slower, **self.verdict.to_dict()}
 
@@ -230,7 +252,7 @@ class CacheFree:
 def cache_free_decoding(
     model: PreTrainedModel,
     input_ids: torch.Tensor | Sequence[int],
-    new_tokens: int = NEW_TOKENS,
+    max_new_tokens: int = NEW_TOKENS,
     *,
     progress: Progress | None = None,
 ) -> CacheFree:
@@ -243,7 +265,7 @@ def cache_free_decoding(
     new token, a text longer than the model's positions.
 
     >>> from pertoken.testing import tiny_model
-    >>> result = cache_free_decoding(tiny_model("llama"), [5, 6, 7], new_tokens=4)
+    >>> result = cache_free_decoding(tiny_model("llama"), [5, 6, 7], max_new_tokens=4)
     >>> result.equal, result.verdict.outcome
     (4, 'identical')
     """
@@ -251,9 +273,9 @@ def cache_free_decoding(
 
     refuse_unfit(model)
     ids = one_text(model, input_ids)
-    if new_tokens < 1:
-        raise PertokenError(f"new_tokens must be 1 or more, got {new_tokens}")
-    _refuse_unnumbered(model, ids.shape[1] + new_tokens)
+    if max_new_tokens < 1:
+        raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+    _refuse_unnumbered(model, ids.shape[1] + max_new_tokens)
     tell = progress or (lambda what, done, total: None)
     model(input_ids=ids, use_cache=False)
     runs = []
@@ -261,9 +283,9 @@ def cache_free_decoding(
         what = "decoding with a cache" if cached else "decoding without a cache"
         began = time.perf_counter()
         new: list[int] = []
-        for token in _greedy(model, ids, new_tokens, cached):
+        for token in _greedy(model, ids, max_new_tokens, cached):
             new.append(token)
-            tell(what, len(new), new_tokens)
+            tell(what, len(new), max_new_tokens)
         runs.append((new, time.perf_counter() - began))
     (with_cache, seconds), (without, seconds_without) = runs
     verdict = compare_ids(model, ids[0], with_cache, without)
@@ -271,12 +293,12 @@ def cache_free_decoding(
 
 
 def _greedy(
-    model: PreTrainedModel, ids: torch.Tensor, new_tokens: int, cached: bool
+    model: PreTrainedModel, ids: torch.Tensor, max_new_tokens: int, cached: bool
 ) -> Iterator[int]:
     """New tokens one by one; `cached` forwards read the new token only, others the whole text."""
     past: dict[str, Any] = {}
     text = ids
-    for _ in range(new_tokens):
+    for _ in range(max_new_tokens):
         read = text[:, -1:] if past else text
         positions = torch.arange(text.shape[1], device=text.device)[None, -read.shape[1] :]
         output = model(input_ids=read, position_ids=positions, use_cache=cached, **past)
@@ -327,10 +349,6 @@ def _most(numbers: Iterable[float]) -> float:
     (nan, 2.0)
     """
     return max(numbers, key=lambda number: (number != number, number))
-
-
-def _known(number: float) -> float | None:
-    return None if number != number else number
 
 
 def _name(dtype: torch.dtype) -> str:

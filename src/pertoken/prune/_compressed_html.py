@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pertoken._html import document
 
 if TYPE_CHECKING:
-    from pertoken.prune.compressed import CompressedPrompt, Result
+    from pertoken.prune.compressed import Compressed, CompressedPrompt
 
 __all__ = ["fragment", "page"]
 
@@ -20,7 +20,7 @@ _STYLE = """\
 .pt-compressed mark { background: #cfe3ff; color: #000; }"""
 
 
-def page(result: Result) -> str:
+def page(result: Compressed) -> str:
     """The result as a whole page."""
     body = f"""\
 <div class="pt-compressed">
@@ -29,12 +29,12 @@ def page(result: Result) -> str:
     return document("Compressed prompt", body, style=_STYLE)
 
 
-def fragment(result: Result) -> str:
+def fragment(result: Compressed) -> str:
     """The result as a piece of a page."""
     return f'<style>{_STYLE}</style><div class="pt-compressed">{_body(result)}</div>'
 
 
-def _body(result: Result) -> str:
+def _body(result: Compressed) -> str:
     parts = [f"<h1>{escape(repr(result))}</h1>"]
     for title, part in result.titled():
         parts += [f"<h2>{escape(title)}</h2>"] * bool(title) + [_text(part)]

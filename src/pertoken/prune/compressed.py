@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from abc import abstractmethod
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from pertoken._files import check_target, write_whole
+from pertoken.result import Part, Result, cells
 
-__all__ = ["CompressedChat", "CompressedPrompt", "Result", "Word"]
+__all__ = ["Compressed", "CompressedChat", "CompressedPrompt", "Word"]
 
 FORMAT = 1  # of the JSON form; raised when it changes
 
@@ -31,41 +29,26 @@ class Word:
     why: str
 
 
-class Result:
+class Compressed(Result):
     """The forms that both results have."""
 
     tokens_before: int | None
     tokens_after: int | None
     notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON form."""
-        raise NotImplementedError
-
+    @abstractmethod
     def titled(self) -> list[tuple[str, CompressedPrompt]]:
         """The texts compressed, each with its heading."""
-        raise NotImplementedError
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The JSON form as a text, also written to `path` if given."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-        if path is not None:
-            check_target(Path(path))
-            write_whole(Path(path), text + "\n")
-        return text
+    def _parts(self) -> list[Part]:
+        """The words, and what became of each."""
+        return [Part(repr(self), cells(self.rows()), [f"note: {note}" for note in self.notes])]
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """A page that needs nothing from outside: the prompt, with what was dropped struck out.
-
-        Also written to `path` if given.
-        """
+    def _page(self) -> str:
+        """The prompt, with what was dropped struck out."""
         from pertoken.prune._compressed_html import page
 
-        text = page(self)
-        if path is not None:
-            check_target(Path(path))
-            write_whole(Path(path), text)
-        return text
+        return page(self)
 
     def _repr_html_(self) -> str:
         from pertoken.prune._compressed_html import fragment
@@ -74,7 +57,7 @@ class Result:
 
 
 @dataclass(frozen=True, eq=False)
-class CompressedPrompt(Result):
+class CompressedPrompt(Compressed):
     """A prompt with fewer words.
 
     prompt: the original. text: what is left. kept: the characters of the original it is made of,
@@ -123,9 +106,9 @@ class CompressedPrompt(Result):
         """This one, without a heading."""
         return [("", self)]
 
-    def to_dataframe(self) -> Any:
-        """A pandas frame with a row per word (extra `dataframe`)."""
-        return _frame([asdict(word) for word in self.words])
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per word, with the fields of `Word`."""
+        return [asdict(word) for word in self.words]
 
     def __str__(self) -> str:
         return self.text
@@ -136,7 +119,7 @@ class CompressedPrompt(Result):
 
 
 @dataclass(frozen=True, eq=False)
-class CompressedChat(Result):
+class CompressedChat(Compressed):
     """A chat with fewer words: each message compressed by itself.
 
     messages: as chat templates take them. parts: each message's `CompressedPrompt`, in order.
@@ -167,15 +150,13 @@ class CompressedChat(Result):
         roles = [message["role"] for message in self.messages]
         return list(zip(roles, self.parts, strict=True))
 
-    def to_dataframe(self) -> Any:
-        """A pandas frame with a row per word, and the number of its message (extra `dataframe`)."""
-        return _frame(
-            [
-                {"message": number, **asdict(word)}
-                for number, part in enumerate(self.parts)
-                for word in part.words
-            ]
-        )
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per word, with the number of its message in front."""
+        return [
+            {"message": number, **row}
+            for number, part in enumerate(self.parts)
+            for row in part.rows()
+        ]
 
     def __repr__(self) -> str:
         return f"CompressedChat({_tokens(self)}{len(self.messages)} messages)"
@@ -185,9 +166,3 @@ def _tokens(result: CompressedPrompt | CompressedChat) -> str:
     if result.tokens_before is None:
         return ""
     return f"{result.tokens_after} of {result.tokens_before} tokens, "
-
-
-def _frame(rows: Sequence[dict[str, Any]]) -> Any:
-    from pertoken._extras import need
-
-    return need("pandas", "dataframe").DataFrame(list(rows))

@@ -38,7 +38,7 @@ def number_tokenizer(direction: Direction) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = Split(Regex(f"[0-9]{{1,{GROUP}}}|[+=]"), "isolated")
     backend.decoder = decoders.Fuse()
     plain = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=_PAD, eos_token=_END)
-    return NumberDirection(direction, GROUP)(plain)
+    return NumberDirection(direction, group=GROUP)(plain)
 
 
 def codes(pairs: NDArray[np.int64]) -> NDArray[np.int64]:

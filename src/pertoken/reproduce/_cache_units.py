@@ -188,7 +188,7 @@ def _evicting(models: Models, name: str, method: str, budget: int) -> Unit:
     if method == "snapkv":
         # Its window of 32 is kept whatever happens: under a small budget half is left to choose.
         make = partial(SnapKVCache, model, budget, window=max(1, min(32, budget // 2)))
-    found = cache_fidelity(model, make, [text], new_tokens=models.new_tokens(name))
+    found = cache_fidelity(model, make, [text], max_new_tokens=models.new_tokens(name))
     return {
         "budget": budget,
         "match": found.token_match,
@@ -226,7 +226,7 @@ def _window(models: Models, rows: Sequence[Mapping[str, Any]], number: int) -> U
         [ids],
         continuation="text",
         prompt_share=0.0,
-        new_tokens=length,
+        max_new_tokens=length,
     )
     every = {name: one.texts[0] for name, one in found.items()}
     full = next(iter(every.values())).full_nll

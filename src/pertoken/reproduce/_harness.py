@@ -194,7 +194,7 @@ def _measured(
         versions=versions(),
         machine=machine(context.device),
         seconds=round(time.monotonic() - started, 1),
-        rows=rows,
+        figures=rows,
         faults=faults,
     )
 
@@ -241,11 +241,11 @@ def refresh_reasons(slug: str, out: str | Path | None = None) -> Report:
     folder = reports_folder() if out is None else Path(out)
     report = read_report(folder / f"{usual}.json")
     bars = freeze(getattr(module, "BARS", None), f"the reproduction of {usual}")
-    written = {row.metric: row.bar for row in report.rows if row.bar}
+    written = {row.metric: row.bar for row in report.figures if row.bar}
     if written != {metric: bar.text for metric, bar in bars.items()}:
         raise PertokenError(f"the bars of {usual} changed since its report was written: run it")
     reasons = _reasons(module, bars, usual)
-    report.rows, report.faults = judge(report.rows, bars, reasons, smoke=False)
+    report.figures, report.faults = judge(report.figures, bars, reasons, smoke=False)
     write_json(report.to_dict(), folder / f"{usual}.json")
     return report
 

@@ -149,9 +149,9 @@ class _Rates:
         return {
             "int8": Int8(group=group),
             "int4": Int4(group=group),
-            "KIVI 4 bits": KIVI(4, group=group, residual=group),
-            "KIVI 2 bits": KIVI(2, group=group, residual=group),
-            **{f"TurboQuant {bits} bits": TurboQuant(bits) for bits in (4, 3, 2)},
+            "KIVI 4 bits": KIVI(bits=4, group=group, residual=group),
+            "KIVI 2 bits": KIVI(bits=2, group=group, residual=group),
+            **{f"TurboQuant {bits} bits": TurboQuant(bits=bits) for bits in (4, 3, 2)},
         }
 
     def measure(self, name: str) -> dict[str, dict[str, Any]]:
@@ -161,8 +161,8 @@ class _Rates:
 
         chosen: dict[str, Any] = {"raw, 16 bits": Raw(), **self.baselines}
         for label in LABELS:
-            chosen[_matched(label)] = Predictive(self.steps[label], self.predictor)
-        chosen[ALONE] = Predictive(self.steps[ALONE])
+            chosen[_matched(label)] = Predictive(step=self.steps[label], predictor=self.predictor)
+        chosen[ALONE] = Predictive(step=self.steps[ALONE])
         found = measure(self.model, self.report[name], list(chosen.values()), context=self.cut)
         return {label: found[quantizer.name].to_dict() for label, quantizer in chosen.items()}
 
@@ -188,7 +188,7 @@ class _Rates:
     def _try(self, step: float, fitted: bool) -> float:
         from pertoken.cache.quantize import Predictive
 
-        return self._bits(Predictive(step, self.predictor if fitted else None))
+        return self._bits(Predictive(step=step, predictor=self.predictor if fitted else None))
 
     def _bits(self, quantizer: Any) -> float:
         """Bits per value on development texts that the predictor was not fitted to."""

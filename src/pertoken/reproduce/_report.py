@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from pertoken.errors import PertokenError
 from pertoken.reproduce._bars import Bar
+from pertoken.result import Part, Result, plain
 
 ROW_KEYS = (
     "metric",
@@ -82,7 +82,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as it stands in a report; numbers that are not finite become None."""
-        return {key: _jsonable(getattr(self, key)) for key in ROW_KEYS}
+        return {key: plain(getattr(self, key)) for key in ROW_KEYS}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
@@ -111,8 +111,8 @@ class Reproduction:
 
 
 @dataclass
-class Report:
-    """A reproduction that was run: rows with their bars judged, and what it was run with.
+class Report(Result):
+    """A reproduction that was run: figures with their bars judged, and what it was run with.
 
     path: where it was written, None if it was not.
     faults: what keeps the reproduction from being accepted; the bars that failed without a
@@ -127,9 +127,11 @@ class Report:
     versions: dict[str, str]
     machine: dict[str, Any]
     seconds: float
-    rows: list[Row]
+    figures: list[Row]
     path: Path | None = None
     faults: list[str] = field(default_factory=list)
+
+    _title = "A paper's claim, reproduced here"
 
     @property
     def smoke(self) -> bool:
@@ -138,8 +140,17 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as it is written: plain JSON values, no NaN."""
-        data = {key: _jsonable(getattr(self, key)) for key in REPORT_KEYS if key != "rows"}
-        return {**data, "rows": [row.to_dict() for row in self.rows]}
+        data = {key: plain(getattr(self, key)) for key in REPORT_KEYS if key != "rows"}
+        return {**data, "rows": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per figure, with its bar."""
+        return [row.to_dict() for row in self.figures]
+
+    def _parts(self) -> list[Part]:
+        from pertoken.reproduce._table import lines, notes, title
+
+        return [Part(title(self), lines(self), notes(self))]
 
 
 def write_json(data: Mapping[str, Any], path: Path) -> None:
@@ -167,7 +178,7 @@ def read_report(path: Path) -> Report:
         raise PertokenError(f"{path} is not JSON ({error}); run it again to replace it") from None
     try:
         fields = {key: data[key] for key in REPORT_KEYS if key != "rows"}
-        return Report(**fields, rows=[Row.from_dict(row) for row in data["rows"]], path=path)
+        return Report(**fields, figures=[Row.from_dict(row) for row in data["rows"]], path=path)
     except (KeyError, TypeError) as error:
         raise PertokenError(f"{path} does not follow the report schema: {error}") from None
 
@@ -177,20 +188,3 @@ def _interval(value: Any) -> tuple[float, float] | None:
         return None
     low, high = (float("nan") if end is None else float(end) for end in value)
     return (low, high)
-
-
-def _jsonable(value: Any) -> Any:
-    """Plain JSON values: tuples as lists, paths as text, numbers that are not finite as None."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, int):
-        return int(value)
-    if hasattr(value, "item"):  # numpy and torch scalars
-        return _jsonable(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)

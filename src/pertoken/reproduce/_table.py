@@ -46,33 +46,41 @@ def verdict(row: Row) -> str:
     return {True: "holds", False: "does not hold here", None: "not judged"}[row.holds]
 
 
+def title(report: Report) -> str:
+    """What stands above the table."""
+    text = f"{report.slug} on {report.model}, {report.settings.get('dtype', '')}"
+    return text + (" (smoke run: the figures mean nothing)" if report.smoke else "")
+
+
+def lines(report: Report) -> list[list[str]]:
+    """The figures as text, the head first."""
+    found = [["metric", "paper", "here", "baseline here", "bar", "verdict"]]
+    for row in report.figures:
+        paper = number(row.paper) + (f" ({row.paper_setting})" if row.paper_setting else "")
+        found.append([row.metric, paper, figure(row), number(row.baseline), row.bar, verdict(row)])
+    return found
+
+
 def table(report: Report) -> Table:
-    """The rows of one report, for a terminal."""
+    """The figures of one report, for a terminal."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    title = f"{report.slug} on {report.model}, {report.settings.get('dtype', '')}"
-    if report.smoke:
-        title += " (smoke run: the figures mean nothing)"
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("metric", "paper", "here", "baseline here", "bar", ""):
-        shown.add_column(heading, overflow="fold")
-    for row in report.rows:
+    shown = Table(title=Text(title(report)), title_justify="left", box=box.SIMPLE_HEAD)
+    head, *body = lines(report)
+    for heading in head:
+        shown.add_column("" if heading == "verdict" else heading, overflow="fold")
+    for row, (*cells, last) in zip(report.figures, body, strict=True):
         colour = {True: "green", False: "red", None: ""}[row.holds]
-        paper = number(row.paper)
-        if row.paper_setting:
-            paper += f" ({row.paper_setting})"
-        shown.add_row(
-            *map(_plain, (row.metric, paper, figure(row), number(row.baseline), row.bar)),
-            f"[{colour}]{verdict(row)}[/{colour}]" if colour else verdict(row),
-        )
+        shown.add_row(*map(Text, cells), Text(last, style=colour))
     return shown
 
 
 def notes(report: Report) -> list[str]:
     """One line per reason or note, and where the report was written."""
     lines = []
-    for row in report.rows:
+    for row in report.figures:
         if row.holds is False:
             lines.append(f"{row.metric}: does not hold here: {row.why or NO_REASON}")
         elif row.why:
@@ -80,9 +88,3 @@ def notes(report: Report) -> list[str]:
     if report.path is not None:
         lines.append(f"written to {report.path}")
     return lines
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -87,8 +87,8 @@ def _drafters() -> dict[str, Make]:
     return {
         "optimal shape": lambda: Goose(shape="optimal"),
         "paper shape": lambda: Goose(shape="paper"),
-        "balanced k=3": lambda: Balanced(3),
-        "balanced k=5": lambda: Balanced(5),
+        "balanced k=3": lambda: Balanced(k=3),
+        "balanced k=5": lambda: Balanced(k=5),
         "token recycling": TokenRecycling,
         "prompt lookup": PromptLookup,
         "lookahead": Lookahead,

@@ -88,7 +88,7 @@ def _section(report: Report) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     reasons: list[str] = []
-    for row in report.rows:
+    for row in report.figures:
         if not row.bar:  # information: in the full report
             continue
         held = verdict(row)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pertoken.errors import PertokenError
+from pertoken.result import Part, Result, cells, plain
 from pertoken.testing.laws import LawBroken
 from pertoken.testing.setups import (
     Setup,
@@ -38,7 +39,7 @@ class ChiSquare:
 
 
 @dataclass(frozen=True)
-class DistributionResult:
+class DistributionResult(Result):
     """What `check_distribution` found."""
 
     p_value: float
@@ -52,6 +53,22 @@ class DistributionResult:
     """The cells furthest from expectation at full length: (tokens, expected, observed)."""
     drafted: int | None = None
     """Tokens the sampler drafted, where it counts them: without drafts little was tested."""
+
+    _title = "Is it the model's distribution?"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per length: tokens, statistic, degrees, p_value."""
+        return [{"tokens": at, **asdict(test)} for at, test in enumerate(self.by_length, 1)]
+
+    def _parts(self) -> list[Part]:
+        drafted = "" if self.drafted is None else f", {self.drafted} tokens drafted"
+        note = f"p = {self.p_value:.3g} over all lengths; {self.draws} draws{drafted}"
+        return [Part("", cells(self.rows()), [note])]
 
 
 def check_distribution(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pertoken.result import Part, Result, plain
 from pertoken.testing.divergence import Divergence, Outcome, Verdict
 
 _WORST_FIRST: tuple[Outcome, ...] = ("different", "numerical tie", "identical")
@@ -49,20 +49,22 @@ class VerifyRow:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
-    """Rows of `verify`, their table and their one-line verdict."""
+class VerifyReport(Result):
+    """The checks of `verify`, their table and their one-line verdict."""
 
     a: str
     b: str
-    rows: list[VerifyRow]
+    checks: list[VerifyRow]
     settings: dict[str, Any] = field(default_factory=dict)
     drafted: int | None = None
     """Tokens that `a` drafted, where it keeps such statistics."""
 
+    _title = "Is it lossless?"
+
     @property
     def outcome(self) -> Outcome:
         """The worst outcome of all rows."""
-        outcomes = {row.outcome for row in self.rows}
+        outcomes = {row.outcome for row in self.checks}
         return next((o for o in ("different", "numerical tie") if o in outcomes), "identical")
 
     @property
@@ -72,27 +74,37 @@ class VerifyReport:
 
     def line(self) -> str:
         """The verdict in one line."""
-        counts = {o: sum(row.outcome == o for row in self.rows) for o in _WORST_FIRST}
-        total = sum(row.new_tokens for row in self.rows)
+        counts = {o: sum(row.outcome == o for row in self.checks) for o in _WORST_FIRST}
+        total = sum(row.new_tokens for row in self.checks)
         if self.settings.get("sample"):
-            good = f"the model's distribution on {counts['identical']} of {len(self.rows)} models"
+            good = f"the model's distribution on {counts['identical']} of {len(self.checks)} models"
             text = f"{self.a}: {good}, {total} draws"
         else:
             found = ", ".join(f"{counts[o]} {_PLURAL[o]}" for o in _WORST_FIRST if counts[o])
-            text = f"{self.a} against {self.b}: {found}; {_count(len(self.rows), 'prompt')}"
+            text = f"{self.a} against {self.b}: {found}; {_count(len(self.checks), 'prompt')}"
             text += f", {_count(total, 'token')}"
         if self.drafted == 0:
             text += " (nothing was drafted, so little was tested)"
         return f"{_HEADLINE[self.outcome]}: {text}"
 
-    def table(self) -> str:
-        """All rows as aligned text."""
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per prompt or sampled model, the figures of its divergence among the rest."""
+        found = []
+        for check in self.checks:
+            row = check.to_dict()
+            parted = row.pop("divergence", None) or {}
+            found.append(plain(row | parted))
+        return found
+
+    def _parts(self) -> list[Part]:
+        """All checks, and the verdict."""
         sampled = bool(self.settings.get("sample"))
         head = ("model", "draws", "verdict", "p") if sampled else _HEAD
-        body = [_sample_cells(row) if sampled else _prompt_cells(row) for row in self.rows]
-        return _aligned([head, *body])
+        body = [_sample_cells(row) if sampled else _prompt_cells(row) for row in self.checks]
+        return [Part("", [head, *body]), Part("", [], [self.line()])]
 
     def to_dict(self) -> dict[str, Any]:
+        """The verdict, the settings, and all checks as `rows`."""
         return {
             "a": self.a,
             "b": self.b,
@@ -100,7 +112,7 @@ class VerifyReport:
             "lossless": self.lossless,
             "drafted": self.drafted,
             "settings": self.settings,
-            "rows": [row.to_dict() for row in self.rows],
+            "rows": [check.to_dict() for check in self.checks],
         }
 
 
@@ -133,14 +145,3 @@ def _token(token: int | None, text: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns two blanks apart, empty columns left out."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    lines = (
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
-        for row in zip(*columns, strict=True)
-    )
-    return "\n".join(line.rstrip() for line in lines)

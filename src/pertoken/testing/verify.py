@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +47,7 @@ def verify(
     sample: bool = False,
     draws: int = 20_000,
     seed: int = 0,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     names: tuple[str, str] | None = None,
     **options: Any,
 ) -> VerifyReport:
@@ -61,7 +61,7 @@ def verify(
     options: further `generate` arguments for both (`repetition_penalty=1.2`).
     sample: instead of prompts, draw from random models of 8 tokens and test the draws of `a`
         against the exact distribution (chi-square, alpha 0.001 over all models together).
-    progress: wraps the prompts to show where we are. names: what the table calls `a` and `b`.
+    progress: called with (what, done, total). names: what the table calls `a` and `b`.
 
     >>> report = verify(tiny_model("gpt2"), None, [[5, 6, 7]], {"prompt_lookup_num_tokens": 3})
     >>> report.outcome
@@ -71,12 +71,11 @@ def verify(
     if max_new_tokens < 1:
         raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     first, second = as_setup(a), as_setup(b)
-    watch = progress or (lambda items: items)
     drafted: list[int | None] = []
     if sample:
         rows = [
             _sample_row(first, architecture, run, draws, seed, titles[0], drafted)
-            for architecture, run in watch(SAMPLED)
+            for architecture, run in _told(SAMPLED, progress)
         ]
         return VerifyReport(
             titles[0],
@@ -91,7 +90,7 @@ def verify(
     rows = []
     # All prompts become ids first, so that one that does not fit is named before any work.
     ready = [_named_ids(model, tokenizer, p, max_new_tokens, chat) for p in prompts]
-    for index, (prompt, ids) in enumerate(watch(ready)):
+    for index, (prompt, ids) in enumerate(_told(ready, progress)):
         expected = _run(titles[1], model, second, ids, run)
         actual = _run(titles[0], model, first, ids, run)
         drafted.append(drafted_tokens(first))
@@ -102,6 +101,14 @@ def verify(
     settings = {"sample": False, "dtype": str(model.dtype).removeprefix("torch."), **run}
     settings = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool)}
     return VerifyReport(*titles, rows, settings, _total(drafted))
+
+
+def _told(items: Sequence[Any], progress: Callable[[str, int, int], None] | None) -> Iterator[Any]:
+    """The items, and before each of them where we are."""
+    for place, item in enumerate(items):
+        if progress is not None:
+            progress("verifying", place, len(items))
+        yield item
 
 
 def as_setup(setup: Setup | str, **options: Any) -> Setup:

@@ -7,16 +7,17 @@ style only.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken._html import asset, document
+from pertoken._html import report
 
 if TYPE_CHECKING:
     from pertoken.tokenize.report import Audit
     from pertoken.tokenize.section import Row, Section
 
-__all__ = ["page"]
+__all__ = ["page", "section_page"]
 
 _COLOURS = 8  # --l0 to --l7 in the style sheet
 _LABEL, _WIDTH, _BAR, _GAP = 200, 720, 9, 7  # pixels
@@ -35,24 +36,30 @@ ul.key svg { width: .8rem; height: .8rem; margin-right: .4rem; }
 
 def page(audit: Audit) -> str:
     """The whole page as HTML."""
-    style = asset("compare.css") + _STYLE
+    parts = "\n".join(_section(name, part) for name, part in audit.sections.items())
+    return _report(audit.tokenizers, parts)
+
+
+def section_page(section: Section) -> str:
+    """A page of one section."""
+    return _report(section.tokenizers, _section("section", section))
+
+
+def _report(tokenizers: Sequence[str], main: str) -> str:
     key = "".join(
         f'<li><svg viewBox="0 0 10 10" aria-hidden="true"><rect class="c{at % _COLOURS}" '
         f'width="10" height="10"/></svg>{escape(name)}</li>'
-        for at, name in enumerate(audit.tokenizers)
+        for at, name in enumerate(tokenizers)
     )
-    parts = "\n".join(_section(name, part) for name, part in audit.sections.items())
-    count = len(audit.tokenizers)
-    what = escape(audit.tokenizers[0]) if count == 1 else f"{count} tokenizers side by side"
-    body = f"""\
-<header>
-<h1>Tokenizer audit: {what}</h1>
-<ul class="key">{key}</ul>
-</header>
-<main>
-{parts}
-</main>"""
-    return document(f"pertoken audit: {', '.join(audit.tokenizers)}", body, style=style)
+    count = len(tokenizers)
+    what = tokenizers[0] if count == 1 else f"{count} tokenizers side by side"
+    return report(
+        f"pertoken audit: {', '.join(tokenizers)}",
+        f"Tokenizer audit: {what}",
+        main,
+        lead=f'<ul class="key">{key}</ul>',
+        style=_STYLE,
+    )
 
 
 def _section(name: str, section: Section) -> str:

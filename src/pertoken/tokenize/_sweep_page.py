@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from pertoken._html import asset, document, grid
+from pertoken._html import report
 from pertoken.errors import PertokenError
+from pertoken.result import Part
 
 if TYPE_CHECKING:
     from pertoken.tokenize.sweeps import Sweep
 
-__all__ = ["Part", "page", "sections"]
-
-Part = tuple[str, list[list[str]], str]  # (title, lines with the head first, note)
+__all__ = ["page", "parts"]
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 360, 64, 28  # pixels
 _STYLE = """
@@ -26,21 +24,34 @@ svg.chart text { fill: var(--faint); font-size: 12px; }
 """
 
 
-def sections(found: Sweep, target: float | None) -> list[Part]:
+def parts(found: Sweep) -> list[Part]:
     """The tables: counts, then each kind's vocabularies and regression where there is enough."""
-    parts: list[Part] = [("Corpus token counts over the languages", found.cells(), "")]
+    shown: list[Part | None] = [_counts(found)]
     for kind in dict.fromkeys(kind for kind, _ in found.settings()):
-        part = _vocabularies(found, kind, target)
-        if part is not None:
-            parts.append(part)
-        part = _regression(found, kind)
-        if part is not None:
-            parts.append(part)
-    return parts
+        shown += [_vocabularies(found, kind), _regression(found, kind)]
+    return [part for part in shown if part is not None]
 
 
-def _vocabularies(found: Sweep, kind: str, target: float | None) -> Part | None:
-    laws = found.optimal(kind, target)
+def _counts(found: Sweep) -> Part:
+    """A line per kind and vocabulary. Spread is the standard deviation over the mean."""
+    head = ["kind", "vocabulary", "languages", "came out", "mean CTC", "spread", "dearest"]
+    lines = [head]
+    for kind, size in found.settings():
+        rows = [row for row in found.cells if (row["kind"], row["vocabulary"]) == (kind, size)]
+        counts = [row["tokens"] for row in rows]
+        mean = sum(counts) / len(counts)
+        spread = (sum((n - mean) ** 2 for n in counts) / max(len(counts) - 1, 1)) ** 0.5
+        worst = max(rows, key=lambda row: row["tokens"])
+        own = next((r["tokens"] for r in rows if r["language"] == found.reference), None)
+        over = f" {worst['tokens'] / own:.2f} x" if own else ""
+        sizes = sum(row["size"] for row in rows) / len(rows)
+        line = [kind, str(size), str(len(rows)), f"{sizes:.0f}", f"{mean:.0f}"]
+        lines.append([*line, f"{spread / mean:.1%}", f"{worst['language']}{over}"])
+    return Part("Corpus token counts over the languages", lines)
+
+
+def _vocabularies(found: Sweep, kind: str) -> Part | None:
+    laws = found.optimal(kind)
     if not laws:
         return None
     lines = [["language", "vocabulary", "a", "b", "R²"]]
@@ -54,7 +65,8 @@ def _vocabularies(found: Sweep, kind: str, target: float | None) -> Part | None:
     note = "CTC = a · n^b with n tokens learnt beyond the alphabet."
     if any(line[1].endswith("?") for line in lines):
         note += " ?: outside the sizes that were measured, a guess."
-    return (f"{kind}: the vocabulary at which each language takes {goal:.0f} tokens", lines, note)
+    title = f"{kind}: the vocabulary at which each language takes {goal:.0f} tokens"
+    return Part(title, lines, [note])
 
 
 def _regression(found: Sweep, kind: str) -> Part | None:
@@ -69,38 +81,27 @@ def _regression(found: Sweep, kind: str) -> Part | None:
         except PertokenError:  # too few languages for so many columns
             factors.pop()
             continue
-        head = ["factor", "coefficient", "error", "t", "R² alone"]
+        (part,) = result._parts()
         title = f"{kind}, vocabulary {size}: what the counts go with"
-        note = (
-            f"R² {result.r2:.3f} together, adjusted {result.adjusted_r2:.3f}, {result.n} languages."
-        )
-        return title, [head, *result.cells()], note
+        return Part(title, part.lines, part.notes)
     return None
 
 
-def page(found: Sweep, parts: Sequence[Part]) -> str:
+def page(found: Sweep) -> str:
     """One file without anything from outside and without a script."""
-    style = asset("compare.css") + _STYLE
-    tables = "\n".join(
-        f"<h2>{escape(title)}</h2>\n{grid(lines)}"
-        + (f'\n<p class="faint">{escape(note)}</p>' if note else "")
-        for title, lines, note in parts
-    )
+    tables = "\n".join(part.html() for part in parts(found))
     kinds = dict.fromkeys(kind for kind, _ in found.settings())
     charts = "\n".join(
         f"<h2>{escape(kind)}: counts over the vocabulary</h2>\n{_chart(found, kind)}"
         for kind in kinds
     )
-    body = f"""\
-<header>
-<h1>Tokens for the same text, over languages and vocabularies</h1>
-</header>
-<main>
-{tables}
-{charts}
-<p class="faint">A line per language, both axes logarithmic; thick: {escape(found.reference)}.</p>
-</main>"""
-    return document("pertoken premiums", body, style=style)
+    note = f"A line per language, both axes logarithmic; thick: {found.reference}."
+    return report(
+        "pertoken premiums",
+        "Tokens for the same text, over languages and vocabularies",
+        f'{tables}\n{charts}\n<p class="faint">{escape(note)}</p>',
+        style=_STYLE,
+    )
 
 
 def _chart(found: Sweep, kind: str) -> str:

@@ -28,6 +28,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from pertoken._shown import Shown
 from pertoken.errors import PertokenError, nearest
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ _NUMBERS = ("7", "12", "907", "1234", "00123", "987650", "1234567", "20240229", 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class NumberDirection:
+class NumberDirection(Shown):
     """A digit grouping in front of a fast tokenizer's own pre-tokenizer.
 
     direction: "r2l" cuts the whole part from the right, "l2r" from the left, "single" cuts every
@@ -80,13 +81,12 @@ class NumberDirection:
     ['-', '1', '234', '567', '.', '123', '45']
     """
 
-    def __init__(self, direction: Direction, group: int = 3) -> None:
+    slug = "number-tokenization"
+
+    def __init__(self, direction: Direction, *, group: int = 3) -> None:
         _check(direction, group)
         self.direction = direction
         self.group = group
-
-    def __repr__(self) -> str:
-        return f"NumberDirection({self.direction!r}, group={self.group})"
 
     def __call__(self, tokenizer: Any) -> PreTrainedTokenizerFast:
         """The copy of `tokenizer` with this grouping."""

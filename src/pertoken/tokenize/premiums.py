@@ -19,6 +19,7 @@ from unicodedata import normalize
 from pertoken._bootstrap import Interval, bootstrap_ratio
 from pertoken._extras import need
 from pertoken.errors import PertokenError, nearest
+from pertoken.result import Part, Result, figure
 
 __all__ = ["Premiums", "corpus_token_counts", "token_premiums"]
 
@@ -70,7 +71,7 @@ def byte_counts(texts: Iterable[str]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Premiums:
+class Premiums(Result):
     """What one tokenizer charges each language for the same texts.
 
     reference: the language that the premiums are over.
@@ -80,6 +81,8 @@ class Premiums:
     reference: str
     tokens: dict[str, list[int]]
     bytes: dict[str, list[int]]
+
+    _title = "Token premiums"
 
     def count(self, language: str) -> int:
         """The corpus token count."""
@@ -108,8 +111,17 @@ class Premiums:
             raise PertokenError(f"no text of language {language!r} was counted{hint}")
         return language
 
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A dict per language, the dearest first."""
+    def to_dict(self) -> dict[str, Any]:
+        """The rows, and the counts of each text that they are made of."""
+        return {
+            "reference": self.reference,
+            "rows": self.rows(),
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per language, the dearest first."""
         rows = [
             {
                 "language": language,
@@ -122,42 +134,32 @@ class Premiums:
         ]
         return sorted(rows, key=lambda row: -row["premium"])
 
-    def table(self) -> str:
-        """A line per language, the dearest first."""
-        from pertoken.compare_report import aligned
-
-        lines = [
-            [
-                row["language"],
-                str(row["tokens"]),
-                f"{row['premium']:.2f}",
-                f"{row['byte_premium']:.2f}",
-                f"{row['bytes_per_token']:.2f}",
-            ]
-            for row in self.to_rows()
-        ]
-        head = ["language", "tokens", "premium", "byte premium", "bytes per token"]
-        return aligned([head, *lines])
-
-    def to_dataframe(self) -> Any:
-        """A pandas frame with a row per language (extra `dataframe`)."""
-        return need("pandas", "dataframe").DataFrame(self.to_rows())
-
     def plot(self) -> Any:
         """Token premium over byte premium, a point per language: a plotly figure (extra `plot`)."""
         graph = need("plotly.graph_objects", "plot")
-        rows = self.to_rows()
+        rows = self.rows()
         points = graph.Scatter(
             x=[row["byte_premium"] for row in rows],
             y=[row["premium"] for row in rows],
             text=[row["language"] for row in rows],
             mode="markers",
         )
-        figure = graph.Figure(points)
-        figure.update_layout(template="plotly_white", title=f"premiums over {self.reference}")
-        figure.update_xaxes(title="byte premium", rangemode="tozero")
-        figure.update_yaxes(title="token premium", rangemode="tozero")
-        return figure
+        return figure(
+            points,
+            title=f"premiums over {self.reference}",
+            xaxis={"title": "byte premium", "rangemode": "tozero"},
+            yaxis={"title": "token premium", "rangemode": "tozero"},
+        )
+
+    def _parts(self) -> list[Part]:
+        """A line per language, the dearest first."""
+        head = ["language", "tokens", "premium", "byte premium", "bytes per token"]
+        lines = [
+            [row["language"], str(row["tokens"])]
+            + [f"{row[key]:.2f}" for key in ("premium", "byte_premium", "bytes_per_token")]
+            for row in self.rows()
+        ]
+        return [Part("", [head, *lines])]
 
 
 def token_premiums(

@@ -9,16 +9,14 @@ per token, so an audit counts about as fast as the tokenizer itself.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pertoken._extras import need
-from pertoken._files import check_target, write_whole
 from pertoken.errors import PertokenError, nearest
 from pertoken.prompts import check_utf8
+from pertoken.result import Part, Result
 from pertoken.tokenize import sections as basic
 from pertoken.tokenize import sections_vocabulary as vocabulary
 from pertoken.tokenize._material import Material, Tell, find_languages
@@ -42,69 +40,33 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any], Material], Section]] = {
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Result):
     """What an audit found: `sections` by name, each with a column for each of `tokenizers`."""
 
     tokenizers: tuple[str, ...]
     sections: dict[str, Section]
-
-    def table(self) -> str:
-        """All sections as aligned text under their titles."""
-        parts = [f"{part.title}\n\n{part.table()}" for part in self.sections.values()]
-        return "\n\n".join(parts)
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A dict per value: section, group, row, unit, tokenizer, value."""
-        return [
-            {"section": name} | row
-            for name, part in self.sections.items()
-            for row in part.to_rows()
-        ]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON form. A share is 0 to 1; None where a question makes no sense."""
         return {
             "format": FORMAT,
             "tokenizers": list(self.tokenizers),
-            "sections": {
-                name: {
-                    "title": part.title,
-                    "notes": list(part.notes),
-                    "rows": [
-                        {
-                            "group": row.group,
-                            "row": row.label,
-                            "unit": row.unit,
-                            "values": dict(zip(self.tokenizers, row.values, strict=True)),
-                        }
-                        for row in part.rows
-                    ],
-                }
-                for name, part in self.sections.items()
-            },
+            "sections": {name: part.to_dict() for name, part in self.sections.items()},
         }
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The JSON form as a text, also written to `path` if given."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-        if path is not None:
-            check_target(Path(path))
-            write_whole(Path(path), text + "\n")
-        return text
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per value: section, group, row, unit, tokenizer, value."""
+        return [
+            {"section": name} | row for name, part in self.sections.items() for row in part.rows()
+        ]
 
-    def to_dataframe(self) -> Any:
-        """A pandas frame with a row per value (extra `dataframe`), columns as in `to_rows`."""
-        return need("pandas", "dataframe").DataFrame(self.to_rows())
+    def _parts(self) -> list[Part]:
+        return [part for section in self.sections.values() for part in section._parts()]
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """A page that needs nothing from outside, also written to `path` if given."""
+    def _page(self) -> str:
         from pertoken.tokenize._audit_html import page
 
-        text = page(self)
-        if path is not None:
-            check_target(Path(path))
-            write_whole(Path(path), text)
-        return text
+        return page(self)
 
 
 def audit(
@@ -115,7 +77,7 @@ def audit(
     sections: Sequence[str] | None = None,
     reference: str = "eng",
     accept_licence: bool = False,
-    tell: Tell | None = None,
+    progress: Tell | None = None,
 ) -> Audit:
     """Report what tokenizers are, what text and languages cost in them, and what survives them.
 
@@ -125,7 +87,7 @@ def audit(
     texts: your own texts by name, in place of the built-in kinds.
     sections: names in `SECTIONS`; all if None.
     reference: the language that premiums are over.
-    tell: called with (what, done, total) as the work goes on.
+    progress: called with (what, done, total) as the work goes on.
 
     Raises PertokenError with one line for an unknown tokenizer, language or section, for a
     tokenizer that has no fast form, and for empty text.
@@ -133,7 +95,7 @@ def audit(
     >>> from tokenizers import Tokenizer, models
     >>> backend = Tokenizer(models.WordLevel({"?": 0, "cat": 1}, unk_token="?"))
     >>> found = audit({"mine": backend}, sections=["overview"])
-    >>> found.sections["overview"].rows[0].values
+    >>> found.sections["overview"].lines[0].values
     ('WordLevel',)
     """
     chosen = list(SECTIONS) if sections is None else list(dict.fromkeys(sections))
@@ -148,8 +110,8 @@ def audit(
     own = None if texts is None else {name: _texts(name, text) for name, text in texts.items()}
     if languages is not None and languages != "all" and "languages" in chosen:
         find_languages([languages] if isinstance(languages, str) else languages)
-    opened = _open(tokenizers, accept_licence, tell)
-    material = Material(languages, own, reference, *([tell] if tell else []))
+    opened = _open(tokenizers, accept_licence, progress)
+    material = Material(languages, own, reference, *([progress] if progress else []))
     return Audit(tuple(opened), {name: SECTIONS[name](opened, material) for name in chosen})
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pertoken._extras import need
+from pertoken.result import Part, Result, figure, plain
 
 __all__ = ["Row", "Section", "Value"]
 
@@ -56,56 +57,47 @@ def _shown(value: Value, unit: str) -> str:
 
 
 @dataclass(frozen=True)
-class Section:
-    """Title, rows, which group of them is drawn as bars ("" draws nothing), and notes.
+class Section(Result):
+    """Title, lines, which group of them is drawn as bars ("" draws nothing), and notes.
 
     tokenizers: the names of the columns.
     """
 
     title: str
     tokenizers: tuple[str, ...]
-    rows: tuple[Row, ...]
+    lines: tuple[Row, ...]
     drawn: str = ""
     notes: tuple[str, ...] = ()
 
     def groups(self) -> list[tuple[str, list[Row]]]:
         """The rows under their headings, in order."""
         found: dict[str, list[Row]] = {}
-        for row in self.rows:
+        for row in self.lines:
             found.setdefault(row.group, []).append(row)
         return list(found.items())
 
     def bars(self) -> list[Row]:
         """The rows that are drawn: those of the group `drawn`."""
-        return [row for row in self.rows if self.drawn and row.group == self.drawn]
+        return [row for row in self.lines if self.drawn and row.group == self.drawn]
 
-    def table(self) -> str:
-        """The rows as aligned text, a heading line for each group."""
-        from pertoken.compare_report import aligned
+    def to_dict(self) -> dict[str, Any]:
+        """Title, notes, and each row with its value by tokenizer."""
+        return {
+            "title": self.title,
+            "notes": list(self.notes),
+            "rows": [
+                {
+                    "group": row.group,
+                    "row": row.label,
+                    "unit": row.unit,
+                    "values": plain(dict(zip(self.tokenizers, row.values, strict=True))),
+                }
+                for row in self.lines
+            ],
+        }
 
-        lines = [["", *self.tokenizers]]
-        for group, rows in self.groups():
-            if group:
-                lines.append([group, *[""] * len(self.tokenizers)])
-            lines += [[("  " if group else "") + row.label, *row.cells()] for row in rows]
-        return "\n".join([aligned(lines), *(f"note: {note}" for note in self.notes)])
-
-    def plot(self) -> Any:
-        """The drawn rows as bars, a colour per tokenizer: a plotly figure (extra `plot`)."""
-        graph = need("plotly.graph_objects", "plot")
-        rows = self.bars()
-        figure = graph.Figure(
-            [
-                graph.Bar(name=name, x=[r.label for r in rows], y=[r.values[at] for r in rows])
-                for at, name in enumerate(self.tokenizers)
-            ]
-        )
-        figure.update_layout(template="plotly_white", title=self.title)
-        figure.update_yaxes(title=self.drawn, rangemode="tozero")
-        return figure
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A dict per value: group, row, unit, tokenizer, value."""
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per value: group, row, unit, tokenizer, value."""
         return [
             {
                 "group": row.group,
@@ -114,9 +106,34 @@ class Section:
                 "tokenizer": name,
                 "value": value,
             }
-            for row in self.rows
+            for row in self.lines
             for name, value in zip(self.tokenizers, row.values, strict=True)
         ]
+
+    def plot(self) -> Any:
+        """The drawn rows as bars, a colour per tokenizer: a plotly figure (extra `plot`)."""
+        graph = need("plotly.graph_objects", "plot")
+        rows = self.bars()
+        bars = [
+            graph.Bar(name=name, x=[r.label for r in rows], y=[r.values[at] for r in rows])
+            for at, name in enumerate(self.tokenizers)
+        ]
+        axis = {"title": self.drawn, "rangemode": "tozero"}
+        return figure(bars, title=self.title, yaxis=axis)
+
+    def _parts(self) -> list[Part]:
+        """The rows, a heading line for each group."""
+        lines = [["", *self.tokenizers]]
+        for group, rows in self.groups():
+            if group:
+                lines.append([group, *[""] * len(self.tokenizers)])
+            lines += [[("  " if group else "") + row.label, *row.cells()] for row in rows]
+        return [Part(self.title, lines, [f"note: {note}" for note in self.notes])]
+
+    def _page(self) -> str:
+        from pertoken.tokenize._audit_html import section_page
+
+        return section_page(self)
 
 
 def rows_of(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pertoken._extras import need
 from pertoken.errors import PertokenError
+from pertoken.result import Part, Result, plain
 
 __all__ = [
     "PowerLaw",
@@ -36,7 +37,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PowerLaw:
+class PowerLaw(Result):
     """CTC = a · (V - alphabet)^b of one language, and the vocabulary that meets the target.
 
     r2: share of the variance of log CTC that the law explains.
@@ -53,6 +54,8 @@ class PowerLaw:
     high: float
     alphabet: int = 0
 
+    _title = "Counts over the vocabulary"
+
     def __call__(self, vocabulary: float) -> float:
         """The count that the law expects at a vocabulary."""
         return float(self.a * (vocabulary - self.alphabet) ** self.b)
@@ -61,6 +64,15 @@ class PowerLaw:
     def measured(self) -> bool:
         """Whether V* lies within the sizes that were measured."""
         return self.low <= self.vocabulary <= self.high
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and `measured`."""
+        found: dict[str, Any] = plain(asdict(self) | {"measured": self.measured})
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record: `to_dict`."""
+        return [self.to_dict()]
 
 
 def optimal_vocabulary(
@@ -101,7 +113,7 @@ def optimal_vocabulary(
 
 
 @dataclass(frozen=True)
-class SpreadTest:
+class SpreadTest(Result):
     """F test of two variances.
 
     f: the first variance over the second; degrees: of freedom, of each. p: two-sided chance of a
@@ -111,6 +123,17 @@ class SpreadTest:
     f: float
     degrees: tuple[int, int]
     p: float
+
+    _title = "F test of two spreads"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One record: `to_dict`."""
+        return [self.to_dict()]
 
 
 def spread_test(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> SpreadTest:
@@ -135,7 +158,7 @@ def spread_test(first: Sequence[float] | Floats, second: Sequence[float] | Float
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(Result):
     """An ordinary least-squares fit with an intercept.
 
     coefficients: by column; a factor that is text has a column for each of its values but the
@@ -154,43 +177,35 @@ class Regression:
     alone: dict[str, float]
     n: int
 
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A dict per column."""
+    _title = "What the values go with"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rows, and the figures of all factors together."""
+        whole = {name: getattr(self, name) for name in ("intercept", "r2", "adjusted_r2", "n")}
+        return {"rows": self.rows(), **plain(whole)}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per column."""
         return [
             {
                 "column": column,
                 "coefficient": value,
                 "standard_error": self.errors[column],
-                "t": value / self.errors[column] if self.errors[column] else math.nan,
+                "t": value / self.errors[column] if self.errors[column] else None,
                 "r2_alone": self.alone[column.split("=")[0]],
             }
             for column, value in self.coefficients.items()
         ]
 
-    def cells(self) -> list[list[str]]:
-        """The lines of the table as texts, without the head."""
-        return [
-            [
-                row["column"],
-                f"{row['coefficient']:.3g}",
-                f"{row['standard_error']:.2g}",
-                f"{row['t']:.2f}",
-                f"{row['r2_alone']:.3f}",
-            ]
-            for row in self.to_rows()
-        ]
-
-    def table(self) -> str:
+    def _parts(self) -> list[Part]:
         """A line per column, then the R² of all together."""
-        from pertoken.compare_report import aligned
-
-        head = ["factor", "coefficient", "error", "t", "R² alone"]
-        whole = f"R² {self.r2:.3f}, adjusted {self.adjusted_r2:.3f}, {self.n} rows"
-        return aligned([head, *self.cells()]) + "\n" + whole
-
-    def to_dataframe(self) -> Any:
-        """A pandas frame with a row per column (extra `dataframe`)."""
-        return need("pandas", "dataframe").DataFrame(self.to_rows())
+        lines = [["factor", "coefficient", "error", "t", "R² alone"]]
+        for row in self.rows():
+            t = "-" if row["t"] is None else f"{row['t']:.2f}"
+            figures = [f"{row['coefficient']:.3g}", f"{row['standard_error']:.2g}", t]
+            lines.append([row["column"], *figures, f"{row['r2_alone']:.3f}"])
+        note = f"R² {self.r2:.3f} together, adjusted {self.adjusted_r2:.3f}, {self.n} rows"
+        return [Part("", lines, [note])]
 
 
 def regression(

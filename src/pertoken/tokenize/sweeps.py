@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pertoken._extras import need
 from pertoken.errors import PertokenError, nearest
+from pertoken.result import Part, Result, figure, plain
 from pertoken.tokenize._cell import measure
 from pertoken.tokenize._pool import LOST, in_processes, on_ray
 from pertoken.tokenize._texts import Texts, digest, lines, read_texts
@@ -48,23 +50,24 @@ FACTORS = ("similarity", "token_length", "white_space", "word_length", "entropy"
 
 
 @dataclass
-class Sweep:
+class Sweep(Result):
     """The finished cells of a sweep, a dict each, and the cells that were lost in this run.
 
-    A row has language, kind, vocabulary (asked for), size (come out), tokens (the CTC), bytes,
-    characters, and what the language and the tokenizer are like, see `_texts.facts` and
-    `_cell.measure`.
+    target: tokens at which `optimal` compares the languages. A cell has language, kind, vocabulary
+    (asked for), size (come out), tokens (the CTC), bytes, characters, and what the language and
+    the tokenizer are like, see `_texts.facts` and `_cell.measure`.
     """
 
     reference: str
-    rows: list[Row]
+    cells: list[Row]
     lost: list[tuple[str, str, int]] = field(default_factory=list)
+    target: float | None = None
 
     def counts(self, kind: str) -> dict[str, dict[int, int]]:
         """Corpus token count by language and vocabulary."""
         self._kind(kind)
         found: dict[str, dict[int, int]] = {}
-        for row in self.rows:
+        for row in self.cells:
             if row["kind"] == kind:
                 found.setdefault(row["language"], {})[row["vocabulary"]] = row["tokens"]
         return found
@@ -83,19 +86,20 @@ class Sweep:
     def optimal(self, kind: str, target: float | None = None) -> dict[str, PowerLaw]:
         """The vocabulary at which each language takes `target` tokens, by its power law.
 
-        target: by default the smallest count that every language came down to. The law is fitted
-        to the sizes that came out, less the alphabet; sizes that a text could not fill count once,
-        and a language with one size has none.
+        target: by default the sweep's own, else the smallest count that every language came down
+        to. The law is fitted to the sizes that came out, less the alphabet; sizes that a text could
+        not fill count once, and a language with one size has none.
         """
         from pertoken.tokenize.train import smallest
 
         least = smallest(kind)
         reached: dict[str, dict[float, int]] = {}
-        for row in self.rows:
+        for row in self.cells:
             if row["kind"] == kind and row["size"] > least:
                 reached.setdefault(row["language"], {})[row["size"]] = row["tokens"]
         reached = {name: own for name, own in reached.items() if len(own) > 1}
-        goal = target or max((min(own.values()) for own in reached.values()), default=1)
+        lowest = max((min(own.values()) for own in reached.values()), default=1)
+        goal = target or self.target or lowest
         return {name: optimal_vocabulary(own, goal, least) for name, own in reached.items()}
 
     def regression(
@@ -103,7 +107,7 @@ class Sweep:
     ) -> Regression:
         """The counts of one kind and vocabulary over the languages, explained by factors."""
         self._kind(kind)
-        rows = [row for row in self.rows if (row["kind"], row["vocabulary"]) == (kind, vocabulary)]
+        rows = [row for row in self.cells if (row["kind"], row["vocabulary"]) == (kind, vocabulary)]
         for name in factors:
             if rows and name not in rows[0]:
                 raise PertokenError(f"unknown factor {name!r}{nearest(name, rows[0])}")
@@ -112,60 +116,58 @@ class Sweep:
         )
 
     def _kind(self, kind: str) -> None:
-        kinds = dict.fromkeys(row["kind"] for row in self.rows)
+        kinds = dict.fromkeys(row["kind"] for row in self.cells)
         if kind not in kinds:
             raise PertokenError(f"the sweep has no kind {kind!r}: {', '.join(kinds) or 'no cell'}")
 
     def settings(self) -> list[tuple[str, int]]:
         """(kind, vocabulary) of the cells, in order."""
-        return sorted({(row["kind"], row["vocabulary"]) for row in self.rows})
+        return sorted({(row["kind"], row["vocabulary"]) for row in self.cells})
 
-    def table(self) -> str:
-        """A line per kind and vocabulary: mean count, spread over languages, the dearest."""
-        from pertoken.compare_report import aligned
+    def to_dict(self) -> dict[str, Any]:
+        """The cells and what is made of them: the vocabularies by kind and language."""
+        kinds = dict.fromkeys(kind for kind, _ in self.settings())
+        laws = {
+            kind: {name: law.to_dict() for name, law in self.optimal(kind).items()}
+            for kind in kinds
+        }
+        return {
+            "reference": self.reference,
+            "cells": plain(self.cells),
+            "lost": plain(self.lost),
+            "optimal": laws,
+        }
 
-        return aligned(self.cells())
-
-    def cells(self) -> list[list[str]]:
-        """The table as texts, the head first. Spread is the standard deviation over the mean."""
-        head = ["kind", "vocabulary", "languages", "came out", "mean CTC", "spread", "dearest"]
-        found = [head]
-        for kind, size in self.settings():
-            rows = [row for row in self.rows if (row["kind"], row["vocabulary"]) == (kind, size)]
-            counts = [row["tokens"] for row in rows]
-            mean = sum(counts) / len(counts)
-            spread = (sum((n - mean) ** 2 for n in counts) / max(len(counts) - 1, 1)) ** 0.5
-            worst = max(rows, key=lambda row: row["tokens"])
-            own = next((r["tokens"] for r in rows if r["language"] == self.reference), None)
-            over = f" {worst['tokens'] / own:.2f} x" if own else ""
-            sizes = sum(row["size"] for row in rows) / len(rows)
-            line = [kind, str(size), str(len(rows)), f"{sizes:.0f}", f"{mean:.0f}"]
-            found.append([*line, f"{spread / mean:.1%}", f"{worst['language']}{over}"])
-        return found
-
-    def to_dataframe(self) -> Any:
-        """A pandas frame with a row per cell (extra `dataframe`)."""
-        from pertoken._extras import need
-
-        return need("pandas", "dataframe").DataFrame(self.rows)
+    def rows(self) -> list[dict[str, Any]]:
+        """A record per cell."""
+        return [dict(cell) for cell in self.cells]
 
     def plot(self) -> Any:
         """Counts over vocabularies, a line per language: a plotly figure (extra `plot`)."""
-        from pertoken._extras import need
-
         graph = need("plotly.graph_objects", "plot")
         curves = []
-        for kind in dict.fromkeys(row["kind"] for row in self.rows):
+        for kind in dict.fromkeys(cell["kind"] for cell in self.cells):
             for name, own in self.counts(kind).items():
                 sizes = sorted(own)
                 curves.append(
                     graph.Scatter(x=sizes, y=[own[v] for v in sizes], name=f"{name}, {kind}")
                 )
-        figure = graph.Figure(curves)
-        figure.update_layout(template="plotly_white")
-        figure.update_xaxes(title="vocabulary", type="log")
-        figure.update_yaxes(title="corpus token count", type="log")
-        return figure
+        return figure(
+            curves,
+            xaxis={"title": "vocabulary", "type": "log"},
+            yaxis={"title": "corpus token count", "type": "log"},
+        )
+
+    def _parts(self) -> list[Part]:
+        """Counts and spread, then each kind's vocabularies and regression."""
+        from pertoken.tokenize._sweep_page import parts
+
+        return parts(self)
+
+    def _page(self) -> str:
+        from pertoken.tokenize._sweep_page import page
+
+        return page(self)
 
 
 def sweep(

@@ -30,6 +30,7 @@ import torch
 import pertoken
 from pertoken._extras import need
 from pertoken.errors import PertokenError
+from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, mark_whole, write_run
 from pertoken.train._guard import Batch, GuardMixin, grpo_trainer
 from pertoken.train._page import gates_page
@@ -52,17 +53,17 @@ _LENGTHS = {"arithmetic": 16, "countdown": 32, "gsm8k": 160}
 
 
 @dataclass
-class Run:
+class Run(Result):
     """What a run has done.
 
-    settings, versions: what it was run with; rows: one for each step, see `row_of`; folder: where
+    settings, versions: what it was run with; steps: a row for each, see `row_of`; folder: where
     it lies; batch: the tensors of the last step, before it was applied.
     """
 
     settings: dict[str, Any]
     versions: dict[str, str]
     folder: Path
-    rows: list[Row] = field(default_factory=list)
+    steps: list[Row] = field(default_factory=list)
     batch: Batch = field(default_factory=dict)
     tokenizer: Any = None
 
@@ -71,13 +72,46 @@ class Run:
         return {
             "settings": self.settings,
             "versions": self.versions,
-            "tokens_sampled": sum(row["tokens"] for row in self.rows),
+            "tokens_sampled": sum(row["tokens"] for row in self.steps),
             "kl": "to the start" if self.settings["beta"] else "sampling policy to policy",
-            "rows": self.rows,
+            "rows": self.steps,
         }
 
-    def page(self) -> str:
-        """The page of the last step's batch, see `pertoken.train.gates_page`."""
+    def rows(self) -> list[Row]:
+        """A record per step; the shares of closed gates as closed_<level>_low and _high."""
+        found = []
+        for step in self.steps:
+            row = {key: value for key, value in step.items() if key != "closed"}
+            for level, (low, high) in step["closed"].items():
+                row |= {f"closed_{level}_low": low, f"closed_{level}_high": high}
+            found.append(row)
+        return found
+
+    def plot(self) -> Any:
+        """Reward over the steps, a plotly figure (extra `plot`)."""
+        graph = need("plotly.graph_objects", "plot")
+        known = [row for row in self.steps if row["reward"] is not None]
+        steps, rewards = [row["step"] for row in known], [row["reward"] for row in known]
+        curve = graph.Scatter(x=steps, y=rewards)
+        return figure(curve, xaxis={"title": "step"}, yaxis={"title": "mean reward"})
+
+    def _parts(self) -> list[Part]:
+        """The steps, and how the reward has changed."""
+        return [Part("", cells(self.rows())), Part("", [], self.notes())]
+
+    def notes(self) -> list[str]:
+        """The reward at both ends of the run, and where the model lies."""
+        rewards = [row["reward"] for row in self.steps if row["reward"] is not None]
+        part = max(1, len(rewards) // 4)
+        first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
+        tokens = self.to_dict()["tokens_sampled"]
+        return [
+            f"reward {first:.3f} in the first quarter of the batches, {last:.3f} in the last",
+            f"{tokens} tokens sampled; the model is in {self.folder / 'model'}",
+        ]
+
+    def _page(self) -> str:
+        """The last step's batch, see `pertoken.train.gates_page`."""
         batch, settings = self.batch, self.settings
         prompts = [
             self.tokenizer.decode(ids[mask != 0], skip_special_tokens=True)
@@ -95,7 +129,7 @@ class Run:
             trajectory=settings["trajectory"],
             rewards=batch["rewards"],
             prompts=prompts,
-            title=f"{settings['method']} on {settings['task']}, step {self.rows[-1]['step']}",
+            title=f"{settings['method']} on {settings['task']}, step {self.steps[-1]['step']}",
         )
 
 
@@ -345,13 +379,13 @@ def _callback(run: Run, writer: Any, progress: Callable[[Row], None] | None) -> 
     class Keeper(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             past = (entry for entry in state.log_history if "loss" in entry)
-            run.rows = [row_of(entry, run.settings, entry["step"]) for entry in past]
+            run.steps = [row_of(entry, run.settings, entry["step"]) for entry in past]
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" not in logs:  # the summary at the end
                 return
             row = row_of(logs, run.settings, state.global_step)
-            run.rows.append(row)
+            run.steps.append(row)
             for name, value in logs.items():
                 if isinstance(value, int | float):
                     writer.add_scalar(name, value, state.global_step)
