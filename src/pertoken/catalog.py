@@ -41,7 +41,9 @@ class Card:
     """What the catalogue knows of one method.
 
     slug: its name on the command line and in `get`. entry: "module:object", None until the
-    method is written. baseline: a reference for comparisons rather than a paper of the list.
+    method is written. avoid_when, cost: of every written method, a sentence each. headline_row: the
+    metric of its report that stands for the claim. baseline: a reference for comparisons rather
+    than a paper of the list.
     """
 
     slug: str
@@ -49,7 +51,10 @@ class Card:
     family: str
     does: str
     use_when: str
+    avoid_when: str = ""
+    cost: str = ""
     headline: str = ""
+    headline_row: str | None = None
     date: str = ""
     arxiv: str | None = None
     authors: tuple[str, ...] = ()
