@@ -11,6 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / "gallery"
 
@@ -82,10 +83,41 @@ SAMPLES = {
     ),
     "gates": Sample(
         "Gates of a policy loss",
-        "pertoken train fiberpo --out run --steps 4 --batch 8 --group 4 --lr 1e-4",
-        "The last batch of a run: each token's log ratio, and the gates closed on it.",
+        "pertoken train fiberpo --out run",
+        "Each token's log ratio after a few steps on two texts, the first rewarded and the second "
+        "not, and the gates closed on it. The command writes the same page for its last batch.",
     ),
 }
+
+
+def gates() -> str:
+    """The page of the gates: a few steps on two texts, instead of a whole run of the command."""
+    import torch
+
+    import pertoken
+    from pertoken.train import fiberpo_loss, gates_page
+
+    model, tokenizer = pertoken.load("smollm2")
+    tokenizer.padding_side = "right"
+    texts = ["17 + 25 = 42, because 7 + 5 is 12 and one is carried.", "17 + 25 = 32, I suppose."]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]
+    bounds: dict[str, Any] = {"token": (0.8, 1.25), "trajectory": (0.9, 1.1)}
+    advantages = torch.tensor([1.0, -1.0])
+
+    def log_probs() -> torch.Tensor:
+        logits = model(**batch).logits[:, :-1]
+        return logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+
+    old = log_probs().detach()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-6)
+    for _ in range(4):
+        loss, _ = fiberpo_loss(log_probs(), old, advantages, mask, **bounds)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    new = log_probs().detach()
+    return gates_page(tokenizer, ids, new, old, advantages, mask, **bounds)
 
 
 def page() -> str:
@@ -121,7 +153,9 @@ def main(names: list[str]) -> int:
         for file, text in INPUTS.items():
             Path(file).write_text(text, encoding="utf-8")
         for name in names or SAMPLES:
-            if code := pertoken(SAMPLES[name].words(FOLDER / f"{name}.html")):
+            if name == "gates":
+                (FOLDER / "gates.html").write_text(gates(), encoding="utf-8")
+            elif code := pertoken(SAMPLES[name].words(FOLDER / f"{name}.html")):
                 return code
     return 0
 

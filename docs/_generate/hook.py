@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 DOCS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(DOCS))  # mkdocs loads this file by its path
 
-from _generate import commands, methods, reference  # noqa: E402
+from _generate import bench, commands, gallery, methods, reference  # noqa: E402
 
 FIGURE = "<!-- figure: life.svg -->"
 # Pages that a run of the tests writes; where there was none, the site does without.
@@ -26,7 +26,8 @@ _generated: dict[str, str] = {}
 
 def pages() -> dict[str, str]:
     """All generated pages: path below docs/ -> Markdown."""
-    return {**methods.pages(), "commands.md": commands.page(), **reference.pages()}
+    single = {"commands.md": commands.page(), "gallery.md": gallery.page()}
+    return {**methods.pages(), **single, **reference.pages()}
 
 
 def nav(written: Nav, docs: Path = DOCS) -> Nav:
@@ -34,7 +35,8 @@ def nav(written: Nav, docs: Path = DOCS) -> Nav:
     tables = [{title: path} for path, title in TABLES.items() if (docs / path).is_file()]
     shown = [*written]
     shown.insert(2, {"Methods": [*methods.nav(), *tables]})
-    shown += [{"Commands": "commands.md"}, {"Reference": reference.nav()}]
+    shown += [{"Gallery": "gallery.md"}]
+    shown += [{"Reference": [{"Commands": "commands.md"}, *reference.nav()]}]
     return shown
 
 
@@ -51,6 +53,11 @@ def on_files(files: Files, config: Any) -> Files:
     for path, text in _generated.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the tables of benches in their places."""
+    return bench.fill(markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,14 +42,18 @@ def nav() -> list[Any]:
     found: list[Any] = ["methods/index.md"]
     for family in FAMILIES:
         found.append(
-            {family: [{one.slug: f"methods/{one.slug}.md"} for one in cards() if one.family == family]}
+            {
+                family: [
+                    {one.slug: f"methods/{one.slug}.md"} for one in cards() if one.family == family
+                ]
+            }
         )
     return found
 
 
 def catalogue() -> str:
     """The page that lists all of them."""
-    parts = ["# Methods", "By the place in a token's life that they act on.", ""]
+    parts = ["# Methods", "By the place in a token's life that they act on."]
     for family, acts_on in FAMILIES.items():
         rows = [
             (
@@ -76,7 +81,8 @@ def page(card: Card) -> str:
     module, _, name = (card.entry or "").partition(":")
     parts += [
         "## Signature",
-        f"::: {module}.{name}\n    options:\n      skip_local_inventory: true\n      heading_level: 3",
+        f"::: {module}.{name}\n    options:\n"
+        "      skip_local_inventory: true\n      heading_level: 3",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -99,10 +105,10 @@ def _head(card: Card) -> Iterator[str]:
     facts += [f"plug `{card.plug}`"] if getattr(card, "plug", None) else []
     yield " · ".join([*facts, _status(card)])
     yield card.does
-    rows = [("Use it when", card.use_when.removeprefix("Use it ").removeprefix("when "))]
-    rows += [("Not when", card.avoid_when.removeprefix("Avoid "))] if card.avoid_when else []
-    rows += [("It costs", card.cost)] if card.cost else []
-    yield "\n".join(f"- **{name}**: {text}" for name, text in rows)
+    told = [re.sub(r"^Use it( when)?", r"**\g<0>**", card.use_when)]
+    told += [re.sub(r"^Avoid", "**Avoid**", card.avoid_when)] if card.avoid_when else []
+    told += [f"**It costs**: {card.cost}"] if card.cost else []
+    yield "\n".join(f"- {line}" for line in told)
 
 
 def _how(card: Card) -> Iterator[str]:
@@ -162,7 +168,8 @@ def _picture(card: Card) -> Iterator[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return row.metric, _published(row), figure(row), row.bar, verdict(row)
+    bar = row.bar.replace(" ", "\N{NO-BREAK SPACE}")
+    return row.metric, _published(row), figure(row), bar, verdict(row)
 
 
 def _information(row: Row) -> tuple[str, ...]:

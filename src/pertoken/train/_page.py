@@ -176,7 +176,7 @@ def _page(title: str, told: list[str], legend: str, blocks: list[str]) -> str:
     rules = [
         _style(),
         "h2 { font-size: 1em; margin: 1.5em 0 0; font-weight: 600; }",
-        ".asked { color: #555; margin: 0; }",
+        ".asked { opacity: .7; margin: 0; }",
         "section p { margin: .3em 0; }",
         *(f".{name} {{ {look}; }}" for name, look in _MARKS.values()),
         _BOTH,
