@@ -10,7 +10,7 @@ from pertoken.cli import main
 
 TREE = source_tree()
 pytestmark = pytest.mark.skipif(TREE is None, reason="needs the source tree")
-PAGES = sorted(f"docs/{path.name}" for path in (TREE / "docs").glob("*.md")) if TREE else []
+PAGES = sorted(str(path.relative_to(TREE)) for path in TREE.glob("docs/**/*.md")) if TREE else []
 TEXTS = {
     name: (TREE / name).read_text(encoding="utf-8")
     for name in ("README.md", "CONTRIBUTING.md", *PAGES)

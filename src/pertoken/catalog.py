@@ -20,7 +20,6 @@ __all__ = ["FAMILIES", "Card", "baselines", "card", "get", "methods", "reports_d
 
 Status = Literal["ready", "built", "planned"]
 
-# The families in the order of a token's life, with what each of them acts on.
 FAMILIES = {
     "tokenize": "text to ids",
     "attribute": "which input tokens mattered",
@@ -31,6 +30,7 @@ FAMILIES = {
     "nets": "architectures",
     "probe": "measure a model or tokenizer",
 }
+"""Family -> what it acts on, in the order of a token's life; each is a folder of the package."""
 
 _PACKAGE = Path(__file__).parent
 _NOT_WRITTEN = "{slug} is not written yet"  # what a scaffolded method raises
