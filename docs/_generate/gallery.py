@@ -78,7 +78,7 @@ SAMPLES = {
     ),
     "arithmetic": Sample(
         "Sums in number formats",
-        "pertoken arithmetic smollm2 --each 4 --shots 4 --lengths 3,3 --lengths 4,4",
+        "pertoken arithmetic smollm2 --each 6 --lengths 1,1 --lengths 1,2",
         "What a model answers to the same sums, digits grouped in different ways.",
     ),
     "gates": Sample(
@@ -99,7 +99,8 @@ def gates() -> str:
 
     model, tokenizer = pertoken.load("smollm2")
     tokenizer.padding_side = "right"
-    texts = ["17 + 25 = 42, because 7 + 5 is 12 and one is carried.", "17 + 25 = 32, I suppose."]
+    # The first token of each has nothing before it, so it is not rated.
+    texts = ["So 7 + 5 = 12, because 7 + 3 is 10 and 2 are left.", "So 7 + 5 = 11, I suppose."]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:]
     bounds: dict[str, Any] = {"token": (0.8, 1.25), "trajectory": (0.9, 1.1)}

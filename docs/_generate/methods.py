@@ -102,7 +102,8 @@ def _head(card: Card) -> Iterator[str]:
     facts += [card.date] if card.date else []
     facts += [f"[arXiv {card.arxiv}](https://arxiv.org/abs/{card.arxiv})"] if card.arxiv else []
     facts += [f"[the authors' code]({card.code})"] if card.code else []
-    facts += [f"plug `{card.plug}`"] if getattr(card, "plug", None) else []
+    plug = getattr(card, "plug", None)
+    facts += [f"plug `{plug}`"] if plug else []
     yield " · ".join([*facts, _status(card)])
     yield card.does
     told = [re.sub(r"^Use it( when)?", r"**\g<0>**", card.use_when)]

@@ -45,11 +45,8 @@ def as_markdown(docstring: str, names: Iterable[str] = ()) -> str:
         any.
     <BLANKLINE>
     More.
-    >>> print(as_markdown(">>> 1 + 1\\n2"))
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> as_markdown(">>> 1 + 1\\n2")
+    '```pycon\\n>>> 1 + 1\\n2\\n```'
     """
     known = set(names)
     lines: list[str] = []

@@ -129,7 +129,8 @@ def methods(papers: Iterable[Card]) -> str:
     lines = ["| family | acts on | there | planned |", "| --- | --- | --- | --- |"]
     every = list(papers)
     for family, acts_on in FAMILIES.items():
-        there, planned = [], []
+        there: list[str] = []
+        planned: list[str] = []
         for card in every:
             if card.family == family:
                 (planned if card.status == "planned" else there).append(_linked(card))

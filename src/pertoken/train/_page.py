@@ -21,12 +21,12 @@ __all__ = ["gates_page"]
 
 # Level and side -> class of the mark, and what it looks like beside the colour.
 _MARKS = {
-    ("token", "high"): ("th", "border-top: 3px solid #000"),
-    ("token", "low"): ("tl", "border-bottom: 3px solid #000"),
-    ("trajectory", "high"): ("sh", "box-shadow: inset 0 3px #a0a; padding-top: 3px"),
-    ("trajectory", "low"): ("sl", "box-shadow: inset 0 -3px #a0a; padding-bottom: 3px"),
+    ("token", "high"): ("th", "border-top: 3px solid CanvasText"),
+    ("token", "low"): ("tl", "border-bottom: 3px solid CanvasText"),
+    ("trajectory", "high"): ("sh", "box-shadow: inset 0 3px #c3c; padding-top: 3px"),
+    ("trajectory", "low"): ("sl", "box-shadow: inset 0 -3px #c3c; padding-bottom: 3px"),
 }
-_BOTH = ".sh.sl { box-shadow: inset 0 3px #a0a, inset 0 -3px #a0a; }"
+_BOTH = ".sh.sl { box-shadow: inset 0 3px #c3c, inset 0 -3px #c3c; }"
 
 
 def gates_page(
