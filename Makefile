@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test check format readme reproduce bench new clean distclean
+.PHONY: help run test check format readme docs docs-serve api reproduce bench new clean distclean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -17,7 +17,7 @@ ARGS ?=
 
 help: ## show this list
 	@echo "pertoken: make TARGET, with TARGET one of"
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
 
 run: $(STAMP) ## install, check this machine, decode a sample side by side
 	@$(BIN)/pertoken doctor --short
@@ -37,6 +37,17 @@ format: $(STAMP) ## format the code and mend what the linter can
 
 readme: $(STAMP) ## write the README tables from reports/ and the catalogue
 	$(BIN)/python -m pertoken.reproduce.readme
+
+# The note about another version of mkdocs would be printed on every build.
+docs: $(STAMP) ## build the site into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
+
+docs-serve: $(STAMP) ## show the site while you write on it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+api: $(STAMP) ## what changed in the public interface since the last tag
+	@PYTHONPATH=docs $(BIN)/python -m _generate.api
 
 reproduce: $(STAMP) ## check the papers' claims (ARGS="goose", default --all)
 	$(BIN)/pertoken reproduce $(or $(ARGS),--all)

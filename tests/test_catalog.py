@@ -47,7 +47,7 @@ def test_papers_stand_by_family_then_slug() -> None:
 def test_card_is_complete(one: Card) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", one.slug)
     assert one.family in FAMILIES
-    for sentence in (one.does, one.use_when, one.headline):
+    for sentence in (one.does, one.use_when, one.avoid_when, one.cost, one.headline):
         assert sentence == sentence.strip()
         assert sentence == "" or sentence.endswith((".", "…"))
         assert "\n" not in sentence
@@ -62,6 +62,12 @@ def test_card_is_complete(one: Card) -> None:
         months = 12 * int(one.date[2:4]) + int(one.date[5:7])
         given = 12 * int(one.arxiv[:2]) + int(one.arxiv[2:4])
         assert 0 <= given - months <= 1
+    if one.status != "planned":
+        assert one.avoid_when.startswith("Avoid ")
+        assert one.cost
+    if one.report is not None and one.headline_row is not None:
+        judged = [row["metric"] for row in one.report["rows"] if row["bar"]]
+        assert one.headline_row in judged
     if one.entry is not None:
         assert re.fullmatch(rf"pertoken\.{one.family}(\.\w+)+:\w+", one.entry)
 

@@ -10,7 +10,7 @@ from pertoken.cli import main
 
 TREE = source_tree()
 pytestmark = pytest.mark.skipif(TREE is None, reason="needs the source tree")
-PAGES = sorted(f"docs/{path.name}" for path in (TREE / "docs").glob("*.md")) if TREE else []
+PAGES = sorted(str(path.relative_to(TREE)) for path in TREE.glob("docs/**/*.md")) if TREE else []
 TEXTS = {
     name: (TREE / name).read_text(encoding="utf-8")
     for name in ("README.md", "CONTRIBUTING.md", *PAGES)
@@ -53,7 +53,7 @@ def test_page_runs(page: str, smollm2: object) -> None:
 def test_command_is_there(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if words[0] == "make":
         assert TREE is not None
-        targets = re.findall(r"^(\w+):", (TREE / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([\w-]+):", (TREE / "Makefile").read_text(), re.M)
         assert words[1] in targets
         return
     path = words[1:3] if words[1] in ("cache", "premiums", "probe") else words[1:2]

@@ -123,3 +123,4 @@ EMBEDDED = {
         ),
     )
 }
+"""The models that come from a package registry, by short name."""

@@ -67,6 +67,7 @@ def document(title: str, body: str, *, style: str = "", script: str = "") -> str
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title>
 {f"<style>{style}</style>" if style else ""}
 </head>

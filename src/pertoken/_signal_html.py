@@ -69,9 +69,9 @@ def _style() -> str:
         "body { font: 16px/1.7 sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em; }",
         "h1 { font-size: 1.2em; }",
         "p { white-space: pre-wrap; overflow-wrap: anywhere; }",
-        "span[class] { color: #000; border-radius: 2px; }",
+        "span[class] { border-radius: 2px; }",
     ]
     for level in range(1, _LEVELS + 1):
         for side, sign in (("p", level), ("n", -level)):
-            rules.append(f".{side}{level} {{ background: rgb{_colour(sign)}; }}")
+            rules.append(f".{side}{level} {{ background: rgb{_colour(sign)}; color: #000; }}")
     return "\n".join(rules)

@@ -20,7 +20,6 @@ __all__ = ["FAMILIES", "Card", "baselines", "card", "get", "methods", "reports_d
 
 Status = Literal["ready", "built", "planned"]
 
-# The families in the order of a token's life, with what each of them acts on.
 FAMILIES = {
     "tokenize": "text to ids",
     "attribute": "which input tokens mattered",
@@ -31,6 +30,7 @@ FAMILIES = {
     "nets": "architectures",
     "probe": "measure a model or tokenizer",
 }
+"""Family -> what it acts on, in the order of a token's life; each is a folder of the package."""
 
 _PACKAGE = Path(__file__).parent
 _NOT_WRITTEN = "{slug} is not written yet"  # what a scaffolded method raises
@@ -41,7 +41,9 @@ class Card:
     """What the catalogue knows of one method.
 
     slug: its name on the command line and in `get`. entry: "module:object", None until the
-    method is written. baseline: a reference for comparisons rather than a paper of the list.
+    method is written. avoid_when, cost: of every written method, a sentence each. headline_row: the
+    metric of its report that stands for the claim. baseline: a reference for comparisons rather
+    than a paper of the list.
     """
 
     slug: str
@@ -49,7 +51,10 @@ class Card:
     family: str
     does: str
     use_when: str
+    avoid_when: str = ""
+    cost: str = ""
     headline: str = ""
+    headline_row: str | None = None
     date: str = ""
     arxiv: str | None = None
     authors: tuple[str, ...] = ()

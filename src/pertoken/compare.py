@@ -35,6 +35,7 @@ DEFAULT_METHODS = (
     "hf",
     "hf-prompt-lookup",
 )
+"""What `compare` takes where no method is named, the reference first."""
 
 DEFAULT_NEW_TOKENS = 40  # with these methods and the sample: under three minutes on two slow cores
 _WARM_UP_TOKENS = 8  # enough for each method to draft once or twice

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 ROLES = ("system", "user", "assistant")
+"""The roles that a message may have."""
 TEXT = "text"
 """The role of a plain text file's one message: it goes to the model without a chat template."""
 

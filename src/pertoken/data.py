@@ -240,6 +240,7 @@ DATA_SETS = {
         ),
     )
 }
+"""The data sets that `data` knows, by name."""
 
 
 def data(

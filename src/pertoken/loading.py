@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""The dtypes that `load` and the commands take."""
 _HUB_ID = r"[\w.-]+/[\w.-]+"
 
 

@@ -63,8 +63,9 @@ def test_wrong_family(capsys: Capture) -> None:
 def test_show_says_what_it_is(one: catalog.Card, capsys: Capture) -> None:
     assert main(["show", one.slug]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for text in (one.title, one.does, one.use_when, one.headline, one.arxiv or ""):
+    for text in (one.title, one.does, one.use_when, one.avoid_when, one.cost, one.headline):
         assert text in out
+    assert (one.arxiv or "") in out
 
 
 @pytest.mark.parametrize("command", [["show"], ["show", "--json", "-"]])

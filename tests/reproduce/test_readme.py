@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pertoken.catalog import source_tree
+from pertoken.catalog import Card, methods, source_tree
 from pertoken.errors import PertokenError
 from pertoken.reproduce import Report, Row, readme
 from pertoken.reproduce._bars import Bar
@@ -14,6 +14,7 @@ from pertoken.reproduce._report import write_json
 
 EMPTY = (
     "# pertoken\n<!-- results:begin -->\n<!-- results:end -->\n"
+    "<!-- losses:begin -->\n<!-- losses:end -->\n"
     "mid\n<!-- methods:begin -->old<!-- methods:end -->\nend\n"
 )
 
@@ -23,9 +24,11 @@ def report(slug: str = "goose", smoke: bool = False) -> Report:
     good.judge(Bar.parse(">= 1.12"))
     bad = Row("speed-up", 1.25, unit="x", paper="1.9–4.3x", why="the\nmachine is small")
     bad.judge(Bar.parse(">= 1.5"))
-    open_question = Row("ties", 3)
-    open_question.judge(Bar.parse("== 0"))
-    rows = [good, bad, Row("for information", 7), open_question]
+    unexplained = Row("memory", 3)
+    unexplained.judge(Bar.parse("<= 2"))
+    fine = Row("ties", 0)
+    fine.judge(Bar.parse("== 0"))
+    rows = [good, bad, Row("for information", 7), unexplained, fine]
     return Report(
         slug=slug,
         version=1,
@@ -46,18 +49,44 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_tables_come_from_reports_with_reasons_below(root: Path) -> None:
+def test_a_report_is_one_line_and_what_fails_stands_below_with_its_reason(root: Path) -> None:
     assert readme.main(["--root", str(root)]) == 0
     text = (root / "README.md").read_text()
-    assert "| tokens \\| forward | 1.3 (8B) | 1.25 (1.2–1.31) | >= 1.12 | holds |" in text
-    assert "| speed-up | 1.9–4.3x | 1.25 x | >= 1.5 | does not hold here (1) |" in text
-    assert "(1) the machine is small" in text
-    assert "(2) no reason given yet" in text
+    line = "| [goose](reports/goose.json) | tokens \\| forward | 1.3 | 1.25 (1.2–1.31) | "
+    assert line + "2 of 4 hold |" in text
+    assert "| goose | speed-up >= 1.5 | 1.25 x (1) |" in text
+    assert "| goose | memory <= 2 | 3 (2) |" in text
+    assert "1. the machine is small" in text
+    assert "2. no reason given yet" in text
     assert "for information" not in text
-    assert "`token-recycling`" in text
     assert text.startswith("# pertoken\n")
     assert "\nmid\n" in text
     assert text.endswith("\nend\n")
+
+
+def test_a_reason_shared_by_bars_stands_once() -> None:
+    text = readme.losses([report(), report("token-recycling")])
+    assert text.count("the machine is small") == 1
+    assert "| token-recycling | speed-up >= 1.5 | 1.25 x (1) |" in text
+    assert readme.losses([]) == "No bar fails."
+
+
+def test_the_row_that_stands_for_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in report().rows if row.bar]
+    assert readme.headline(report("unknown"), rows).metric == "tokens | forward"
+    card = Card(
+        slug="goose", title="", family="decode", does="", use_when="", headline_row="speed-up"
+    )
+    monkeypatch.setattr(readme, "cards", lambda: [card])
+    assert readme.headline(report(), rows).metric == "speed-up"
+    assert readme.headline(report("other"), rows[3:]).metric == rows[3].metric
+
+
+def test_families_say_what_is_there_and_what_is_planned() -> None:
+    text = readme.methods(methods())
+    (line,) = [one for one in text.splitlines() if one.startswith("| cache |")]
+    assert "[kv-direct](https://arxiv.org/abs/2603.19664)" in line.split("|")[3]
+    assert all(f"[{one.slug}](" in text for one in methods())
 
 
 def test_writing_twice_changes_nothing_and_check_sees_a_new_report(root: Path) -> None:

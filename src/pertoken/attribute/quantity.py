@@ -37,6 +37,7 @@ class Quantity:
 
 
 QUANTITIES: dict[str, Quantity] = {}
+"""All quantities by name; `register` adds to them."""
 
 
 def register(name: str, unit: str) -> Callable[[Measure], Measure]:

@@ -73,10 +73,13 @@ def show(
     links = [f"https://arxiv.org/abs/{one.arxiv}" if one.arxiv else "", one.code or ""]
     facts = [", ".join(one.authors), one.date, *links, f"family {one.family}", _status(one)]
     console.print(escape(" · ".join(fact for fact in facts if fact)), style="dim")
-    console.print(f"\n{escape(one.does)}\n{escape(one.use_when)}")
+    sentences = filter(None, (one.does, one.use_when, one.avoid_when))
+    console.print("\n" + escape("\n".join(sentences)))
     if one.headline:
         console.print(f"\n[bold]The paper says[/bold]\n{escape(one.headline)}")
     if one.path is not None:
+        if one.cost:
+            console.print(f"\n[bold]What it costs[/bold]\n{escape(one.cost)}")
         console.print(f"\n[bold]How to call it[/bold]\n{escape(_usage(one))}", soft_wrap=True)
     if report is not None:
         console.print("\n[bold]Reproduced here[/bold]")

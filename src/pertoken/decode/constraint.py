@@ -18,6 +18,8 @@ from pertoken.errors import PertokenError
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["Constraint", "MaskConstraint", "RegexConstraint", "TextConstraint"]
+
 _CUT = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows bytes that are no whole character
 # Some decoders show one sign for the bytes of an unfinished character, some one for each of three.
 _UNFINISHED = re.compile(f"(?<!{_CUT}){_CUT}{{1,3}}\\Z")

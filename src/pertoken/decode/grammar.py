@@ -28,6 +28,8 @@ import torch
 from pertoken._extras import need
 from pertoken.errors import PertokenError
 
+__all__ = ["GrammarConstraint", "GrammarRegexConstraint", "JSONSchemaConstraint", "LarkConstraint"]
+
 _KEPT = 64  # parsers kept, one per prefix asked about
 _BACK = 32  # how many tokens before a new prefix one of them is looked for
 _FEW = 64  # tokens that are asked about one by one; for more a mask is cheaper

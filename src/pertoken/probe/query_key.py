@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class QueryKeyRank(Result):
     """r*(energy) of every head: `ranks` of the scores' form W_q^T W_k, `as_printed` of W_q W_k^T.
 
-    Both are lists [layers][heads]; a query head is taken with the key head of its group.
+    Both are lists `[layers][heads]`; a query head is taken with the key head of its group.
     """
 
     energy: float

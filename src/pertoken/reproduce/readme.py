@@ -1,23 +1,22 @@
-"""Fill the generated parts of README.md: results from reports/, methods from the catalogue.
+"""Fill the generated parts of README.md: results and losses from reports/, methods by family.
 
 ``python -m pertoken.reproduce.readme`` writes, ``--check`` only says whether it is stale.
-A part lies between ``<!-- results:begin -->`` and ``<!-- results:end -->`` (likewise ``methods``).
+A part lies between ``<!-- results:begin -->`` and ``<!-- results:end -->`` (likewise ``losses``
+and ``methods``). The whole tables stand in the reports, and on the site's page of each method.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pertoken.catalog import Card, source_tree
+from pertoken.catalog import FAMILIES, Card, source_tree
 from pertoken.catalog import methods as cards
 from pertoken.errors import PertokenError
-from pertoken.reproduce._report import Report, read_report
-from pertoken.reproduce._table import NO_REASON, figure, number, verdict
-
-PARTS = ("results", "methods")
+from pertoken.reproduce._report import Report, Row, read_report
+from pertoken.reproduce._table import NO_REASON, figure, number
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +45,9 @@ def update(root: Path, *, write: bool) -> bool:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PertokenError(f"no README.md in {root}") from None
-    fresh = fill(text, "results", results(read_reports(root / "reports")))
+    reports = read_reports(root / "reports")
+    fresh = fill(text, "results", results(reports))
+    fresh = fill(fresh, "losses", losses(reports))
     fresh = fill(fresh, "methods", methods(cards()))
     if write and fresh != text:
         path.write_text(fresh, encoding="utf-8")
@@ -74,46 +75,76 @@ def read_reports(folder: Path) -> list[Report]:
 
 
 def results(reports: Iterable[Report]) -> str:
-    """One table per report, the reasons of what does not hold below it."""
-    return "\n\n".join(map(_section, reports)) or "No paper has been reproduced yet."
-
-
-def _section(report: Report) -> str:
+    """A line per report: the row that stands for the claim, and how many bars hold."""
     lines = [
-        f"**{report.slug}** on {report.model}, {report.settings.get('dtype', 'float32')}, "
-        f"{report.machine.get('cores')} cores of {report.machine.get('cpu')} "
-        f"([full report](reports/{report.slug}.json))",
-        "",
-        "| claim | paper | here | bar | holds? |",
+        "| method | what was measured | paper | here | bars |",
         "| --- | --- | --- | --- | --- |",
     ]
-    reasons: list[str] = []
-    for row in report.figures:
-        if not row.bar:  # information: in the full report
+    for report in reports:
+        judged = _judged(report)
+        if not judged:
             continue
-        held = verdict(row)
-        if row.holds is False:
-            reasons.append(row.why or NO_REASON)
-            held += f" ({len(reasons)})"
-        paper = number(row.paper)
-        if row.paper_setting:
-            paper += f" ({row.paper_setting})"
-        cells = (row.metric, paper, figure(row), row.bar, held)
+        row = headline(report, judged)
+        held = sum(row.holds is True for row in judged)
+        link = f"[{report.slug}](reports/{report.slug}.json)"
+        cells = (link, row.metric, number(row.paper), figure(row), f"{held} of {len(judged)} hold")
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    if reasons:
-        lines += ["", *(f"({i}) {_cell(why)}  " for i, why in enumerate(reasons, 1))]
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "No paper has been reproduced yet."
+
+
+def losses(reports: Iterable[Report]) -> str:
+    """Every bar that does not hold, the reasons below; a reason shared by bars stands once."""
+    lines = ["| method | bar | here |", "| --- | --- | --- |"]
+    reasons: list[str] = []
+    for report in reports:
+        for row in _judged(report):
+            if row.holds is not False:
+                continue
+            why = row.why or NO_REASON
+            if why not in reasons:
+                reasons.append(why)
+            cells = (
+                report.slug,
+                f"{row.metric} {row.bar}",
+                f"{figure(row)} ({reasons.index(why) + 1})",
+            )
+            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    if not reasons:
+        return "No bar fails."
+    told = [f"{place}. {_cell(why)}" for place, why in enumerate(reasons, 1)]
+    below = "<details><summary>The reasons</summary>"
+    return "\n".join([*lines, "", below, "", *told, "", "</details>"])
+
+
+def headline(report: Report, judged: Sequence[Row]) -> Row:
+    """The row that stands for a report: the one its card names, else the first with a figure of
+    the paper, else the first."""
+    named = {card.slug: card.headline_row for card in cards()}.get(report.slug)
+    chosen = [row for row in judged if row.metric == named]
+    return next(iter(chosen or [row for row in judged if row.paper is not None] or judged))
 
 
 def methods(papers: Iterable[Card]) -> str:
-    """A table of the catalogue's papers, in its order."""
-    lines = ["| method | family | use it when | paper |", "| --- | --- | --- | --- |"]
-    for card in papers:
-        link = f"https://arxiv.org/abs/{card.arxiv}"
-        title = f"[{card.title}]({link})" if card.arxiv else card.title
-        cells = (f"`{card.slug}`", card.family, card.use_when.removeprefix("Use it when "), title)
+    """A line per family: the papers that are there, and those that are planned."""
+    lines = ["| family | acts on | there | planned |", "| --- | --- | --- | --- |"]
+    every = list(papers)
+    for family, acts_on in FAMILIES.items():
+        there: list[str] = []
+        planned: list[str] = []
+        for card in every:
+            if card.family == family:
+                (planned if card.status == "planned" else there).append(_linked(card))
+        cells = (family, acts_on, ", ".join(there), ", ".join(planned))
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(lines)
+
+
+def _judged(report: Report) -> list[Row]:
+    return [row for row in report.figures if row.bar]
+
+
+def _linked(card: Card) -> str:
+    return f"[{card.slug}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.slug
 
 
 def _cell(text: str) -> str:

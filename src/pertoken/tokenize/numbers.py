@@ -45,6 +45,7 @@ __all__ = [
 
 Direction = Literal["r2l", "l2r", "single"]
 DIRECTIONS: tuple[Direction, ...] = ("r2l", "l2r", "single")
+"""From the right, from the left, digit by digit."""
 
 # Texts that show where a tokenizer cuts, and numbers to put into them.
 _FORMS = ("{0}", " {0}", "a {0}", "a{0}b", "x = -{0}.{0};", "({0},{0})", "{0}\n")

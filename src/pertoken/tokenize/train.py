@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "smallest", "train_backend", "train_tokenizer"]
 
 KINDS = ("bpe", "unigram", "wordpiece", "character", "superword", "supertokens")
+"""The kinds of tokenizer that `train_tokenizer` trains."""
 NORMALIZERS = ("nfc", "nfd", "nfkc", "nfkd")
 END = "<|endoftext|>"
 _LINES = r"[\r\n]+"

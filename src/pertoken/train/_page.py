@@ -21,12 +21,12 @@ __all__ = ["gates_page"]
 
 # Level and side -> class of the mark, and what it looks like beside the colour.
 _MARKS = {
-    ("token", "high"): ("th", "border-top: 3px solid #000"),
-    ("token", "low"): ("tl", "border-bottom: 3px solid #000"),
-    ("trajectory", "high"): ("sh", "box-shadow: inset 0 3px #a0a; padding-top: 3px"),
-    ("trajectory", "low"): ("sl", "box-shadow: inset 0 -3px #a0a; padding-bottom: 3px"),
+    ("token", "high"): ("th", "border-top: 3px solid CanvasText"),
+    ("token", "low"): ("tl", "border-bottom: 3px solid CanvasText"),
+    ("trajectory", "high"): ("sh", "box-shadow: inset 0 3px #c3c; padding-top: 3px"),
+    ("trajectory", "low"): ("sl", "box-shadow: inset 0 -3px #c3c; padding-bottom: 3px"),
 }
-_BOTH = ".sh.sl { box-shadow: inset 0 3px #a0a, inset 0 -3px #a0a; }"
+_BOTH = ".sh.sl { box-shadow: inset 0 3px #c3c, inset 0 -3px #c3c; }"
 
 
 def gates_page(
@@ -176,7 +176,7 @@ def _page(title: str, told: list[str], legend: str, blocks: list[str]) -> str:
     rules = [
         _style(),
         "h2 { font-size: 1em; margin: 1.5em 0 0; font-weight: 600; }",
-        ".asked { color: #555; margin: 0; }",
+        ".asked { opacity: .7; margin: 0; }",
         "section p { margin: .3em 0; }",
         *(f".{name} {{ {look}; }}" for name, look in _MARKS.values()),
         _BOTH,

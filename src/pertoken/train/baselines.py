@@ -95,6 +95,7 @@ def ppo_clip_loss(
 
 
 grpo_loss = ppo_clip_loss
+"""GRPO's policy loss: `ppo_clip_loss`, whose advantages are those of a group."""
 
 
 def dr_grpo_loss(

@@ -47,7 +47,9 @@ __all__ = ["Stats", "Variant", "fiberpo_loss", "fiberpo_ratio", "hierarchy_loss"
 
 Bounds = tuple[float, float]
 Stats = dict[str, torch.Tensor]
+"""Name -> a scalar without gradient: what a loss did, level by level."""
 Variant = Literal["paper", "residual", "censor"]
+"""Of the gate: the paper's, and two of ours (see the module)."""
 
 
 def fiberpo_loss(

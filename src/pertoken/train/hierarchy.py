@@ -21,7 +21,8 @@ from pertoken.train.reducer import Trajectories
 
 __all__ = ["Level", "Tree", "gate", "log_ratio_levels"]
 
-Level = tuple[torch.Tensor | None, tuple[float, float]]  # who belongs together, bounds as ratios
+Level = tuple[torch.Tensor | None, tuple[float, float]]
+"""(ids of who belongs together, None for a token by itself; bounds on the ratio)."""
 
 
 def gate(

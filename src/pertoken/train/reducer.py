@@ -26,6 +26,7 @@ from pertoken.errors import PertokenError, nearest
 __all__ = ["Reduction", "Trajectories", "reduce", "weighted_nll"]
 
 Reduction = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
+"""How losses of tokens become one number, see `reduce`."""
 
 
 class Trajectories:

@@ -234,3 +234,4 @@ TASKS: dict[str, Task] = {
         Task("gsm8k", "grade-school maths problems", _gsm8k, _equals),
     )
 }
+"""The tasks of `pertoken train` by name."""

@@ -24,6 +24,7 @@ from pertoken.train.reducer import reduce
 if TYPE_CHECKING:  # GRPOTrainer is behind the mixin in the class that is made
     _GRPOTrainer: Any
     FiberPOTrainer: Any
+    """TRL's `GRPOTrainer` with the loss of FiberPO: `FiberPOMixin` over it, see there."""
 else:
     _GRPOTrainer = object
 
