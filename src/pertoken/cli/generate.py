@@ -151,7 +151,7 @@ def generate(
         return
 
     from pertoken.compare import method_options
-    from pertoken.testing.verify import HF_SETUPS, as_setup
+    from pertoken.testing.verify import HF_SETUPS, as_setup, takes
 
     method = method or "goose"
     options = method_options(method, number)
@@ -164,12 +164,14 @@ def generate(
     if method in HF_SETUPS:
         setup: Setup = {**_mapping(as_setup(method, **options)), "streamer": streamer}
     else:
-        setup = as_setup(method, **options, streamer=streamer, tokenizer=tokenizer)
+        ours = {"streamer": streamer, "tokenizer": tokenizer}
+        ours = {name: value for name, value in ours.items() if takes(method, name)}
+        setup = as_setup(method, **options, **ours)
     if sample or temperature is not None:
         arguments: dict[str, Any] = {"do_sample": True, "temperature": temperature or 1.0}
     else:
         arguments = {"do_sample": False}
-    _, seconds = decode_prompt(
+    new_ids, seconds = decode_prompt(
         loaded,
         tokenizer,
         setup,
@@ -180,6 +182,8 @@ def generate(
         chat=not no_chat,
         **arguments,
     )
+    if not streamer.used:  # a method of another package that does not stream
+        streamer.whole(new_ids)
     if stats:
         for line in stats_lines(streamer.tokens, seconds, getattr(setup, "stats", None)):
             typer.echo(line, err=True)
@@ -279,12 +283,18 @@ class Streamer:
 
         self.tokens = 0
         self._reader = Detokenizer(tokenizer, skip_special_tokens=True)
-        self._prompt_seen = False
+        self.used = False
+
+    def whole(self, ids: Sequence[int]) -> None:
+        """Print the new ids of a text that was not streamed."""
+        self.tokens += len(ids)
+        print("".join(self._reader.push(token) for token in ids), end="")
+        self.end()
 
     def put(self, value: Any) -> None:
         """Take in token ids, [time] or [1, time]; the first call brings the prompt."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
+        if not self.used:
+            self.used = True
             return
         new = value.reshape(-1).tolist()
         self.tokens += len(new)

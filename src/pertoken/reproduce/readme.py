@@ -47,7 +47,7 @@ def update(root: Path, *, write: bool) -> bool:
     except FileNotFoundError:
         raise PertokenError(f"no README.md in {root}") from None
     fresh = fill(text, "results", results(read_reports(root / "reports")))
-    fresh = fill(fresh, "methods", methods(cards()))
+    fresh = fill(fresh, "methods", methods(one for one in cards() if one.package == "pertoken"))
     if write and fresh != text:
         path.write_text(fresh, encoding="utf-8")
     return fresh != text
