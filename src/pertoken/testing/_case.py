@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,11 +19,12 @@ from transformers.cache_utils import Cache
 
 from pertoken.catalog import PLUGS
 from pertoken.errors import PertokenError
+from pertoken.testing._arguments import CannotCall, fill, parameters, takes_no
 from pertoken.testing.models import tiny_model
 from pertoken.testing.setups import random_prompts
 from pertoken.testing.text_laws import TEXTS, tiny_tokenizer
 
-__all__ = ["Case", "Refused", "meets_a_model", "parameters", "plug_of", "takes_no"]
+__all__ = ["Case", "Refused", "case_model", "meets_a_model", "plug_of"]
 
 _VOCAB = 32  # small, so that random text repeats itself and copies are drafted
 _TYPES: tuple[tuple[type, str], ...] = (
@@ -37,6 +38,7 @@ _TYPES: tuple[tuple[type, str], ...] = (
 _NAMES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"log_probs"}), "loss"),
     (frozenset({"model", "input_ids"}), "generate"),
+    (frozenset({"input_ids", "scores"}), "logits"),
     (frozenset({"prompt"}), "text"),
     (frozenset({"text"}), "text"),
     (frozenset({"texts"}), "probe"),
@@ -67,32 +69,19 @@ def plug_of(method: Any) -> str:
     whole = getattr(method, "__wrapped__", None)  # made by contextlib.contextmanager
     if whole is not None and inspect.isgeneratorfunction(whole):
         return "hooks"
-    call = kind.__call__ if inspect.isclass(method) and "__call__" in dir(kind) else method
-    if inspect.isclass(method) and not any("__call__" in vars(base) for base in kind.__mro__[:-1]):
-        call = kind.__init__
-    names = set(parameters(call))
+    if inspect.isclass(method):
+        called = any("__call__" in vars(base) for base in kind.__mro__)
+        names = set(parameters(kind.__call__ if called else kind.__init__))
+    else:
+        names = set(parameters(method))
+        if not names and inspect.isfunction(method):  # it makes one
+            return plug_of(method())
     for wanted, plug in _NAMES:
         if wanted <= names:
             return plug
     raise PertokenError(
         f"cannot tell how {method!r} meets a model; say plug=, one of {', '.join(PLUGS)}"
     )
-
-
-def parameters(function: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a callable by name, those bound by `functools.partial` left out."""
-    bound = function.keywords if isinstance(function, partial) else {}
-    try:
-        found = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-ins have none
-        return {}
-    return {name: parameter for name, parameter in found.items() if name not in bound}
-
-
-def takes_no(method: Any) -> bool:
-    """Whether a callable can be called without arguments."""
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return all(p.default is not p.empty or p.kind in kinds for p in parameters(method).values())
 
 
 def meets_a_model(plug: str, method: Any) -> bool:
@@ -141,9 +130,7 @@ class Case:
     def make(self) -> Any:
         """A new one where the method is a class or makes them, else the method itself."""
         call = self.method
-        if self.plug == "generate" and not inspect.isclass(call) and not takes_no(call):
-            return call
-        if self.plug == "logits" and isinstance(call, LogitsProcessor):
+        if not inspect.isclass(call) and not takes_no(call):
             return call
         return _made(call)
 
@@ -174,7 +161,7 @@ class Case:
     def cache(self, budget: int) -> Callable[[PreTrainedModel], Cache]:
         """A function that makes a cache for a model, with this budget where it takes one."""
         if isinstance(self.method, Cache):
-            raise PertokenError(
+            raise CannotCall(
                 "a cache holds one text: give its class, or a function of the model that makes one"
             )
         given = {"budget": budget} if self.takes("budget") else {}
@@ -207,23 +194,7 @@ class Case:
             "keep": 0.5,
             **given,
         }
-        known = parameters(self.method)
-        missing = [
-            name
-            for name, p in known.items()
-            if name not in pool
-            and p.default is p.empty
-            and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-        if missing:
-            raise PertokenError(
-                f"the method needs {' and '.join(missing)}, which no law knows: bind it first, as "
-                f"in functools.partial(method, {missing[0]}=...)"
-            )
-        arguments = {name: pool[name] for name in known if name in pool}
-        places = [n for n, p in known.items() if p.kind == p.POSITIONAL_ONLY]
-        first = [arguments.pop(name) for name in places]
-        return self.method(*first, **arguments)
+        return self.method(**fill(self.method, pool))
 
 
 def _made(make: Callable[..., Any], *args: Any, **options: Any) -> Any:

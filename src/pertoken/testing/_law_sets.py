@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from pertoken.testing import cache_laws, logits_laws, loss_laws, text_laws
-from pertoken.testing._case import Case, Refused, parameters
+from pertoken.testing._arguments import parameters
+from pertoken.testing._case import Case, Refused
 from pertoken.testing.distribution import check_distribution
 from pertoken.testing.laws import LawBroken, check_batch_invariant, check_lossless
 from pertoken.testing.trace import check_leaves_no_trace

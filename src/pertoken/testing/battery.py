@@ -14,7 +14,8 @@ from typing import Any
 
 from pertoken.catalog import baselines, methods
 from pertoken.testing import cache_laws
-from pertoken.testing._case import meets_a_model, parameters
+from pertoken.testing._arguments import parameters
+from pertoken.testing._case import meets_a_model
 from pertoken.testing._law_sets import LAWS, Law
 from pertoken.testing.trace import check_leaves_no_trace
 

@@ -8,14 +8,13 @@ that begins with one.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from pertoken.errors import PertokenError
+from pertoken.testing._arguments import CannotCall, fill, parameters
 from pertoken.testing.laws import LawBroken
 
 __all__ = [
@@ -75,8 +74,8 @@ def check_loss_micro_batches(
     total: what the loss divides by in this batch of 6 rows: the rows by default. The gradients
     must add up too. PertokenError for a loss that takes no `total`.
     """
-    if "total" not in inspect.signature(loss).parameters:
-        raise PertokenError("the loss takes no total: what it divides by depends on the cut")
+    if "total" not in parameters(loss):
+        raise CannotCall("the loss takes no total: what it divides by depends on the cut")
     batch = _batch(seed)
     value, gradient = _run(loss, batch)
     parts = [
@@ -111,24 +110,6 @@ def check_loss_gradient(loss: Loss, *, seed: int = 0) -> None:
         raise LawBroken(f"the gradient is not that of finite differences: {line}") from error
 
 
-def named(function: Callable[..., Any], pool: dict[str, Any], what: str) -> dict[str, Any]:
-    """Those arguments of a pool that a function names; PertokenError where it needs another."""
-    parameters = inspect.signature(function).parameters.values()
-    missing = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        and p.name not in pool
-    ]
-    if missing:
-        raise PertokenError(
-            f"{what} needs {' and '.join(missing)}, which no law knows: bind it first, as in "
-            f"functools.partial(method, {missing[0]}=...); known are {', '.join(pool)}"
-        )
-    return {p.name: pool[p.name] for p in parameters if p.name in pool and p.default is p.empty}
-
-
 def _batch(seed: int) -> Batch:
     """A ragged batch in float64, at some distance from the policy that sampled it."""
     draw = torch.Generator().manual_seed(seed)
@@ -148,7 +129,7 @@ def _batch(seed: int) -> Batch:
 
 
 def _value(loss: Loss, batch: Batch, **options: Any) -> torch.Tensor:
-    found = loss(**named(loss, dict(batch), "the loss"), **options)
+    found = loss(**fill(loss, batch), **options)
     value = found[0] if isinstance(found, tuple) else found
     if not isinstance(value, torch.Tensor) or value.dim():
         raise LawBroken("a loss must return a scalar tensor, or a tuple that begins with one")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pertoken.catalog import PLUGS, Card, card
 from pertoken.errors import PertokenError, nearest
+from pertoken.testing._arguments import CannotCall
 from pertoken.testing._case import Case, Refused, case_model, plug_of
 from pertoken.testing._law_sets import LAWS, Law
 from pertoken.testing.battery import SUBJECTS, Subject
@@ -116,7 +117,7 @@ def check_method(
     called.
 
     >>> from transformers import TopKLogitsWarper
-    >>> print(check_method(lambda: TopKLogitsWarper(5), "gpt2", plug="logits").table())
+    >>> print(check_method(lambda: TopKLogitsWarper(5), "gpt2").table())
     TopKLogitsWarper (logits) on gpt2
     scores          holds
     batch = single  holds
@@ -194,6 +195,8 @@ def _run(name: str, law: Law, case: Case, reasons: Mapping[str, str]) -> LawResu
         why = law(case)
     except Refused as refusal:
         return LawResult(name, "skipped", f"refused by name: {refusal}")
+    except CannotCall:
+        raise
     except LawBroken as broken:
         return LawResult(name, "broken", str(broken))
     except Exception as error:
