@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pertoken import catalog
-from pertoken.catalog import FAMILIES, Card, baselines, card, get, methods
+from pertoken.catalog import FAMILIES, PLUGS, Card, baselines, card, get, methods
 from pertoken.errors import PertokenError
 
 ALL = [*methods(), *baselines()]
@@ -17,8 +17,8 @@ ROW = {"metric": "accepted per forward", "bar": ">= 1.12", "holds": True}
 
 
 def make_card(**fields: object) -> Card:
-    given = {"slug": "x", "title": "X", "family": "decode", "does": "…", "use_when": "…"} | fields
-    return Card(**given)
+    given = {"slug": "x", "title": "X", "family": "decode", "plug": "generate"}
+    return Card(**given | {"does": "…", "use_when": "…"} | fields)
 
 
 @pytest.fixture
@@ -47,6 +47,7 @@ def test_papers_stand_by_family_then_slug() -> None:
 def test_card_is_complete(one: Card) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", one.slug)
     assert one.family in FAMILIES
+    assert one.plug in PLUGS
     for sentence in (one.does, one.use_when, one.avoid_when, one.cost, one.headline):
         assert sentence == sentence.strip()
         assert sentence == "" or sentence.endswith((".", "…"))
@@ -152,7 +153,14 @@ def test_card_as_json() -> None:
         assert fields["status"] in ("ready", "built", "planned")
 
 
-PAPER = '[[paper]]\nslug = "x"\ntitle = "X"\nfamily = "decode"\ndoes = "…"\nuse_when = "…"\n'
+PAPER = """[[paper]]
+slug = "x"
+title = "X"
+family = "decode"
+plug = "generate"
+does = "…"
+use_when = "…"
+"""
 
 
 @pytest.mark.parametrize(
@@ -162,6 +170,9 @@ PAPER = '[[paper]]\nslug = "x"\ntitle = "X"\nfamily = "decode"\ndoes = "…"\nus
         (PAPER + PAPER, "x: the slug is there twice"),
         (PAPER + PAPER.replace("paper", "baseline"), "there twice"),
         (PAPER.replace("decode", "decod"), r"no family 'decod' \(did you mean 'decode'\?\)"),
+        (PAPER.replace('"generate"', '"generat"'), r"x: no plug 'generat' .*'generate'"),
+        (PAPER.replace('"x"', '"X y"'), "'X y' is no slug"),
+        (PAPER.replace('plug = "generate"\n', ""), "x: .*plug"),
         (PAPER + 'colour = "red"\n', "x: .*colour"),
         (PAPER.replace('slug = "x"\n', ""), "without a slug: .*slug"),
     ],

@@ -132,7 +132,7 @@ def test_bars_that_fail_stand_with_their_reason() -> None:
     for card in CARDS.values():
         report = methods.report_of(card)
         page = methods.page(card)
-        for row in report.rows if report else ():
+        for row in report.figures if report else ():
             if row.bar:
                 assert f"| {text.cell(row.metric)} |" in page
             if row.holds is False:

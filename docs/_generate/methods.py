@@ -135,7 +135,7 @@ def _measured(card: Card) -> Iterator[str]:
             yield "## What holds here"
             yield f"Not measured yet: `pertoken reproduce {card.slug}`."
         return
-    judged = [row for row in report.rows if row.bar]
+    judged = [row for row in report.figures if row.bar]
     held = sum(row.holds is True for row in judged)
     yield "## What holds here"
     machine = report.machine
@@ -150,7 +150,7 @@ def _measured(card: Card) -> Iterator[str]:
     if failed:
         yield "Why what does not hold does not:"
         yield "\n".join(f"- *{row.metric}*: {row.why or NO_REASON}" for row in failed)
-    rest = [row for row in report.rows if not row.bar]
+    rest = [row for row in report.figures if not row.bar]
     if rest:
         shown = table(["what", "paper", "here", "note"], map(_information, rest))
         yield f'??? note "{len(rest)} more rows, for information"'

@@ -1,6 +1,7 @@
 """The catalogue: one card per paper, read from `catalog.toml`; methods resolved on first use.
 
-Whether a method is ready is never written down: it follows from its file and its report.
+Whether a method is ready is never written down: it follows from its file and its report. Other
+packages add cards by entry points of the group `pertoken.methods`, see `pertoken._third_party`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import tomllib
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from pertoken.errors import PertokenError, nearest
 
-__all__ = ["FAMILIES", "Card", "baselines", "card", "get", "methods", "reports_dir"]
+__all__ = ["FAMILIES", "PLUGS", "Card", "baselines", "card", "get", "methods", "reports_dir"]
 
 Status = Literal["ready", "built", "planned"]
 
@@ -32,6 +34,19 @@ FAMILIES = {
 }
 """Family -> what it acts on, in the order of a token's life; each is a folder of the package."""
 
+# How a method meets a model, with what a user writes.
+PLUGS = {
+    "generate": "model.generate(..., custom_generate=method)",
+    "logits": "model.generate(..., logits_processor=[method])",
+    "cache": "model.generate(..., past_key_values=method)",
+    "hooks": "with method(model): model.generate(...)",
+    "text": "a function over text and a model",
+    "tokenizer": "a tokenizer made from a tokenizer",
+    "loss": "a pure function on tensors [batch, time]",
+    "net": "a PreTrainedModel",
+    "probe": "a function that measures a model or a tokenizer",
+}
+
 _PACKAGE = Path(__file__).parent
 _NOT_WRITTEN = "{slug} is not written yet"  # what a scaffolded method raises
 
@@ -40,15 +55,16 @@ _NOT_WRITTEN = "{slug} is not written yet"  # what a scaffolded method raises
 class Card:
     """What the catalogue knows of one method.
 
-    slug: its name on the command line and in `get`. entry: "module:object", None until the
-    method is written. avoid_when, cost: of every written method, a sentence each. headline_row: the
-    metric of its report that stands for the claim. baseline: a reference for comparisons rather
-    than a paper of the list.
+    slug: its name on the command line and in `get`. plug: how it meets a model, one of `PLUGS`.
+    entry: "module:object", None until the method is written. avoid_when, cost: of every written
+    method, a sentence each. headline_row: the metric of its report that stands for the claim.
+    baseline: a reference for comparisons rather than a paper of the list.
     """
 
     slug: str
     title: str
     family: str
+    plug: str
     does: str
     use_when: str
     avoid_when: str = ""
@@ -64,23 +80,35 @@ class Card:
     baseline: bool = False
 
     @property
+    def package(self) -> str:
+        """The package whose method it is: "pertoken", or the one that brought the card."""
+        return self.entry.split(":")[0].split(".")[0] if self.entry else "pertoken"
+
+    @property
     def path(self) -> Path | None:
-        """The source file of the method, None where it has no entry or the file is not there."""
+        """The source file of the method, None where it has no entry or the file is not there.
+
+        Nothing is imported, of other packages neither.
+        """
         if self.entry is None:
             return None
         inside = self.entry.partition(":")[0].split(".")[1:]
-        module = _PACKAGE.joinpath(*inside)
-        for path in (module.with_suffix(".py"), module / "__init__.py"):
-            if path.is_file():
-                return path
-        return None
+        for folder in _folders(self.package):
+            module = folder.joinpath(*inside)
+            candidates = [module / "__init__.py", *([module.with_suffix(".py")] if inside else [])]
+            for path in candidates:
+                if path.is_file():
+                    return path
+        return _single_file(self.package) if not inside else None
 
     @property
     def report(self) -> dict[str, Any] | None:
         """The report of the last reproduction, None where there is none.
 
-        Raises PertokenError where the file is not a report.
+        Raises PertokenError where the file is not a report. Methods of other packages have none.
         """
+        if self.package != "pertoken":
+            return None
         path = reports_dir() / f"{self.slug}.json"
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
@@ -127,12 +155,22 @@ class Card:
                 f"{self.slug} is planned, not there yet; `pertoken list` shows what is"
             )
         module, _, name = self.entry.partition(":")
-        return getattr(import_module(module), name)
+        if self.package == "pertoken":
+            return getattr(import_module(module), name)
+        try:
+            return getattr(import_module(module), name)
+        except Exception as error:
+            raise PertokenError(
+                f"{self.slug} of the package {self.package} cannot be loaded: {self.entry} raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _written(self) -> bool:
         path = self.path
         if path is None or self.entry is None:
             return False
+        if self.package != "pertoken":
+            return True
         name = re.escape(self.entry.partition(":")[2])
         text = path.read_text(encoding="utf-8")
         defined = re.search(
@@ -142,7 +180,7 @@ class Card:
 
 
 def methods() -> list[Card]:
-    """The papers of the catalogue, by family and slug.
+    """The papers of the catalogue by family and slug, then the methods of other packages.
 
     >>> [card.slug for card in methods() if card.family == "cache"]
     ['kv-direct', 'plt-kv']
@@ -215,13 +253,53 @@ def parse(text: str) -> dict[str, Card]:
                 raise PertokenError(f"catalogue row {where}: {error}") from None
             if new.slug in cards:
                 raise PertokenError(f"catalogue row {new.slug}: the slug is there twice")
-            if new.family not in FAMILIES:
-                hint = nearest(new.family, FAMILIES)
-                raise PertokenError(f"catalogue row {new.slug}: no family {new.family!r}{hint}")
+            if problem := unsound(new):
+                raise PertokenError(f"catalogue row {new.slug}: {problem}")
             cards[new.slug] = new
     return cards
 
 
+def unsound(card: Card) -> str:
+    """What is wrong with a card's slug, family or plug; "" where nothing is."""
+    for field in ("slug", "title", "family", "plug", "does", "use_when"):
+        if not isinstance(getattr(card, field), str):
+            return f"its {field} is no text"
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", card.slug):
+        return f"{card.slug!r} is no slug: lower-case words joined by '-', as in my-paper"
+    if card.family not in FAMILIES:
+        return f"no family {card.family!r}{nearest(card.family, FAMILIES)}"
+    if card.plug not in PLUGS:
+        return f"no plug {card.plug!r}{nearest(card.plug, PLUGS)}"
+    return ""
+
+
 @lru_cache(maxsize=1)
 def _cards() -> dict[str, Card]:
-    return parse((_PACKAGE / "catalog.toml").read_text(encoding="utf-8"))
+    from pertoken._third_party import add_cards
+
+    own = parse((_PACKAGE / "catalog.toml").read_text(encoding="utf-8"))
+    return add_cards(own)
+
+
+def _folders(package: str) -> list[Path]:
+    """Where the modules of a package lie; it is not imported."""
+    if package == "pertoken":
+        return [_PACKAGE]
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return []
+    places = spec.submodule_search_locations if spec is not None else None
+    return [Path(place) for place in places or ()]
+
+
+def _single_file(package: str) -> Path | None:
+    """The file of a package that is one module."""
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or spec.submodule_search_locations is not None:
+        return None
+    path = Path(spec.origin)
+    return path if path.suffix == ".py" and path.is_file() else None

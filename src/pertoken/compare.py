@@ -124,11 +124,21 @@ def check_numbers(max_new_tokens: int, budget: Budget) -> None:
 
 
 def method_options(name: str, budget: Budget, **others: Any) -> dict[str, Any]:
-    """What goes to the constructor of a method; for transformers' own ways: to `generate`."""
+    """What goes to the constructor of a method; for transformers' own ways: to `generate`.
+
+    A method of another package that has no budget is not given "auto".
+    """
+    from pertoken.catalog import methods
+
     if name == "hf":
         return {}
     if name == "hf-prompt-lookup":
         return {"prompt_lookup_num_tokens": budget} if isinstance(budget, int) else {}
+    foreign = any(card.slug == name and card.package != "pertoken" for card in methods())
+    if foreign and budget == "auto":
+        from pertoken.testing.verify import takes
+
+        budget = budget if takes(name, "budget") else None
     return others if budget is None or name == REFERENCE else {"budget": budget, **others}
 
 

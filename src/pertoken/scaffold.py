@@ -10,13 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 
-from pertoken.catalog import FAMILIES, Card, parse, source_tree
+from pertoken.catalog import FAMILIES, PLUGS, Card, parse, source_tree
 from pertoken.errors import PertokenError, nearest
 
 __all__ = ["scaffold"]
 
 _TEMPLATES = Path(__file__).parent / "_templates"
 _CATALOG = Path("src/pertoken/catalog.toml")
+# The plug that most methods of a family have.
+_USUAL = {
+    "tokenize": "tokenizer",
+    "attribute": "text",
+    "prune": "hooks",
+    "cache": "cache",
+    "decode": "generate",
+    "train": "loss",
+    "nets": "net",
+    "probe": "probe",
+}
 
 
 def scaffold(
@@ -25,23 +36,25 @@ def scaffold(
     root: Path | None = None,
     title: str | None = None,
     family: str | None = None,
+    plug: str | None = None,
     arxiv: str | None = None,
 ) -> list[Path]:
     """Write method, test and reproduction of `slug` into a source tree and register it.
 
     root: the tree, default the one this package is imported from. A slug of the catalogue gets
-    its entry point; for any other, title and family are required and a row is added. Returns the
-    paths written, relative to root. Writes nothing where one of them would be overwritten:
-    PertokenError, as for a name that cannot be a module.
+    its entry point; for any other, title and family are required and a row is added, with the
+    plug that is usual in the family if none is given. Returns the paths written, relative to root.
+    Writes nothing where one of them would be overwritten: PertokenError, as for a name that cannot
+    be a module.
     """
     root = _root(root)
     text = (root / _CATALOG).read_text(encoding="utf-8")
     cards = parse(text)
     if slug in cards:
         card = cards[slug]
-        _check_known(card, title=title, family=family, arxiv=arxiv)
+        _check_known(card, title=title, family=family, plug=plug, arxiv=arxiv)
     else:
-        card = _new_card(slug, cards, title=title, family=family, arxiv=arxiv)
+        card = _new_card(slug, cards, title=title, family=family, plug=plug, arxiv=arxiv)
     module = slug.replace("-", "_")
     name = "".join(word.capitalize() for word in slug.split("-"))
     entry = f"pertoken.{card.family}.{module}:{name}"
@@ -103,6 +116,7 @@ def _new_card(
     *,
     title: str | None,
     family: str | None,
+    plug: str | None,
     arxiv: str | None,
 ) -> Card:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", slug):
@@ -123,6 +137,10 @@ def _new_card(
             f"unknown family {family!r}{nearest(family, FAMILIES)}; "
             f"the families are {', '.join(FAMILIES)}"
         )
+    if plug is not None and plug not in PLUGS:
+        raise PertokenError(
+            f"unknown plug {plug!r}{nearest(plug, PLUGS)}; the plugs are {', '.join(PLUGS)}"
+        )
     if not title.strip() or not title.isprintable() or set(title) & set('"\\'):
         raise PertokenError('--title must be one line of text without " and \\')
     if arxiv is not None and not re.fullmatch(r"\d{4}\.\d{4,5}", arxiv):
@@ -131,6 +149,7 @@ def _new_card(
         slug=slug,
         title=title.strip(),
         family=family,
+        plug=plug or _USUAL[family],
         does="…",
         use_when="Use it when …",
         arxiv=arxiv,
@@ -143,6 +162,7 @@ def _row(card: Card, entry: str) -> str:
         "title": card.title,
         "arxiv": card.arxiv,
         "family": card.family,
+        "plug": card.plug,
         "does": card.does,
         "use_when": card.use_when,
         "headline": "…",

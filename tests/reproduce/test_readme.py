@@ -72,7 +72,7 @@ def test_a_reason_shared_by_bars_stands_once() -> None:
 
 
 def test_the_row_that_stands_for_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row for row in report().rows if row.bar]
+    rows = [row for row in report().figures if row.bar]
     assert readme.headline(report("unknown"), rows).metric == "tokens | forward"
     card = Card(
         slug="goose", title="", family="decode", does="", use_when="", headline_row="speed-up"

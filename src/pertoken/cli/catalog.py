@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pertoken.catalog import FAMILIES, Card, baselines, card, methods
+from pertoken.catalog import FAMILIES, PLUGS, Card, baselines, card, methods
 from pertoken.cli import options as shared
 from pertoken.errors import PertokenError, nearest
 
@@ -28,7 +28,7 @@ def list_methods(
     ] = False,
     as_json: shared.Json = None,
 ) -> None:
-    """List the papers: what each is for, and whether it is ready."""
+    """List the papers and the methods of other packages: what each is for, is it ready."""
     if family is not None and family not in FAMILIES:
         raise PertokenError(
             f"unknown family {family!r}{nearest(family, FAMILIES)}; "
@@ -71,7 +71,8 @@ def show(
     console = Console(highlight=False)
     console.print(f"[bold]{one.slug}[/bold]  {escape(one.title)}")
     links = [f"https://arxiv.org/abs/{one.arxiv}" if one.arxiv else "", one.code or ""]
-    facts = [", ".join(one.authors), one.date, *links, f"family {one.family}", _status(one)]
+    place = [f"family {one.family}", f"plug {one.plug}", _status(one)]
+    facts = [", ".join(one.authors), one.date, *links, *place]
     console.print(escape(" · ".join(fact for fact in facts if fact)), style="dim")
     sentences = filter(None, (one.does, one.use_when, one.avoid_when))
     console.print("\n" + escape("\n".join(sentences)))
@@ -87,7 +88,7 @@ def show(
         console.print(_rows(report))
     elif one.status == "planned":
         console.print("\nPlanned, not there yet.")
-    elif not one.baseline:
+    elif not one.baseline and one.package == "pertoken":
         console.print(f"\nNot reproduced yet: `pertoken reproduce {one.slug}`")
 
 
@@ -97,6 +98,9 @@ def new(
     family: Annotated[
         str | None, typer.Option(help=f"Where it belongs: {', '.join(FAMILIES)}.")
     ] = None,
+    plug: Annotated[
+        str | None, typer.Option(help=f"How it meets a model: {', '.join(PLUGS)}.")
+    ] = None,
     arxiv: Annotated[str | None, typer.Option(help="Its arXiv number, such as 2604.02047.")] = None,
     root: Annotated[
         Path | None, typer.Option(help="The source tree to write to (default: this one).")
@@ -105,11 +109,13 @@ def new(
     """Start a paper: its file, its test, its reproduction and its row of the catalogue."""
     from pertoken.scaffold import scaffold
 
-    for path in scaffold(slug, root=root, title=title, family=family, arxiv=arxiv):
+    for path in scaffold(slug, root=root, title=title, family=family, plug=plug, arxiv=arxiv):
         print(path)
 
 
 def _status(one: Card) -> str:
+    if one.package != "pertoken":
+        return f"{one.status}, of the package {one.package}"
     bars = one.bars if one.status == "ready" else None
     return one.status if bars is None else f"{one.status}, {bars[0]} of {bars[1]} bars hold"
 

@@ -179,7 +179,7 @@ def _decode(
 ) -> None:
     """Decode with a method, stream the text or write it, and say how it went."""
     from pertoken.compare import method_options
-    from pertoken.testing.verify import HF_SETUPS, as_setup
+    from pertoken.testing.verify import HF_SETUPS, as_setup, takes
 
     options = method_options(method, budget)
     as_setup(method, **options)  # a wrong name is said before the model is loaded
@@ -188,8 +188,12 @@ def _decode(
     if method in HF_SETUPS:
         setup: Setup = {**_mapping(as_setup(method, **options)), "streamer": streamer}
     else:
-        setup = as_setup(method, **options, streamer=streamer, tokenizer=tokenizer)
+        ours = {"streamer": streamer, "tokenizer": tokenizer}
+        ours = {name: value for name, value in ours.items() if takes(method, name)}
+        setup = as_setup(method, **options, **ours)
     ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **run)
+    if not streamer.used:  # a method of another package that does not stream
+        streamer.whole(ids)
     found = {"text": tokenizer.decode(ids, skip_special_tokens=True), "ids": ids}
     output.write({"method": method, **found, "seconds": seconds})
     if stats:
@@ -256,12 +260,19 @@ class Streamer:
         self.tokens = 0
         self._silent = silent
         self._reader = Detokenizer(tokenizer, skip_special_tokens=True)
-        self._prompt_seen = False
+        self.used = False
+
+    def whole(self, ids: Sequence[int]) -> None:
+        """Print the new ids of a text that was not streamed."""
+        self.tokens += len(ids)
+        if not self._silent:
+            print("".join(self._reader.push(token) for token in ids), end="")
+        self.end()
 
     def put(self, value: Any) -> None:
         """Take in token ids, [time] or [1, time]; the first call brings the prompt."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
+        if not self.used:
+            self.used = True
             return
         new = value.reshape(-1).tolist()
         self.tokens += len(new)

@@ -326,4 +326,4 @@ def _folder(out: str | Path | None, smoke: bool) -> Path | None:
 
 
 def _catalogued() -> list[str]:
-    return [card.slug for card in methods()]
+    return [card.slug for card in methods() if card.package == "pertoken"]

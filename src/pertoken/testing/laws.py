@@ -30,7 +30,12 @@ Prompts = Sequence[Sequence[int] | torch.Tensor] | torch.Tensor
 
 
 class LawBroken(AssertionError):
-    """A decoder broke a law; the message says on which prompt, at which step and by how much."""
+    """A method broke a law; the message says where, at which step and by how much.
+
+    report: what `check_method` found in all, None where a law was called by itself.
+    """
+
+    report: Any = None
 
 
 def check_lossless(

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pertoken.testing._global_state import (
+    Same,
+    environment,
+    random_states,
+    registries,
+    torch_state,
+)
 from pertoken.testing.laws import LawBroken
 from pertoken.testing.setups import as_prompts, forward_parameters
 
@@ -45,10 +50,13 @@ def check_leaves_no_trace(
         several times may be given as it is.
     It runs once to its end, once with an error in the body, and with an error planted in the
     model's first, second and fifth forward. Compared: every module's class, attributes, hooks (by
-    identity), training flag; weights, buffers, gradients; config and generation config; the
-    attention and mask registries (names starting with `allow_registered` may be added once);
-    patched functions of the modelling code; grad mode, default dtype, threads; with `rng=True`
-    the random state too. Raises `LawBroken` naming what changed.
+    identity), training flag; weights, buffers, gradients; the configs and generation config;
+    transformers' registries (attention, masks, rotations, activations, classes; names starting
+    with `allow_registered` may be added once); patched functions of the modelling code; torch's
+    global state (grad and inference mode, anomaly mode, default dtype and device, threads,
+    deterministic flags, precision of products, autocast, backends, hooks on all modules, modes
+    that were entered); environment variables; with `rng=True` the random states of torch, Python
+    and numpy too. Raises `LawBroken` naming what changed.
 
     >>> from pertoken.testing import tiny_model
     >>> ids = torch.tensor([[5, 6]])
@@ -58,11 +66,11 @@ def check_leaves_no_trace(
 
     def compare(when: str, run: Callable[[], None]) -> None:
         before = snapshot(model)
-        random_before = torch.random.get_rng_state()
+        random_before = random_states() if rng else {}
         run()
         changed = _changes(before, snapshot(model), allow_registered)
-        if rng and not torch.equal(random_before, torch.random.get_rng_state()):
-            changed.append("the state of the global random generator")
+        random_after = random_states() if rng else {}
+        changed += [name for name, state in random_before.items() if random_after[name] != state]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise LawBroken(f"left a trace {when}: {'; '.join(changed[:5])}{more}")
@@ -77,39 +85,25 @@ def snapshot(model: PreTrainedModel) -> dict[str, Any]:
     """Everything `check_leaves_no_trace` compares, by name; values compare with ==."""
     generation = getattr(model, "generation_config", None)  # an encoder has none
     state: dict[str, Any] = {
-        "model.config": model.config.to_dict(),
-        "config attributes": sorted(vars(model.config)),
-        "attention implementation": model.config._attn_implementation,
         "model.generation_config": generation and generation.to_dict(),
-        "grad mode": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "default dtype": torch.get_default_dtype(),
-        "threads": torch.get_num_threads(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        **torch_state(),
+        **environment(),
     }
+    configs = {id(model.config): ("model.config", model.config)}
+    for name, module in model.named_modules():
+        for value in vars(module).values():
+            if isinstance(value, transformers.PreTrainedConfig):
+                configs.setdefault(id(value), (f"the config of module '{name}'", value))
+    for name, config in configs.values():
+        state[name] = config.to_dict(), sorted(vars(config))
+        state[f"attention implementation in {name}"] = config._attn_implementation
     for name, module in model.named_modules():
         state.update(_module_state(f"module '{name}'" if name else "the model", module))
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         state[f"tensor '{name}'"] = _tensor_state(tensor)
-    for registry, mapping in (
-        ("attention function", ALL_ATTENTION_FUNCTIONS),
-        ("mask function", ALL_MASK_ATTENTION_FUNCTIONS),
-    ):
-        state.update({f"{registry} '{name}'": _Same(mapping[name]) for name in mapping})
+    state.update(registries())
     state.update(_code_state(model))
     return state
-
-
-class _Same:
-    """Equal only to a wrapper of the very same object, which it keeps alive."""
-
-    def __init__(self, item: object) -> None:
-        self.item = item
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.item is self.item
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _module_state(name: str, module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
@@ -119,9 +113,13 @@ def _module_state(name: str, module: torch.nn.Module) -> Iterator[tuple[str, Any
         if "_hooks" in attribute or attribute in ("_parameters", "_buffers", "_modules"):
             items = value.items() if isinstance(value, dict) else []
             what = attribute.strip("_").replace("_", " ")
-            yield f"{name}: {what}", [(key, _Same(item)) for key, item in items]
+            yield f"{name}: {what}", [(key, Same(item)) for key, item in items]
+        elif isinstance(value, transformers.PreTrainedConfig):
+            yield f"{name}: {attribute}", Same(value)
+        elif isinstance(value, dict | list | set):
+            yield f"{name}: attribute {attribute}", (type(value), len(value))
         elif callable(value):
-            yield f"{name}: attribute {attribute}", _Same(value)
+            yield f"{name}: attribute {attribute}", Same(value)
         elif isinstance(value, bool | int | float | str | type(None)):
             yield f"{name}: attribute {attribute}", value
         else:
@@ -129,13 +127,13 @@ def _module_state(name: str, module: torch.nn.Module) -> Iterator[tuple[str, Any
 
 
 def _tensor_state(tensor: torch.Tensor) -> tuple[Any, ...]:
-    gradient = _Same(tensor.grad)
+    gradient = Same(tensor.grad)
     values = tensor.detach().double()
     sums = (float(values.sum()), float(values.abs().sum()))
     return tensor.dtype, tuple(tensor.shape), tensor.requires_grad, gradient, sums
 
 
-def _code_state(model: PreTrainedModel) -> Iterator[tuple[str, _Same]]:
+def _code_state(model: PreTrainedModel) -> Iterator[tuple[str, Same]]:
     """Functions and classes of the modelling code and of the library parts methods like to patch,
     with the methods of the model's own classes."""
     classes = {base for module in model.modules() for base in type(module).__mro__}
@@ -143,11 +141,11 @@ def _code_state(model: PreTrainedModel) -> Iterator[tuple[str, _Same]]:
     for cls in classes:
         for attribute, value in vars(cls).items():
             if callable(value):
-                yield f"{cls.__qualname__}.{attribute}", _Same(value)
+                yield f"{cls.__qualname__}.{attribute}", Same(value)
     for name in {*_PATCHABLE, *(type(module).__module__ for module in model.modules())}:
         for attribute, value in vars(sys.modules[name]).items():
             if callable(value):
-                yield f"{name}.{attribute}", _Same(value)
+                yield f"{name}.{attribute}", Same(value)
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any], allowed: str) -> list[str]:

@@ -125,7 +125,8 @@ def as_setup(setup: Setup | str, **options: Any) -> Setup:
         return {**own, **options} if isinstance(own, Mapping) else (options or None)
     from pertoken.catalog import baselines, card, methods
 
-    known = [*HF_SETUPS, *(c.slug for c in (*methods(), *baselines()) if c.family == "decode")]
+    cards = [c for c in (*methods(), *baselines()) if c.family == "decode" or c.plug == "generate"]
+    known = [*HF_SETUPS, *(c.slug for c in cards)]
     if setup not in known:
         raise PertokenError(
             f"unknown way of decoding {setup!r}{nearest(setup, known)}: "
@@ -135,7 +136,9 @@ def as_setup(setup: Setup | str, **options: Any) -> Setup:
     needed = [
         name
         for name, parameter in inspect.signature(make).parameters.items()
-        if parameter.default is parameter.empty and name not in options
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in options
     ]
     if needed:
         raise PertokenError(
@@ -146,6 +149,20 @@ def as_setup(setup: Setup | str, **options: Any) -> Setup:
         return make(**options)
     except TypeError as error:
         raise PertokenError(f"{setup}: {error}") from error
+
+
+def takes(slug: str, option: str) -> bool:
+    """Whether the constructor of a method has an option; all of our own drafters have theirs.
+
+    >>> takes("goose", "streamer")
+    True
+    """
+    from pertoken.catalog import card
+
+    if slug in HF_SETUPS or card(slug).package == "pertoken":
+        return True
+    parameters = inspect.signature(card(slug).load()).parameters.values()
+    return any(p.name == option or p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def setup_name(setup: Setup | str) -> str:

@@ -379,7 +379,8 @@ class Transplant:
         for name, table in tables.items():
             generator = torch.Generator().manual_seed(seed)
             made[name] = self._fill(table, recipe, size, generator)
-        model.resize_token_embeddings(size, mean_resizing=False)
+        with torch.random.fork_rng(devices=[]):  # it draws rows, which are all written below
+            model.resize_token_embeddings(size, mean_resizing=False)
         inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
         inputs.weight.copy_(made["input"])
         if inputs.padding_idx is not None:

@@ -1,0 +1,1 @@
+"""Two ways of decoding, brought to pertoken by entry points."""
