@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pertoken import PertokenError
 from pertoken.cache._predictive import cached_rows
 from pertoken.cache._rows import Rows, plain_cache
+from pertoken.cache.named import make_cache
 from pertoken.cache.prefix_trie import PrefixTrie, canonical_text
 from pertoken.testing.models import ARCHITECTURES, tiny_model
 
@@ -253,6 +254,17 @@ def test_canonical_text_is_stable_and_joins_spellings() -> None:
     found = {canonical_text(text) for text in spelt}
     assert found == {"Café\nx"}
     assert canonical_text(found.pop()) == "Café\nx"
+
+
+@pytest.mark.parametrize("name", ["h2o", "fp8", "kv-direct"])
+def test_caches_of_another_kind_are_refused_by_name(name: str) -> None:
+    model = tiny_model("llama")
+    cache = make_cache(name, model, 8)
+    ids = torch.arange(1, 21)[None]
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    with pytest.raises(PertokenError, match=f"a {type(cache).__name__} does not hold plain keys"):
+        PrefixTrie(model).add(ids, cache)
 
 
 def test_caches_that_do_not_hold_every_row_are_refused() -> None:

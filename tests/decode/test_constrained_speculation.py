@@ -666,13 +666,27 @@ def test_a_mask_serves_call_after_call(llama: PreTrainedModel) -> None:
         assert torch.equal(found, masked(llama, prompts))
 
 
-def test_a_mask_that_cannot_know_where_the_text_began_says_so(llama: PreTrainedModel) -> None:
-    options = {"max_new_tokens": 20, "custom_generate": Goose()}
-    with pytest.raises(PertokenError, match="pass prompt_length="):
-        generate(llama, PROMPTS, logits_processor=[ConstraintMask(Listed(), STOP)], **options)
-    mask = ConstraintMask(Listed(), STOP, prompt_length=14)
-    found = generate(llama, PROMPTS, logits_processor=[mask], **options)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_mask_serves_a_drafter_with_a_batch(name: str, llama: PreTrainedModel) -> None:
+    """A drafter shows the rows one by one, at different lengths."""
+    mask = ConstraintMask(Listed(), STOP)
+    options: dict[str, Any] = {"max_new_tokens": 20, "logits_processor": [mask]}
+    found = generate(llama, PROMPTS, custom_generate=DRAFTERS[name](), **options)
     assert torch.equal(found, masked(llama, PROMPTS, max_new_tokens=20))
+
+
+def test_a_mask_serves_the_drafter_of_transformers(llama: PreTrainedModel) -> None:
+    """It shows drafts behind drafts that the constraint refuses, and then shorter texts again."""
+    options = {"logits_processor": [ConstraintMask(Listed(), STOP)], "prompt_lookup_num_tokens": 3}
+    found = generate(llama, PROMPTS[:1], max_new_tokens=20, **options)
+    assert torch.equal(found, masked(llama, PROMPTS[:1], max_new_tokens=20))
+
+
+def test_a_mask_that_cannot_know_where_the_text_began_says_so() -> None:
+    mask = ConstraintMask(Listed(), STOP)
+    mask(torch.tensor([[7, 8]]), torch.zeros(1, 16))
+    with pytest.raises(PertokenError, match="pass prompt_length="):
+        mask(torch.tensor([[7, 8, 1, 2, 3]]), torch.zeros(1, 16))
 
 
 def test_beams_stay_inside_the_constraint(llama: PreTrainedModel) -> None:

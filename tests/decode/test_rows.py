@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import DynamicLayer
 
+from pertoken.decode import Goose
 from pertoken.decode.forward import TreeForward
 from pertoken.decode.rows import keep_rows, refuse_unfit_cache, start_recording, stop_recording
 from pertoken.decode.tree import TokenTree, ancestor_mask
@@ -162,11 +163,11 @@ def test_static_layers_are_refused_for_unequal_rows() -> None:
 
 
 def test_caches_that_cannot_drop_rows_are_refused_by_name() -> None:
-    refuse_unfit_cache(DynamicCache())
-    refuse_unfit_cache(StaticCache(config=tiny_model("llama").config, max_cache_len=8))
+    refuse_unfit_cache(DynamicCache(), Goose())
+    refuse_unfit_cache(StaticCache(config=tiny_model("llama").config, max_cache_len=8), Goose())
     sliding = StaticCache(config=tiny_model("mistral").config, max_cache_len=20)
     with pytest.raises(PertokenError, match="StaticSlidingWindowLayer"):
-        refuse_unfit_cache(sliding)
+        refuse_unfit_cache(sliding, Goose())
 
     class QuantoQuantizedLayer(DynamicLayer):
         pass
@@ -174,12 +175,12 @@ def test_caches_that_cannot_drop_rows_are_refused_by_name() -> None:
     quantized = DynamicCache()
     quantized.layers.append(QuantoQuantizedLayer())
     with pytest.raises(PertokenError, match="QuantoQuantizedLayer"):
-        refuse_unfit_cache(quantized)
+        refuse_unfit_cache(quantized, Goose())
     offloaded = DynamicCache()
     offloaded.offloading = True
     with pytest.raises(PertokenError, match="offloaded"):
-        refuse_unfit_cache(offloaded)
+        refuse_unfit_cache(offloaded, Goose())
     for cache in (sliding, quantized, offloaded):
         with pytest.raises(PertokenError) as error:
-            refuse_unfit_cache(cache)
+            refuse_unfit_cache(cache, Goose())
         assert "\n" not in str(error.value)

@@ -28,8 +28,8 @@ def plain_rows(cache: Any, time: int | None = None) -> list[tuple[torch.Tensor, 
     for index, layer in enumerate(getattr(cache, "layers", [])):
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise PertokenError(
-                f"layer {index} of the cache is a {type(layer).__name__}, whose rows are not those "
-                "of plain keys and values: use DynamicCache()"
+                f"a {type(cache).__name__} does not hold plain keys and values: its layer {index} "
+                f"is a {type(layer).__name__}; use DynamicCache()"
             )
         seen, held = int(layer.get_seq_length()), 0 if layer.keys is None else layer.keys.shape[-2]
         if held < seen:

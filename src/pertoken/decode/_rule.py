@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from pertoken.decode._choose import Chooser, Walk
-from pertoken.decode.constraint import Constraint, ask, call, fit
+from pertoken.decode.constraint import Constraint, ask, call, check, fit
 from pertoken.decode.tree import TokenTree
 from pertoken.errors import PertokenError
 
@@ -30,12 +30,7 @@ class Rule:
     def __init__(
         self, constraint: Constraint, stop_ids: Collection[int], probes: Collection[str] = ()
     ) -> None:
-        for name in ("accepts", "complete"):
-            if not callable(getattr(constraint, name, None)):
-                raise PertokenError(
-                    "a constraint is an object with accepts(ids) and complete(ids); "
-                    f"{type(constraint).__name__} has no {name}"
-                )
+        check(constraint)
         self.constraint = constraint
         self.stop_ids = frozenset(stop_ids)
         self.probes = probes

@@ -1,16 +1,40 @@
-"""What of `generate`'s settings the speculative loop serves, and what it refuses."""
+"""What of `generate`'s settings and caches the loops here serve, and what they refuse.
+
+Everything is refused before the first forward, by an error that names the loop (a drafter, AWRS)
+and what does not go with it. `generate` shows a callable neither its `assistant_model` nor its
+`streamer`, so those two cannot be refused.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from pertoken.decode.forward import refuse_unfit
+from pertoken.decode.rows import refuse_unfit_cache, static_slots
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedModel
+    from transformers.cache_utils import Cache
 
     from pertoken.decode.drafter import Drafter
+
+_OTHER_WAYS = {  # settings by which transformers decodes in another way, which a callable replaces
+    "assistant_early_exit": "drafting from its own early layers",
+    "constraints": "constrained beam search",
+    "dola_layers": "DoLa",
+    "force_words_ids": "constrained beam search",
+    "penalty_alpha": "contrastive search",
+    "use_mtp": "multi-token prediction",
+}
+_NOT_KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# They hold something per row of the batch, and cannot be shown the rows one by one.
+_BY_STEP = {
+    "SynthIDTextWatermarkLogitsProcessor": "watermarking_config with SynthID",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor": "guidance_scale",
+}
 
 
 def stops(criteria: Any, drafter: Drafter) -> tuple[frozenset[int], Any]:
@@ -34,29 +58,102 @@ def stops(criteria: Any, drafter: Drafter) -> tuple[frozenset[int], Any]:
     return frozenset(stop_ids), others
 
 
-def refuse_settings(config: GenerationConfig, drafter: Drafter, input_ids: torch.Tensor) -> None:
-    """Raise PertokenError for generation settings that the loop would silently ignore."""
+def refuse_settings(
+    config: GenerationConfig, input_ids: torch.Tensor, method: object, streamer: Any
+) -> None:
+    """Raise PertokenError for generation settings that a method's loop would silently ignore."""
+    name = type(method).__name__
     if (config.num_beams or 1) > 1:
         raise PertokenError(
-            "speculative decoding follows one text per row; beam search (num_beams > 1) does not "
-            "go with it"
+            f"{name} follows one text per row; beam search (num_beams > 1) does not go with it"
         )
     if config.prompt_lookup_num_tokens:
         raise PertokenError(
-            "prompt_lookup_num_tokens is transformers' own drafter; drop it, or use "
-            "custom_generate=PromptLookup()"
+            f"{name} does not go with prompt_lookup_num_tokens, transformers' own drafter; drop "
+            "it, or use custom_generate=PromptLookup()"
         )
-    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
-        if getattr(config, name, None):
-            raise PertokenError(f"{name} is not kept by speculative decoding; decode without it")
+    for setting, way in _OTHER_WAYS.items():
+        if getattr(config, setting, None):
+            raise PertokenError(
+                f"{name} does not go with {setting}, by which transformers decodes in another way "
+                f"({way}); drop one of them"
+            )
+    for setting in _NOT_KEPT:
+        if getattr(config, setting, None):
+            raise PertokenError(f"{setting} is not kept by {name}; decode without it")
     if config.use_cache is False:
-        raise PertokenError("speculative decoding needs the cache; drop use_cache=False")
+        raise PertokenError(f"{name} needs the cache; drop use_cache=False")
     if input_ids.shape[1] == 0:
         raise PertokenError("the prompt is empty; give at least one token")
-    if drafter.streamer is not None and input_ids.shape[0] > 1:
+    if streamer is not None and input_ids.shape[0] > 1:
         raise PertokenError("a streamer shows one text; decode a batch without it")
     if config.max_length <= input_ids.shape[1]:
         raise PertokenError(
             f"max_length {config.max_length} leaves no room behind a prompt of "
             f"{input_ids.shape[1]} tokens; raise max_new_tokens"
         )
+
+
+def refuse_processors(processors: Any, drafter: Drafter, rows: int) -> None:
+    """Raise PertokenError for processors that a drafter cannot show the rows of a batch one by one.
+
+    They hold a state for the whole batch; in a single row they are asked token by token, as ever.
+    """
+    for one in processors or [] if rows > 1 else []:
+        if what := _BY_STEP.get(type(one).__name__):
+            name = type(drafter).__name__
+            raise PertokenError(
+                f"{name} decodes the rows of a batch at different speeds, and {what} cannot follow "
+                "that; decode one row at a time"
+            )
+
+
+def refuse_filled_cache(cache: Cache, input_ids: torch.Tensor, method: object) -> None:
+    """Raise PertokenError for a cache of other rows, or with nothing left to read behind it."""
+    name = type(method).__name__
+    seen, (rows, length) = int(cache.get_seq_length()), input_ids.shape
+    if seen >= length:
+        raise PertokenError(
+            f"{name} has nothing to read: the cache holds {seen} tokens but the input only "
+            f"{length}; pass the whole text with the cache of all its tokens but the last"
+        )
+    keys = getattr(cache.layers[0], "keys", None) if seen else None
+    if keys is not None and keys.shape[0] != rows:
+        raise PertokenError(
+            f"{name} was given {rows} rows and a {type(cache).__name__} of {keys.shape[0]}: use "
+            "one cache per batch (batch_repeat_interleave copies rows)"
+        )
+
+
+def cache_and_mask(
+    drafter: Drafter, model: PreTrainedModel, input_ids: torch.Tensor, given: dict[str, Any]
+) -> tuple[Cache, torch.Tensor]:
+    """The cache and the 2-D mask of the whole prompt; refuses what does not go together."""
+    from transformers import DynamicCache
+
+    refuse_unfit(model)
+    text_config = model.config.get_text_config(decoder=True)
+    cache = given.get("past_key_values")
+    if cache is None:
+        cache = DynamicCache(config=text_config)
+    refuse_unfit_cache(cache, drafter)
+    refuse_filled_cache(cache, input_ids, drafter)
+    if static_slots(cache) and len(input_ids) > 1:
+        raise PertokenError(
+            "a static cache cannot hold rows that accept different numbers of tokens; use the "
+            "default cache for a batch"
+        )
+    length, longest = input_ids.shape[1], getattr(text_config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise PertokenError(
+            f"the prompt has {length} tokens but {type(model).__name__} reads at most {longest}; "
+            "shorten the prompt"
+        )
+    mask = given.get("attention_mask")
+    mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.dtype)
+    if not bool(mask[:, -1].all()):
+        raise PertokenError(
+            "the batch is padded on the right; decoding continues at the right end, so set "
+            'tokenizer.padding_side = "left"'
+        )
+    return cache, mask

@@ -23,9 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from transformers import LogitsProcessorList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pertoken._shown import Shown
-from pertoken.decode.constraint import Constraint, ask, call, fit
+from pertoken.decode._settings import refuse_filled_cache, refuse_settings
+from pertoken.decode.constrained import Constrained
+from pertoken.decode.constraint import Constraint, ask, call, check, fit
+from pertoken.decode.drafter import Drafter
 from pertoken.decode.forward import TextForward
 from pertoken.decode.rejection import (
     Drawn,
@@ -39,6 +43,7 @@ from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
+    from transformers.cache_utils import Cache
 
 Estimator = Literal["auto", "recursive", "geometric", "paper"]
 DOMINANT = 2 / 3  # "auto" takes the geometric estimator where one token has this much, as published
@@ -103,6 +108,7 @@ class AWRS(Shown):
         weights: bool = True,
         streamer: Any = None,
     ) -> None:
+        check(constraint)
         if estimator not in get_args(Estimator):
             raise PertokenError(
                 f'estimator must be "auto", "recursive", "geometric" or "paper", not {estimator!r}'
@@ -120,6 +126,7 @@ class AWRS(Shown):
                 f"masked=True needs a constraint with allowed(ids), which {constraint!r} has not; "
                 "leave masked out to ask it token by token"
             )
+        _check_proposal(proposal)
         self.constraint = constraint
         self.estimator = estimator
         self.max_accepts = max_accepts
@@ -141,9 +148,9 @@ class AWRS(Shown):
         stopping_criteria: Any = None,
         generation_config: Any = None,
         **model_kwargs: Any,
-    ) -> torch.Tensor:
-        """Called by `model.generate(..., custom_generate=self)`; returns ids [batch, time]."""
-        _refuse(model, generation_config, input_ids, self.streamer)
+    ) -> Any:
+        """Called by `model.generate(..., custom_generate=self)`; returns what generate returns."""
+        self._refuse(model, generation_config, input_ids, model_kwargs.get("past_key_values"))
         rows = range(input_ids.shape[0])
         self.start(len(rows))
         forward = TextForward(model, model_kwargs.get("past_key_values"))
@@ -177,7 +184,9 @@ class AWRS(Shown):
                 alive[row] = alive[row] and not end
         if self.streamer is not None:
             self.streamer.end()
-        return input_ids
+        if not generation_config.return_dict_in_generate:
+            return input_ids
+        return GenerateDecoderOnlyOutput(sequences=input_ids, past_key_values=forward.cache)
 
     # The steps of a text, which `smc` takes with particles instead of rows.
 
@@ -253,6 +262,25 @@ class AWRS(Shown):
             f"loosen the constraint, raise max_rejects or ask for more {rows}"
         )
 
+    def _refuse(
+        self,
+        model: PreTrainedModel,
+        config: GenerationConfig,
+        input_ids: torch.Tensor,
+        cache: Cache | None,
+    ) -> None:
+        """Raise PertokenError for what AWRS would silently do otherwise."""
+        name = type(model).__name__
+        if not config.do_sample:
+            raise PertokenError(
+                "AWRS samples: pass do_sample=True (its weights are those of samples)"
+            )
+        refuse_settings(config, input_ids, self, self.streamer)
+        if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+            raise PertokenError(f"AWRS runs decoder-only models with a key-value cache, not {name}")
+        if cache is not None:
+            refuse_filled_cache(cache, input_ids, self)
+
     def _ask(
         self, row: int, ids: list[int], found: NextTokens, at: int, stops: Sequence[int]
     ) -> Drawn:
@@ -325,20 +353,12 @@ def _ids(found: torch.Tensor | None) -> list[int]:
     return [] if found is None else found.flatten().tolist()
 
 
-def _refuse(
-    model: PreTrainedModel, config: GenerationConfig, input_ids: torch.Tensor, streamer: Any
-) -> None:
-    """Raise PertokenError for what AWRS would silently do otherwise."""
-    name = type(model).__name__
-    if not config.do_sample:
-        raise PertokenError("AWRS samples: pass do_sample=True (its weights are those of samples)")
-    if (config.num_beams or 1) > 1:
-        raise PertokenError("AWRS draws one text per row; it does not go with beam search")
-    if config.use_cache is False:
-        raise PertokenError("AWRS needs the cache; drop use_cache=False")
-    if input_ids.shape[1] == 0:
-        raise PertokenError("the prompt is empty; give at least one token")
-    if streamer is not None and input_ids.shape[0] > 1:
-        raise PertokenError("a streamer shows one text; draw a batch without it")
-    if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
-        raise PertokenError(f"AWRS runs decoder-only models with a key-value cache, not {name}")
+def _check_proposal(proposal: Any) -> None:
+    """Raise PertokenError for what turns no logits into others, such as a drafter."""
+    for one in proposal if isinstance(proposal, list) else [proposal]:
+        decodes = isinstance(one, Drafter | Constrained | AWRS)
+        if one is not None and (decodes or not callable(one)):
+            raise PertokenError(
+                "the proposal of AWRS is a model, a logits processor or a list of processors, not "
+                f"{type(one).__name__}"
+            )

@@ -32,6 +32,7 @@ from transformers import LogitsProcessor
 
 from pertoken._shown import Shown
 from pertoken.decode._rule import Rule
+from pertoken.decode.constraint import ask
 from pertoken.decode.drafter import Drafter
 from pertoken.errors import PertokenError
 
@@ -129,9 +130,11 @@ class ConstraintMask(Shown, LogitsProcessor):
         stop_ids: the stop ids of the call, such as ``model.generation_config.eos_token_id``. They
             may follow where the text is complete.
         prompt_length: tokens of the (padded) prompt. By default the width of the first call; a
-            call that does not go on one token behind the last starts a new text.
+            call with other prompts starts a new text.
 
-    Rows that hold a stop id are left alone. Raises PertokenError where nothing may follow.
+    Rows that hold a stop id are left alone, and so are those whose text the constraint refuses
+    already: drafts that will be rejected, texts that were given up. Raises PertokenError where
+    nothing may follow an allowed text.
 
     >>> class Even:
     ...     def accepts(self, ids): return all(token % 2 == 0 for token in ids)
@@ -155,16 +158,12 @@ class ConstraintMask(Shown, LogitsProcessor):
             stop_ids = ()
         self._rule = Rule(constraint, [stop_ids] if isinstance(stop_ids, int) else stop_ids)
         self._prompt = torch.empty(0, 0, dtype=torch.long)  # [batch, time] of the first call
-        self._width = 0  # of the last call
+        self._shown: set[int] = set()  # hashes of all texts since
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [batch, vocab] with -inf for all that may not follow; input_ids: [batch, time]."""
         new = input_ids[:, self._start(input_ids) :].tolist()
-        rule = self._rule
-        rows = [
-            row if rule.ended(ids) else rule.masked(ids, row)
-            for ids, row in zip(new, scores, strict=True)
-        ]
+        rows = [self._masked(ids, row) for ids, row in zip(new, scores, strict=True)]
         return torch.stack(rows)
 
     def _start(self, input_ids: torch.Tensor) -> int:
@@ -172,16 +171,28 @@ class ConstraintMask(Shown, LogitsProcessor):
         if self.prompt_length is not None:
             return self.prompt_length
         width, length = input_ids.shape[1], self._prompt.shape[1]
-        # A drafter shows single rows of the batch, beam search a batch in another order.
+        texts = [tuple(row) for row in input_ids.tolist()]
+        # A drafter shows the rows of the batch one by one, beam search in another order.
         if width <= length or not _among(input_ids[:, :length], self._prompt):
-            self._prompt = input_ids.clone()
-        elif width != self._width + 1:
+            self._prompt, self._shown = input_ids.clone(), set()
+        elif self._shown.isdisjoint(hash(text[:-1]) for text in texts):
             raise PertokenError(
-                f"a ConstraintMask saw {self._width} tokens and then {width} of the same text, not "
-                "one more; pass prompt_length=, or take a new one for every call"
+                f"a ConstraintMask was shown {width} tokens that begin with an earlier prompt and "
+                "do not go on where it was; pass prompt_length=, or take a new one for every call"
             )
-        self._width = width
+        self._shown.update(map(hash, texts))
         return self._prompt.shape[1]
+
+    def _masked(self, ids: list[int], scores: torch.Tensor) -> torch.Tensor:
+        """Scores [vocab] of one row, of which `ids` are the new tokens."""
+        if self._rule.ended(ids):
+            return scores
+        try:
+            return self._rule.masked(ids, scores)
+        except PertokenError:
+            if not ids or ask(self._rule.constraint.accepts, ids):
+                raise
+            return scores  # asked last: an allowed text is the usual case
 
 
 def _among(ids: torch.Tensor, prompts: torch.Tensor) -> bool:

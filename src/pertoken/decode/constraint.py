@@ -139,6 +139,16 @@ class RegexConstraint(TextConstraint):
         )
 
 
+def check(constraint: object) -> None:
+    """Raise PertokenError for an object that is no constraint."""
+    for name in ("accepts", "complete"):
+        if not callable(getattr(constraint, name, None)):
+            raise PertokenError(
+                "a constraint is an object with accepts(ids) and complete(ids); "
+                f"{type(constraint).__name__} has no {name}"
+            )
+
+
 def ask(predicate: Callable[[Any], Any], about: Any) -> bool:
     """The answer of a user's predicate; raises PertokenError where it fails or is no bool."""
     answer = call(predicate, about)

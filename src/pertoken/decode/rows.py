@@ -18,22 +18,28 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 
-def refuse_unfit_cache(cache: Cache) -> None:
-    """Raise PertokenError if the cache cannot drop arbitrary rows."""
+def refuse_unfit_cache(cache: Cache, method: object) -> None:
+    """Raise PertokenError, naming both, if the cache cannot drop what the method's drafts left."""
     if hasattr(cache, "keep_nodes"):
         return
     from transformers import cache_utils as known
 
     fit = (known.DynamicLayer, known.DynamicSlidingWindowLayer, known.StaticLayer)
+    reason = "is offloaded" if getattr(cache, "offloading", False) else ""
     for layer in cache.layers:
         if type(layer) not in fit:
-            raise PertokenError(
-                f"a cache with {type(layer).__name__} cannot drop rejected tokens; use the default "
-                'cache, DynamicCache, or cache_implementation="static" for a model without '
-                "sliding windows"
-            )
-    if getattr(cache, "offloading", False):
-        raise PertokenError("an offloaded cache cannot drop rejected tokens; use DynamicCache")
+            reason = f"has layers of type {type(layer).__name__}"
+    if reason:
+        raise PertokenError(
+            f"{type(method).__name__} drops the rows of rejected drafts, which "
+            f"{type(cache).__name__} cannot: it {reason}; use DynamicCache or KVDirectCache, or "
+            "decode without a drafter"
+        )
+
+
+def static_slots(cache: Cache) -> list[int]:
+    """The fixed numbers of rows that static layers have; [] for a cache that grows."""
+    return [slots for layer in cache.layers if (slots := getattr(layer, "max_cache_len", None))]
 
 
 def start_recording(cache: Cache) -> None:

@@ -19,10 +19,10 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pertoken.decode._choose import Chooser, Walk, walk_greedy
 from pertoken.decode._rule import Rule, RuledChooser
-from pertoken.decode._settings import refuse_settings, stops
+from pertoken.decode._settings import cache_and_mask, refuse_processors, refuse_settings, stops
 from pertoken.decode.budget import Planner, measure_costs
 from pertoken.decode.forward import TreeForward
-from pertoken.decode.rows import keep_rows, refuse_unfit_cache, start_recording, stop_recording
+from pertoken.decode.rows import keep_rows, start_recording, static_slots, stop_recording
 from pertoken.decode.stats import DecodeStats, RowTrace
 from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree, ancestor_mask
@@ -30,6 +30,7 @@ from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
+    from transformers.cache_utils import Cache
 
     from pertoken.decode.constraint import Constraint
     from pertoken.decode.drafter import Drafter
@@ -81,17 +82,19 @@ def speculate(
         raise PertokenError(
             "speculative decoding needs token ids; pass input_ids instead of inputs_embeds"
         )
-    forward = TreeForward(model)
+    refuse_settings(generation_config, input_ids, drafter, drafter.streamer)
+    refuse_processors(logits_processor, drafter, len(input_ids))
+    cache, mask = cache_and_mask(drafter, model, input_ids, model_kwargs)
     run = _Run(
         drafter,
-        forward,
+        model,
+        cache,
         input_ids,
         logits_processor,
         stopping_criteria,
         generation_config,
         constraint,
     )
-    cache, mask = run.prepare(model_kwargs)
     try:
         mask = run.prefill(cache, mask)
         start_recording(cache)
@@ -114,15 +117,15 @@ class _Run:
     def __init__(
         self,
         drafter: Drafter,
-        forward: TreeForward,
+        model: PreTrainedModel,
+        cache: Cache,
         input_ids: torch.Tensor,
         logits_processor: Any,
         stopping_criteria: Any,
         config: GenerationConfig,
         constraint: Constraint | None,
     ) -> None:
-        refuse_settings(config, drafter, input_ids)
-        self.drafter, self.forward = drafter, forward
+        self.drafter = drafter
         self.input_ids = input_ids
         self.max_length: int = config.max_length
         self.stop_ids, self.criteria = stops(stopping_criteria, drafter)
@@ -137,12 +140,8 @@ class _Run:
         self.pad = int(pad) if pad is not None else 0
         self.device = input_ids.device
         self.stats = drafter.stats = DecodeStats()
-        longest = forward.max_positions
-        if longest is not None and length > longest:
-            raise PertokenError(
-                f"the prompt has {length} tokens but {type(forward.model).__name__} reads at most "
-                f"{longest}; shorten the prompt"
-            )
+        # A static cache has no room for drafts beyond its end, even such as would be rejected.
+        self.slots = min(static_slots(cache), default=None)
         width = max(self.max_length, length)
         self.rows = []
         for ids in input_ids:
@@ -150,43 +149,14 @@ class _Run:
             buffer[0, :length] = ids
             self.rows.append(_Row(buffer, length, length))
         drafter.rows = [row.trace for row in self.rows]
-        self.planner = Planner(measure_costs(forward)) if drafter.budget == "auto" else None
-
-    def prepare(self, model_kwargs: dict[str, Any]) -> tuple[Any, torch.Tensor]:
-        """The cache and the 2-D mask of the whole prompt."""
-        from transformers import DynamicCache
-
-        cache = model_kwargs.get("past_key_values")
-        if cache is None:
-            cache = DynamicCache(config=self.forward.model.config.get_text_config(decoder=True))
-        refuse_unfit_cache(cache)
-        # A static cache has no room for drafts beyond its end, even such as would be rejected.
-        sizes = [n for layer in cache.layers if (n := getattr(layer, "max_cache_len", None))]
-        self.slots = min(sizes, default=None)
-        if self.slots is not None and len(self.rows) > 1:
-            raise PertokenError(
-                "a static cache cannot hold rows that accept different numbers of tokens; use the "
-                "default cache for a batch"
-            )
-        mask = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(self.input_ids) if mask is None else mask.to(self.input_ids.dtype)
-        if not bool(mask[:, -1].all()):
-            raise PertokenError(
-                "the batch is padded on the right; decoding continues at the right end, so set "
-                'tokenizer.padding_side = "left"'
-            )
-        return cache, mask
+        self.forward = TreeForward(model)  # may run the model: all is refused before
+        self.planner = Planner(measure_costs(self.forward)) if drafter.budget == "auto" else None
 
     def prefill(self, cache: Any, mask: torch.Tensor) -> torch.Tensor:
         """Feed the prompt (less what the cache holds) and commit the first token of every row."""
         drafter = self.drafter
         seen = int(cache.get_seq_length())
         length = self.input_ids.shape[1]
-        if seen >= length:
-            raise PertokenError(
-                f"the cache holds {seen} tokens but the input only {length}; pass the whole text "
-                "with the cache of all its tokens but the last"
-            )
         started = time.perf_counter()
         valid = mask.bool()
         drafter.contexts = [

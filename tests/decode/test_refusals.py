@@ -1,0 +1,141 @@
+"""What ways of decoding refuse: one line that names both sides, before the first forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from pertoken.cache import make_cache
+from pertoken.decode import AWRS, Balanced, Constrained, ConstraintMask, Goose, Plain
+from pertoken.errors import PertokenError
+from pertoken.testing import MockModel, tiny_model
+
+IDS = torch.tensor([[1, 2, 3, 5, 6, 1, 2, 3]])
+TWO = torch.cat((IDS, IDS.flip(1)))
+
+
+class Even:
+    def accepts(self, ids: list[int]) -> bool:
+        return all(token % 2 == 0 for token in ids)
+
+    def complete(self, ids: list[int]) -> bool:
+        return True
+
+
+def said(run: Callable[[], Any], model: Any) -> str:
+    """The line of a refusal; nothing may have been read before."""
+    handle = model.get_decoder().register_forward_pre_hook(lambda *_: pytest.fail("a forward ran"))
+    try:
+        with pytest.raises(PertokenError) as error:
+            run()
+    finally:
+        handle.remove()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def write(model: Any, method: Any, ids: torch.Tensor = IDS, **options: Any) -> Any:
+    run = {"do_sample": isinstance(method, AWRS), "max_new_tokens": 8, "top_k": 0, **options}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), custom_generate=method, **run)
+
+
+@pytest.mark.parametrize("name", ["h2o", "window", "snapkv", "fp8"])
+@pytest.mark.parametrize(
+    "method", [Goose(budget="auto"), Balanced(3), Plain(), Constrained(Goose(), Even())]
+)
+def test_a_cache_that_cannot_drop_drafts(name: str, method: Any) -> None:
+    model = tiny_model("llama", vocab_size=16)
+    cache = make_cache(name, model, 8)
+    message = said(lambda: write(model, method, past_key_values=cache), model)
+    assert type(getattr(method, "drafter", method)).__name__ in message
+    assert type(cache).__name__ in message
+
+
+@pytest.mark.parametrize("method", [Goose(), AWRS(Even())])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("prompt_lookup_num_tokens", 3),
+        ("num_beams", 2),
+        ("penalty_alpha", 0.6),
+        ("dola_layers", "low"),
+        ("output_scores", True),
+        ("output_hidden_states", True),
+        ("use_cache", False),
+    ],
+)
+def test_settings_that_a_method_would_ignore(method: Any, setting: str, value: Any) -> None:
+    model = tiny_model("llama", vocab_size=16)
+    options = {setting: value, "return_dict_in_generate": True, "top_k": 4}
+    message = said(lambda: write(model, method, **options), model)
+    assert type(method).__name__ in message
+    assert setting in message
+
+
+@pytest.mark.parametrize("method", [Goose(), AWRS(Even())])
+def test_a_cache_of_another_text(method: Any) -> None:
+    model = tiny_model("llama", vocab_size=16)
+    whole, short = DynamicCache(), DynamicCache()
+    with torch.no_grad():
+        model(IDS, past_key_values=whole)
+        model(IDS[:, :4], past_key_values=short)
+    message = said(lambda: write(model, method, past_key_values=whole), model)
+    assert f"{type(method).__name__} has nothing to read: the cache holds 8 tokens" in message
+    message = said(lambda: write(model, method, TWO, past_key_values=short), model)
+    assert f"{type(method).__name__} was given 2 rows and a DynamicCache of 1" in message
+
+
+def test_guidance_goes_with_a_drafter_in_one_row_and_not_in_a_batch() -> None:
+    """The processor holds one cache for all rows, which a drafter decodes at different speeds."""
+    model = tiny_model("llama", vocab_size=16)
+    options: dict[str, Any] = {"guidance_scale": 3.0}
+    expected = write(model, None, **options)
+    for method in (Goose(), Balanced(3)):
+        assert torch.equal(write(model, method, **options), expected)
+    message = said(lambda: write(model, Goose(), TWO, **options), model)
+    assert "Goose" in message
+    assert "guidance_scale" in message
+
+
+def test_awrs_takes_no_drafter_for_a_constraint_or_a_proposal() -> None:
+    with pytest.raises(PertokenError, match=r"accepts\(ids\) and complete\(ids\); Constrained"):
+        AWRS(Constrained(Goose(), Even()))  # type: ignore[arg-type]
+    for wrong in (Goose(), Constrained(Goose(), Even()), AWRS(Even()), [Goose()], 3):
+        kind = wrong[0] if isinstance(wrong, list) else wrong
+        with pytest.raises(PertokenError, match=f"not {type(kind).__name__}"):
+            AWRS(Even(), proposal=wrong)
+
+
+def test_awrs_returns_a_dict_where_one_is_asked_for() -> None:
+    model = MockModel([[0.4, 0.3, 0.2, 0.1]] * 4)
+    torch.manual_seed(0)
+    found = write(model, AWRS(Even()), IDS % 4, return_dict_in_generate=True)
+    torch.manual_seed(0)
+    assert torch.equal(found.sequences, write(model, AWRS(Even()), IDS % 4))
+    assert found.past_key_values.get_seq_length() == found.sequences.shape[1] - 1
+
+
+def test_a_mask_leaves_a_row_alone_that_was_given_up() -> None:
+    """A row in a dead end goes on as padding, which the other processors are shown too."""
+
+    class Ends(Even):
+        """Two tokens at most where the first is 2."""
+
+        def accepts(self, ids: list[int]) -> bool:
+            return super().accepts(ids) and (ids[:1] != [2] or len(ids) < 3)
+
+        def complete(self, ids: list[int]) -> bool:
+            return False
+
+    model = MockModel([[0.4, 0.1, 0.4, 0.1]] * 4)
+    sampler = AWRS(Ends())
+    torch.manual_seed(0)
+    mask = ConstraintMask(Even(), None)
+    ids = write(model, sampler, (IDS % 4).repeat(8, 1), logits_processor=[mask])
+    assert any(weight == -torch.inf for weight in sampler.log_weights)
+    assert any(weight > -torch.inf for weight in sampler.log_weights)
+    assert ids.shape[1] == IDS.shape[1] + 8
