@@ -65,7 +65,7 @@ def test_scaffolded_files_lint_import_and_run(known: bool, tree: Path) -> None:
     (test,) = (path for path in paths if path.startswith("tests/"))
     assert "1 xfailed" in run(tree, "pytest", "-q", "-p", "no:cacheprovider", test)
     assert "planned" in run(tree, "pertoken", "show", slug)
-    assert slug in run(tree, "pertoken", "list", "--json")
+    assert slug in run(tree, "pertoken", "list", "--json", "-")
     run(tree, "pertoken", "reproduce", slug, "--smoke")
 
 

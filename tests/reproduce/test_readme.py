@@ -75,7 +75,13 @@ def test_the_row_that_stands_for_a_report(monkeypatch: pytest.MonkeyPatch) -> No
     rows = [row for row in report().figures if row.bar]
     assert readme.headline(report("unknown"), rows).metric == "tokens | forward"
     card = Card(
-        slug="goose", title="", family="decode", does="", use_when="", headline_row="speed-up"
+        slug="goose",
+        title="",
+        family="decode",
+        plug="generate",
+        does="",
+        use_when="",
+        headline_row="speed-up",
     )
     monkeypatch.setattr(readme, "cards", lambda: [card])
     assert readme.headline(report(), rows).metric == "speed-up"
