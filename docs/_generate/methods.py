@@ -146,10 +146,13 @@ def _measured(card: Card) -> Iterator[str]:
         f"Run it again with `pertoken reproduce {card.slug}`."
     )
     yield table(["what", "paper", "here", "bar", "holds?"], map(_cells, judged))
-    failed = [row for row in judged if row.holds is False]
+    failed: dict[str, list[str]] = {}  # reason -> the bars that fail for it
+    for row in judged:
+        if row.holds is False:
+            failed.setdefault(row.why or NO_REASON, []).append(f"*{row.metric}*")
     if failed:
         yield "Why what does not hold does not:"
-        yield "\n".join(f"- *{row.metric}*: {row.why or NO_REASON}" for row in failed)
+        yield "\n".join(f"- {'; '.join(bars)}: {why}" for why, bars in failed.items())
     rest = [row for row in report.figures if not row.bar]
     if rest:
         shown = table(["what", "paper", "here", "note"], map(_information, rest))

@@ -16,7 +16,7 @@ def cell(text: object) -> str:
     >>> cell("a | b")
     'a \\\\| b'
     """
-    return " ".join(str(text).replace("|", "\\|").split())
+    return re.sub(r"[ \t\n]+", " ", str(text).replace("|", "\\|")).strip()
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
