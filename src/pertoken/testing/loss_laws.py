@@ -52,7 +52,8 @@ def check_loss_mask(loss: Loss, *, seed: int = 0) -> None:
         other, changed = _run(loss, spoiled)
         if not torch.equal(value, other) or not torch.equal(gradient, changed):
             raise LawBroken(
-                f"the loss is {float(other):g}, not {float(value):g}, with {filler} under the mask"
+                f"{filler} under the mask changes the loss ({float(value):g} became "
+                f"{float(other):g}) or its gradient"
             )
 
 

@@ -133,13 +133,18 @@ def check_tokenizer_saves(tokenizer: Any, texts: Sequence[str] = TEXTS) -> None:
 
 @torch.no_grad()
 def check_saves_and_loads(model: PreTrainedModel) -> None:
-    """Saved and loaded by its own class a model must have the same config and logits."""
+    """Saved and loaded by its own class a model must have the same logits.
+
+    Buffers that are made anew when it is loaded may differ in their last bit of float32.
+    """
     ids = torch.tensor([[1, 2, 3, 4]], device=model.device)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = type(model).from_pretrained(folder, dtype=model.dtype).eval().to(model.device)
-    if not torch.equal(loaded(ids).logits, model(ids).logits):
-        raise LawBroken("saved and loaded the model has other logits")
+    wanted, found = model(ids).logits, loaded(ids).logits
+    gap = float((found - wanted).abs().max()) if found.shape == wanted.shape else float("inf")
+    if not gap <= 1e-5 * float(wanted.abs().max()):
+        raise LawBroken(f"saved and loaded the model has other logits: they differ by {gap:.3g}")
 
 
 def _plain(value: Any) -> Any:
