@@ -14,7 +14,7 @@ from pertoken.errors import PertokenError
 
 def started(k: int, **options: Any) -> Balanced:
     """Ten guesses behind every context that a draft can reach, all tokens new."""
-    drafter = Balanced(k, **options)
+    drafter = Balanced(k=k, **options)
     drafter.contexts = [[1, 2, 3]]
     drafter.begin(1000)
     fresh, level = count(100), [3]

@@ -41,7 +41,7 @@ class Question:
     spans: for each token of the prompt its characters in `text`; None for one that is not the
         user's (a special token, a part of the chat template).
     targets: the text of each target token.
-    tell: called with (done, total) while a method works.
+    progress: called with (done, total) while a method works.
     """
 
     model: PreTrainedModel
@@ -52,7 +52,7 @@ class Question:
     text: str
     spans: tuple[Span | None, ...]
     targets: tuple[str, ...]
-    tell: Callable[[int, int], None] = field(default=_silent)
+    progress: Callable[[int, int], None] = field(default=_silent)
 
     @property
     def places(self) -> range:

@@ -63,7 +63,7 @@ def attribute(
     question = ask(model, tokenizer, prompt, target)
     if progress is not None:
         told = progress  # a name that stays what it is, for the type checker
-        question = replace(question, tell=lambda done, total: told(chosen.name, done, total))
+        question = replace(question, progress=lambda done, total: told(chosen.name, done, total))
     return signal(question, chosen(question, wanted, seed=seed, **options), chosen.name, wanted)
 
 

@@ -192,7 +192,7 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0, gate: str = "
             return logits * slope
 
         values[number, :place] = form.shares(question.ids[None, :place], aim)[0].cpu()
-        question.tell(number + 1, len(question.places))
+        question.progress(number + 1, len(question.places))
     return Scores(values)
 
 

@@ -151,7 +151,7 @@ def _each_target(question: Question, one: Callable[[int], torch.Tensor]) -> Scor
     values = torch.full((len(question.places), len(question.ids)), torch.nan, dtype=torch.float64)
     for number, place in enumerate(question.places):
         values[number, :place] = one(place).detach().cpu()
-        question.tell(number + 1, len(question.places))
+        question.progress(number + 1, len(question.places))
     if bool(values[:, : question.prompt].isnan().any()):
         raise PertokenError(
             f"a gradient of {type(question.model).__name__} is NaN: load it in float32"

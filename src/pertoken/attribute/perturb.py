@@ -51,7 +51,7 @@ def occlusion(
         measured = _measure(question, quantity, place, torch.cat((ids[None], rows.flatten(0, 1))))
         falls = measured[0] - measured[1:].view(draws, len(free)).mean(0)
         values[number, free.cpu()] = falls.cpu()
-        question.tell(number + 1, len(question.places))
+        question.progress(number + 1, len(question.places))
     return Scores(values)
 
 
@@ -82,7 +82,7 @@ def lime(
         measured = _measure(question, quantity, place, rows)
         found = _coefficients(kept[:, free].double(), measured)
         values[number, free.nonzero()[:, 0].cpu()] = found.cpu()
-        question.tell(number + 1, len(question.places))
+        question.progress(number + 1, len(question.places))
     return Scores(values)
 
 

@@ -103,7 +103,7 @@ def reagent(
         if sum(int(t.stopped.sum()) for t in live) == before:
             chunk *= 2
         live = [t for t in live if not bool(t.stopped.all()) and t.steps < max_steps]
-        question.tell(sum(int(t.stopped.sum()) for t in targets), total)
+        question.progress(sum(int(t.stopped.sum()) for t in targets), total)
     return _scores(question, targets, max_steps)
 
 

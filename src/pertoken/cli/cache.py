@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pertoken.cli import options as shared
+from pertoken.cli._group import Group
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from pertoken.cache.archive import Inspection, Restored, Saved
 
 group = typer.Typer(
+    cls=Group,
     help="A conversation's KV cache on disk, and back.",
     no_args_is_help=True,
     rich_markup_mode=None,

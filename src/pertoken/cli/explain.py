@@ -32,7 +32,9 @@ _Target = Annotated[
 ]
 _Method = Annotated[
     str | None,
-    typer.Option(help="reagent, attention, integrated-gradients …", show_default="reagent"),
+    typer.Option(
+        help="reagent, attention, integrated-gradients and others.", show_default="reagent"
+    ),
 ]
 _Compare = Annotated[
     bool, typer.Option("--compare", help="All methods, with their faithfulness and seconds.")

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from pertoken.cli._group import Group
 from pertoken.errors import PertokenError
 
 # One file per group of commands, in the order of the help; each has `register(app)`.
@@ -42,6 +43,7 @@ COMMANDS = (
 _debug = False  # --debug of the run in progress
 
 app = typer.Typer(
+    cls=Group,
     help="Published per-token methods for language models: run, compare and check them.",
     add_completion=False,
     pretty_exceptions_enable=False,

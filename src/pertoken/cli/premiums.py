@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pertoken.cli import options as shared
+from pertoken.cli._group import Group
 from pertoken.errors import PertokenError
 
 _Out = Annotated[
@@ -22,6 +23,7 @@ _Ray = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the group and its commands."""
     group = typer.Typer(
+        cls=Group,
         help="Train tokenizers over languages and sizes; see what evens out their costs.",
         no_args_is_help=True,
         rich_markup_mode=None,

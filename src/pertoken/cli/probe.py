@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pertoken.cli import options as shared
+from pertoken.cli._group import Group
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result
 
@@ -31,6 +32,7 @@ _Layers = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the group and its commands."""
     group = typer.Typer(
+        cls=Group,
         help="Measure a model: what its residual stream holds.",
         no_args_is_help=True,
         rich_markup_mode=None,

@@ -51,7 +51,7 @@ def reproduce(
     smoke: _Smoke = False,
     out: _Out = None,
     data: _Data = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0 …")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
     resume: _Resume = False,
     jobs: _Jobs = 1,
     reasons: _Reasons = False,

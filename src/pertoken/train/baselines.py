@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 Bounds = tuple[float, float]
-Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
+Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 Total = float | torch.Tensor | None
 
 
@@ -61,7 +61,7 @@ def policy_gradient_loss(
     segment_ids: torch.Tensor | None = None,
     reduction: str = "sequence_mean",
     total: Total = None,
-) -> Result:
+) -> Loss:
     """Policy gradient with importance weights and no trust region: the mean of -A r."""
     inputs = checked(log_probs, old_log_probs, advantages, mask, segment_ids)
     values = -inputs.advantages * torch.exp(inputs.log_ratio)
@@ -80,7 +80,7 @@ def ppo_clip_loss(
     segment_ids: torch.Tensor | None = None,
     reduction: str = "sequence_mean",
     total: Total = None,
-) -> Result:
+) -> Loss:
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), reduced as in GRPO (2402.03300).
 
     >>> log_probs = torch.tensor([[0.5, -0.5]]).log().nan_to_num()
@@ -108,7 +108,7 @@ def dr_grpo_loss(
     max_length: int | None = None,
     segment_ids: torch.Tensor | None = None,
     total: Total = None,
-) -> Result:
+) -> Loss:
     """Dr. GRPO (arXiv 2503.20783): the clipped surrogate over a constant, not over lengths.
 
     max_length: the longest completion that was allowed, by default the columns of `mask`; the
@@ -140,7 +140,7 @@ def dapo_loss(
     token: Bounds = (0.8, 1.28),
     segment_ids: torch.Tensor | None = None,
     total: Total = None,
-) -> Result:
+) -> Loss:
     """DAPO (arXiv 2503.14476): a higher upper bound, and every token of the batch counts alike.
 
     total: the tokens of the whole accumulated batch, where this is a micro-batch of it.
@@ -167,7 +167,7 @@ def gspo_loss(
     segment_ids: torch.Tensor | None = None,
     reduction: str = "sequence_mean",
     total: Total = None,
-) -> Result:
+) -> Loss:
     """GSPO (arXiv 2507.18071, eq. 5): the clip on the geometric mean of a sequence's ratios.
 
     trajectory: bounds on that mean; the authors use (1 - 3e-4, 1 + 4e-4) for large models. The
@@ -191,7 +191,7 @@ def cispo_loss(
     segment_ids: torch.Tensor | None = None,
     reduction: str = "token_mean",
     total: Total = None,
-) -> Result:
+) -> Loss:
     """CISPO (arXiv 2506.13585, eq. 4): -A min(r, high) log p, the weight without gradient.
 
     high: bound on the ratio. No gradient is ever stopped; ``closed_high`` is the share of tokens
@@ -207,7 +207,7 @@ def cispo_loss(
     return loss, {"closed_low": loss.new_zeros(()), "closed_high": _share(inputs, above)}
 
 
-def _clipped(inputs: Inputs, log_ratio: torch.Tensor, bounds: Bounds) -> Result:
+def _clipped(inputs: Inputs, log_ratio: torch.Tensor, bounds: Bounds) -> Loss:
     """-min(A r, A clip r) per token, and the share of closed tokens by side."""
     log_bounds(bounds, "clip")
     low, high = bounds

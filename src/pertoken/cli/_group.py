@@ -1,0 +1,25 @@
+"""The list of commands in a help text, with the whole first sentence of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+__all__ = ["Group"]
+
+
+class Group(TyperGroup):
+    """A group whose help wraps what its commands are for, where click would cut it."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a line, or several, for each command."""
+        rows = []
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                sentence = (command.help or "").partition("\n\n")[0]
+                rows.append((name, " ".join(sentence.split())))
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
