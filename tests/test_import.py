@@ -31,7 +31,9 @@ def test_catalogue_is_light() -> None:
     assert not HEAVY & modules_after(code)
 
 
-@pytest.mark.parametrize("command", [["--help"], ["list"], ["show", "goose"], ["list", "--json", "-"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["list"], ["show", "goose"], ["list", "--json", "-"]]
+)
 def test_cheap_commands_load_no_framework(command: list[str]) -> None:
     code = f"from pertoken.cli import main\nassert main({command!r}) == 0"
     assert not {"torch", "transformers", "numpy"} & modules_after(code)
