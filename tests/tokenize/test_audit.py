@@ -236,7 +236,7 @@ def test_every_section_stands_beside_the_others(texts: Path, tmp_path: Path) -> 
     word.pre_tokenizer = pre_tokenizers.Whitespace()
     told: list[str] = []
     found = audit(
-        {"byte": byte, "word": word}, "all", tell=lambda what, done, total: told.append(what)
+        {"byte": byte, "word": word}, "all", progress=lambda what, done, total: told.append(what)
     )
     assert list(found.sections) == list(SECTIONS)
     for part in found.sections.values():

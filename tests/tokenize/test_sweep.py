@@ -227,9 +227,11 @@ def test_results_tell_laws_premiums_and_factors(folder: Path, tmp_path: Path) ->
     assert found.premiums("bpe", 264)["eng"] == 1
     explained = found.regression("bpe", 264, ["white_space"])
     assert explained.n == 3
-    head, *body = found.table().splitlines()
+    title, _, head, *body = found.table().split("\n\nbpe: ")[0].splitlines()
+    assert title == "Corpus token counts over the languages"
     assert head.startswith("kind")
     assert len(body) == 6
+    assert "the vocabulary at which each language takes" in found.table()
     assert len(found.to_dataframe()) == 18
     assert len(found.plot().data) == 6
     with pytest.raises(PertokenError, match="no kind 'unigram'"):
