@@ -99,10 +99,11 @@ def test_list_and_show(example: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("slug", ["echo", "one-by-one"])
-def test_a_set_up_by_name(slug: str, example: Path) -> None:
-    from pertoken.testing import check_lossless, tiny_model
+def test_a_set_up_by_name_and_the_battery(slug: str, example: Path) -> None:
+    from pertoken.testing import check_lossless, check_method, tiny_model
 
     check_lossless(as_setup(slug), tiny_model("gpt2"), max_new_tokens=8)
+    assert len(check_method(slug, "gemma3").holds) == 5
 
 
 def test_generate_compare_and_verify(example: Path, tiny_folder: str, capsys: Capture) -> None:

@@ -12,9 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from pertoken.cache import H2OCache, SnapKVCache, StreamingLLMCache, TOVACache, WindowCache
 from pertoken.cache._evicting import EvictingCache
-from pertoken.testing import ARCHITECTURES, EXTRA_ARCHITECTURES, check_leaves_no_trace, tiny_model
+from pertoken.testing import EXTRA_ARCHITECTURES, check_leaves_no_trace, tiny_model
 
-NAMES = (*ARCHITECTURES, *EXTRA_ARCHITECTURES)
 Make = Callable[[PreTrainedModel, int], EvictingCache]
 METHODS: dict[str, Make] = {
     "window": WindowCache,
@@ -57,7 +56,8 @@ def places(cache: EvictingCache, row: int) -> list[list[list[int]]]:
     ]
 
 
-@pytest.mark.parametrize("architecture", NAMES)
+# Single texts on all eight architectures: tests/testing/test_battery.py.
+@pytest.mark.parametrize("architecture", ["gemma3", "gpt2", *EXTRA_ARCHITECTURES])
 def test_a_budget_that_is_never_reached_changes_nothing(make: Make, architecture: str) -> None:
     model = tiny_model(architecture)
     ids, mask = padded([21, 13])
@@ -259,7 +259,7 @@ def test_other_dtypes(make: Make, dtype: torch.dtype) -> None:
     assert all(rows.keys.dtype == dtype and rows.count == BUDGET for rows in cache.layers)
 
 
-@pytest.mark.parametrize("architecture", NAMES)
+@pytest.mark.parametrize("architecture", EXTRA_ARCHITECTURES)
 def test_leaves_no_trace(make: Make, architecture: str) -> None:
     ids = some_ids(1, 12)
     check_leaves_no_trace(

@@ -54,7 +54,7 @@ def _no_trace_of_decoding(case: Case) -> None:
     mask = torch.ones_like(ids)
 
     def decode(model: Any, sample: bool) -> None:
-        run = {"max_new_tokens": 6, "do_sample": sample, "top_k": 0}
+        run = {"max_new_tokens": 6, "do_sample": sample, **({"top_k": 0} if sample else {})}
         model.generate(ids, attention_mask=mask, custom_generate=case.decoder(), **run)
 
     try:
@@ -227,7 +227,8 @@ def _net_batch(case: Case) -> None:
 
 def _net_no_trace(case: Case) -> None:
     ids = torch.tensor([[1, 2, 3]])
-    check_leaves_no_trace(_net(case), lambda m: m.generate(ids, max_new_tokens=4, do_sample=False))
+    run = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "do_sample": False}
+    check_leaves_no_trace(_net(case), lambda m: m.generate(ids, **run))
 
 
 def _net(case: Case) -> Any:

@@ -231,7 +231,6 @@ _DRAFTERS = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "balanced": {"branching=5": _late("pertoken.decode", "Balanced", 5)},
-    "kv-direct": {name: _cache(f"kv-direct:{name}") for name in ("turn", "residual", "per_layer")},
     **{
         slug: {"budget=7": _late("pertoken.decode", name, budget=7)}
         for slug, name in _DRAFTERS.items()
@@ -240,8 +239,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Slug -> name of a setting -> how it is made; run through `SETTING_LAWS`."""
 SETTINGS["goose"]["shape=paper"] = _late("pertoken.decode", "Goose", shape="paper")
 
-SETTING_LAWS = {"generate": ("lossless",), "cache": ("exact within its budget",)}
-"""Plug -> the laws that a setting can break and the default would not."""
+SETTING_LAWS = ("lossless", "batch = single")
+"""The laws that a setting can break and the default would not."""
 
 DRAWN_ON = "llama"
 """Where sampling is tested: it sees logits, never the architecture."""
