@@ -1,5 +1,9 @@
 """Laws anyone can call, and the tiny models to call them on."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from pertoken.testing.distribution import DistributionResult, check_distribution
 from pertoken.testing.divergence import Divergence, Verdict, compare_ids
 from pertoken.testing.enumeration import outcomes
@@ -10,6 +14,9 @@ from pertoken.testing.report import VerifyReport, VerifyRow
 from pertoken.testing.trace import check_leaves_no_trace
 from pertoken.testing.verify import verify
 
+if TYPE_CHECKING:
+    from pertoken.testing.compose import PairResult, check_pair, compositions
+
 __all__ = [
     "ARCHITECTURES",
     "EXTRA_ARCHITECTURES",
@@ -18,6 +25,7 @@ __all__ = [
     "Divergence",
     "LawBroken",
     "MockModel",
+    "PairResult",
     "Verdict",
     "VerifyReport",
     "VerifyRow",
@@ -25,8 +33,19 @@ __all__ = [
     "check_distribution",
     "check_leaves_no_trace",
     "check_lossless",
+    "check_pair",
     "compare_ids",
+    "compositions",
     "outcomes",
     "tiny_model",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What combines methods is loaded when it is used: it is run as a program too."""
+    if name not in ("PairResult", "check_pair", "compositions"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pertoken.testing import compose
+
+    return getattr(compose, name)
