@@ -40,6 +40,7 @@ class EvictingCache(Shown, ModelCache):
     """
 
     per_head = False  # whether every key head keeps its own rows
+    keeps_no_drafts = "evicts tokens for good"  # what the speculative loop says of it
     peak_bytes: int
     _padded: bool
     _newest: torch.Tensor  # [batch, 1], the newest place of each row, -1 before the first

@@ -28,7 +28,8 @@ def refuse_unfit_cache(cache: Cache, method: object) -> None:
     reason = "is offloaded" if getattr(cache, "offloading", False) else ""
     for layer in cache.layers:
         if type(layer) not in fit:
-            reason = f"has layers of type {type(layer).__name__}"
+            layers = f"has layers of type {type(layer).__name__}"
+            reason = getattr(cache, "keeps_no_drafts", layers)
     if reason:
         raise PertokenError(
             f"{type(method).__name__} drops the rows of rejected drafts, which "

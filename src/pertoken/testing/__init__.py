@@ -1,5 +1,9 @@
 """Laws anyone can call, and the tiny models to call them on."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from pertoken.testing.cache_laws import (
     check_cache_batch,
     check_cache_crop,
@@ -36,6 +40,9 @@ from pertoken.testing.text_laws import (
 from pertoken.testing.trace import check_leaves_no_trace
 from pertoken.testing.verify import verify
 
+if TYPE_CHECKING:
+    from pertoken.testing.compose import PairResult, check_pair, compositions
+
 __all__ = [
     "ARCHITECTURES",
     "EXTRA_ARCHITECTURES",
@@ -47,6 +54,7 @@ __all__ = [
     "LawResult",
     "MethodReport",
     "MockModel",
+    "PairResult",
     "Verdict",
     "VerifyReport",
     "VerifyRow",
@@ -67,6 +75,7 @@ __all__ = [
     "check_loss_order",
     "check_lossless",
     "check_method",
+    "check_pair",
     "check_processor_rows",
     "check_processor_scores",
     "check_saves_and_loads",
@@ -74,8 +83,18 @@ __all__ = [
     "check_tokenizer_round_trip",
     "check_tokenizer_saves",
     "compare_ids",
+    "compositions",
     "outcomes",
     "tiny_model",
     "tiny_tokenizer",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What combines methods is loaded when it is used: it is run as a program too."""
+    if name not in ("PairResult", "check_pair", "compositions"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pertoken.testing import compose
+
+    return getattr(compose, name)

@@ -1,0 +1,217 @@
+"""What can be combined: every finished method of the catalogue, and how it is made on a bench."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pertoken.testing._bench import Bench, tiny_tokenizer
+from pertoken.testing.models import tiny_model
+
+Kind = Literal[
+    "drafter",
+    "sampler",
+    "constraint",
+    "logits",
+    "cache",
+    "archive",
+    "text",
+    "bytes",
+    "measure",
+    "tokenizer",
+    "loss",
+]
+KINDS: dict[Kind, str] = {
+    "drafter": "drafts tokens, `custom_generate=`",
+    "sampler": "draws texts, `custom_generate=`",
+    "constraint": "`Constrained(drafter, constraint)`, or `ConstraintMask` as a processor",
+    "logits": "any processor in `logits_processor=[...]`",
+    "cache": "keys and values, `past_key_values=`",
+    "archive": "a cache from a file, `past_key_values=`",
+    "text": "a function that shortens or explains a text",
+    "bytes": "a model over bytes",
+    "measure": "a measure of a tokenizer",
+    "tokenizer": "a changed tokenizer, with its model",
+    "loss": "a loss on sampled texts",
+}
+"""What a part acts on, in the order of the tables, with how it is used."""
+
+BUDGET = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """One side of a pair.
+
+    make: a new object for a bench; of the kinds "text", "bytes", "measure" and "loss" what it
+    finds there, a string and a tensor; of "tokenizer" the bench with that tokenizer. said: what an
+    error may call it.
+    """
+
+    name: str
+    kind: Kind
+    make: Callable[[Bench], Any]
+    said: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether a cache leaves the text as it is."""
+        return self.name.partition(":")[0] in ("full", "kv-direct")
+
+
+@lru_cache(maxsize=1)
+def parts() -> dict[str, Part]:
+    """Every finished method and baseline, the caches by name, and the two things methods meet most:
+    a constraint and a logits processor of transformers' own."""
+    order = list(KINDS)
+    found = sorted(_parts(), key=lambda part: order.index(part.kind))
+    return {part.name: part for part in found}
+
+
+def _parts() -> Iterator[Part]:
+    from pertoken.cache.named import CACHES, make_cache
+    from pertoken.catalog import baselines, methods
+
+    for card in (*methods(), *baselines()):
+        if card.status != "planned" and card.slug not in CACHES:
+            yield _of_card(card.slug, card.load())
+    smallest = Bench(tiny_model("llama", layers=1, vocab_size=8), None)
+    for name in CACHES:
+
+        def cache(bench: Bench, name: str = name) -> Any:
+            return make_cache(name, bench.model, BUDGET)
+
+        yield Part(name, "cache", cache, (type(cache(smallest)).__name__, name))
+    yield Part("constraint", "constraint", lambda bench: bench.constraint, ("constraint",))
+    yield Part("logits-processor", "logits", _processors, ("processor",))
+
+
+def _of_card(slug: str, method: Any) -> Part:
+    from transformers import Cache
+
+    from pertoken.decode.drafter import Drafter
+
+    said = (getattr(method, "__name__", slug), slug)
+    if slug in _OWN:
+        kind, make = _OWN[slug]
+        return Part(slug, kind, make, (*said, *(("archived",) if kind == "archive" else ())))
+    if isinstance(method, type) and issubclass(method, Drafter):
+        return Part(slug, "drafter", lambda bench: method(), said)
+    if isinstance(method, type) and issubclass(method, Cache):
+        return Part(slug, "cache", lambda bench: method(bench.model, BUDGET), said)
+    raise NotImplementedError(f"{slug}: say in {__name__} of which kind it is and how it is made")
+
+
+def _processors(bench: Bench) -> list[Any]:
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    return [RepetitionPenaltyLogitsProcessor(1.3), NoRepeatNGramLogitsProcessor(3)]
+
+
+def _balanced(bench: Bench) -> Any:
+    from pertoken.decode import Balanced
+
+    return Balanced(3)
+
+
+def _awrs(bench: Bench) -> Any:
+    from pertoken.decode import AWRS
+
+    return AWRS(bench.constraint, masked=True)
+
+
+def _archive(bench: Bench) -> Any:
+    """A cache that has read the bench's text but for its last token, from a file."""
+    from pertoken.cache import restore_cache, save_cache
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "talk.ptkv"
+        save_cache(path, bench.model, bench.ids)
+        return restore_cache(path, bench.model).cache
+
+
+def _compress(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.prune import compress
+
+    found = compress(
+        bench.text,
+        0.6,
+        salience="self-information",
+        model=bench.model,
+        tokenizer=bench.tokenizer,
+    )
+    return found.text, torch.tensor([float(word.kept) for word in found.words])
+
+
+def _reagent(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.attribute import attribute
+
+    signal = attribute(bench.model, bench.tokenizer, bench.text, "!", probes=1, max_steps=4)
+    return signal.text, torch.tensor(signal.values).nan_to_num()
+
+
+def _bytes(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.decode import ByteModel
+
+    prefix = bench.text[:7]
+    return prefix, ByteModel(bench.model, bench.tokenizer).next_byte_log_probs(prefix)
+
+
+def _premiums(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.tokenize.premiums import token_premiums
+
+    found = token_premiums({"eng": [bench.text], "ell": ["δύο 1234 γάτες"]}, bench.tokenizer)
+    return "", torch.tensor([found.premium("ell")])
+
+
+def _fiberpo(bench: Bench) -> tuple[str, torch.Tensor]:
+    return "", gradient(bench, bench.plain, fiberpo=True)
+
+
+def gradient(bench: Bench, text: torch.Tensor, *, fiberpo: bool) -> torch.Tensor:
+    """Gradient in the output matrix of FiberPO's loss on the new tokens of a text [1, time], or of
+    the policy gradient's: minus their mean log-probability."""
+    from pertoken.train.fiberpo import fiberpo_loss
+
+    start = bench.ids.shape[1]
+    weight = bench.model.get_output_embeddings().weight
+    log_probs = bench.model(text).logits.log_softmax(-1)[:, start - 1 : -1]
+    chosen = log_probs.gather(-1, text[:, start:, None])[..., 0]
+    loss = -chosen.mean()
+    if fiberpo:
+        one, mask = chosen.new_ones(1), torch.ones_like(chosen)
+        loss, _ = fiberpo_loss(chosen, chosen.detach(), one, mask, trajectory=(0.9, 1.1))
+    return torch.autograd.grad(loss, weight)[0]
+
+
+def _numbers(bench: Bench) -> Bench:
+    from pertoken.tokenize.numbers import NumberDirection
+
+    return Bench(bench.model, NumberDirection("r2l", group=2)(bench.tokenizer))
+
+
+def _transplant(bench: Bench) -> Bench:
+    from pertoken.tokenize.tokenadapt import transplant
+
+    new = tiny_tokenizer("th", "ca", "at", "do")
+    return Bench(*transplant(bench.model, bench.tokenizer, new))
+
+
+_OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
+    "awrs": ("sampler", _awrs),
+    "balanced": ("drafter", _balanced),
+    "byte-probabilities": ("bytes", _bytes),
+    "fiberpo": ("loss", _fiberpo),
+    "frugalprompt": ("text", _compress),
+    "number-tokenization": ("tokenizer", _numbers),
+    "plt-kv": ("archive", _archive),
+    "reagent": ("text", _reagent),
+    "token-premiums": ("measure", _premiums),
+    "tokenadapt": ("tokenizer", _transplant),
+}
