@@ -45,7 +45,7 @@ def write(model: Any, method: Any, ids: torch.Tensor = IDS, **options: Any) -> A
 
 @pytest.mark.parametrize("name", ["h2o", "window", "snapkv", "fp8"])
 @pytest.mark.parametrize(
-    "method", [Goose(budget="auto"), Balanced(3), Plain(), Constrained(Goose(), Even())]
+    "method", [Goose(budget="auto"), Balanced(k=3), Plain(), Constrained(Goose(), Even())]
 )
 def test_a_cache_that_cannot_drop_drafts(name: str, method: Any) -> None:
     model = tiny_model("llama", vocab_size=16)
@@ -94,7 +94,7 @@ def test_guidance_goes_with_a_drafter_in_one_row_and_not_in_a_batch() -> None:
     model = tiny_model("llama", vocab_size=16)
     options: dict[str, Any] = {"guidance_scale": 3.0}
     expected = write(model, None, **options)
-    for method in (Goose(), Balanced(3)):
+    for method in (Goose(), Balanced(k=3)):
         assert torch.equal(write(model, method, **options), expected)
     message = said(lambda: write(model, Goose(), TWO, **options), model)
     assert "Goose" in message

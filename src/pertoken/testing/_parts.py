@@ -117,7 +117,7 @@ def _processors(bench: Bench) -> list[Any]:
 def _balanced(bench: Bench) -> Any:
     from pertoken.decode import Balanced
 
-    return Balanced(3)
+    return Balanced(k=3)
 
 
 def _awrs(bench: Bench) -> Any:
