@@ -107,7 +107,9 @@ BROKEN: list[tuple[Callable[..., Any], Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("law", "kind", "said"), BROKEN, ids=lambda each: str(each)[-30:])
+@pytest.mark.parametrize(
+    ("law", "kind", "said"), BROKEN, ids=lambda each: str(getattr(each, "__name__", each))[-30:]
+)
 def test_what_is_wrong_is_found(law: Callable[..., Any], kind: Any, said: str) -> None:
     with pytest.raises(LawBroken, match=said):
         law(lambda model: kind(), MODEL)

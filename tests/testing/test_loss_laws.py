@@ -93,7 +93,9 @@ BROKEN: list[tuple[Loss, Loss, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("law", "loss", "said"), BROKEN, ids=lambda each: str(each)[:30])
+@pytest.mark.parametrize(
+    ("law", "loss", "said"), BROKEN, ids=lambda each: str(getattr(each, "__name__", each))[:30]
+)
 def test_what_is_wrong_is_found(law: Loss, loss: Loss, said: str) -> None:
     with pytest.raises(LawBroken, match=said):
         law(loss)

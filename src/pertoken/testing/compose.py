@@ -16,9 +16,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pertoken.errors import PertokenError, nearest
+from pertoken.result import Result
 from pertoken.testing import _pair_laws as laws
 from pertoken.testing._bench import Bench, tiny_bench
 from pertoken.testing._pair_laws import Law, Refused
@@ -68,10 +69,11 @@ class PairResult:
 
 
 @dataclass(frozen=True)
-class Compositions:
+class Compositions(Result):
     """The results of many pairs."""
 
     results: tuple[PairResult, ...]
+    _title: ClassVar[str] = "Methods together"
 
     @property
     def broken(self) -> list[PairResult]:

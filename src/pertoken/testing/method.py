@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pertoken.catalog import PLUGS, Card, card
 from pertoken.errors import PertokenError, nearest
+from pertoken.result import Result
 from pertoken.testing._arguments import CannotCall
 from pertoken.testing._case import Case, Refused, case_model, plug_of
 from pertoken.testing._law_sets import LAWS, Law
@@ -39,7 +40,7 @@ class LawResult:
 
 
 @dataclass(frozen=True)
-class MethodReport:
+class MethodReport(Result):
     """What `check_method` found: a row per law.
 
     model: the architecture, or the class of the model; "" for a method that meets none.
