@@ -57,27 +57,17 @@ class ByteVocab:
         self.kind, self.start = _kind(self.parts)
         special = {entry["id"] for entry in self.parts["added_tokens"] if entry["special"]}
         special |= set(getattr(tokenizer, "all_special_ids", ()))
-        text = {
-            entry["id"]: entry["content"].encode()
-            for entry in self.parts["added_tokens"]
-            if entry["id"] not in special and entry["content"]
-        }
-        pieces = backend.get_vocab(with_added_tokens=False)
-        if (
-            self.kind != "byte-level"
-        ):  # an added `▁▁` that is matched before spaces are `▁` never is
-            for entry in self.parts["added_tokens"]:
-                if SPACE in entry["content"] and not entry["normalized"]:
-                    text.pop(entry["id"], None)
+        text = self._added_text(special)
+        self.added = frozenset(text)
         vocab = backend.get_vocab(with_added_tokens=True)
         self.size = max(vocab.values(), default=-1) + 1
         self.token_bytes: list[bytes | None] = [None] * self.size
         self.fallback: dict[int, int] = {}
         model = self.parts["model"]
-        unknown = {vocab.get(model.get("unk_token")), model.get("unk_id")}
+        silent = special | self.added | {vocab.get(model.get("unk_token")), model.get("unk_id")}
         spell = _spell_byte_level if self.kind == "byte-level" else _spell_sentencepiece
-        for piece, token in pieces.items():
-            if token in special or token in text or token in unknown:
+        for piece, token in backend.get_vocab(with_added_tokens=False).items():
+            if token in silent:
                 continue
             self.token_bytes[token] = spell(piece)
             byte = _byte_of(piece)
@@ -86,18 +76,31 @@ class ByteVocab:
                 self.fallback[byte] = token
         for token, content in text.items():
             self.token_bytes[token] = content
-        self.added = frozenset(text)
+        self._sort()
+
+    def _added_text(self, special: set[int]) -> dict[int, bytes]:
+        """The bytes of added tokens that are text; PertokenError where they cut text by rules."""
+        text = {}
         for entry in self.parts["added_tokens"]:
-            if entry["id"] in text and (entry["lstrip"] or entry["rstrip"] or entry["single_word"]):
+            if entry["id"] in special or not entry["content"]:
+                continue
+            if self.kind != "byte-level" and SPACE in entry["content"] and not entry["normalized"]:
+                continue  # an added `▁▁` that is matched before spaces are `▁` never is
+            if entry["lstrip"] or entry["rstrip"] or entry["single_word"]:
                 raise PertokenError(
                     f"the added token {entry['content']!r} swallows blanks or minds its neighbours "
                     "(lstrip, rstrip, single_word), so text with it has no byte view"
                 )
-        if self.start and self.added:
+            text[entry["id"]] = entry["content"].encode()
+        if self.start and text:
             raise PertokenError(
                 "a tokenizer that puts a space before every text and has added tokens that are "
                 "text has no byte view: what follows an added token would get a space as well"
             )
+        return text
+
+    def _sort(self) -> None:
+        """Order the tokens by their bytes, laid end to end for `byte_at`."""
         known = [token for token, spelled in enumerate(self.token_bytes) if spelled]
         known.sort(key=lambda token: self.token_bytes[token] or b"")
         self.order: npt.NDArray[np.int64] = np.array(known, dtype=np.int64)

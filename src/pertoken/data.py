@@ -185,7 +185,7 @@ DATA_SETS = {
         ),
         DataSet(
             name="udhr",
-            about="the Universal Declaration of Human Rights in 521 translations, by article",
+            about="the Universal Declaration of Human Rights in the 512 whole translations, by article",
             fields={
                 "code": str,
                 "iso639_3": str,

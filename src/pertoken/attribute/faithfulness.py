@@ -21,9 +21,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -264,59 +265,36 @@ def evaluate_attribution(
     """
     names = list(METHODS) if methods is None else list(dict.fromkeys(methods))
     wanted = find_quantity(quantity)
-    runs = {name: find(name) for name in names}
     given = options or {}
-    for name in given.keys() - set(names):
-        raise PertokenError(f"options for {name!r}, which is not among the methods")
-    if draws < 1:
-        raise PertokenError(f"the number of draws must be 1 or more, got {draws}")
-    if not names or not prompts:
-        raise PertokenError("give at least one prompt and one method")
+    _check(names, prompts, given, draws)
+    runs: dict[str, Callable[..., Scores]] = {
+        name: partial(find(name), quantity=wanted, seed=seed, **given.get(name, {}))
+        for name in names
+    }
     questions = [_ask(model, tokenizer, prompt, target) for prompt in prompts]
 
-    notes: list[str] = []
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    suffices: dict[str, list[Floats]] = {name: [] for name in [*names, RANDOM]}
-    comprises: dict[str, list[Floats]] = {name: [] for name in [*names, RANDOM]}
+    found: dict[str, list[_Measured]] = {name: [] for name in [*names, RANDOM]}
     signals: list[dict[str, TokenSignal]] = []
+    notes: list[str] = []
     empty = 0
     for number, question in enumerate(questions):
-        scores: dict[str, Scores] = {}
-        for name in list(names):
-            if progress is not None:
-                progress(name, number, len(questions))
-            began = time.perf_counter()
-            try:
-                scores[name] = runs[name](question, wanted, seed=seed, **given.get(name, {}))
-            except PertokenError as error:
-                if methods is not None or number:
-                    raise
-                notes.append(f"{name} is left out: {error}")
-                names.remove(name)
-                continue
-            seconds[name].append((time.perf_counter() - began) / len(question.targets))
-        signals.append({name: signal(question, scores[name], name, wanted) for name in names})
+        left_out = notes if methods is None and number == 0 else None
+        told = partial(_tell, progress, number, len(questions))
+        scores, seconds = _timed(question, runs, left_out, told)
+        signals.append({name: signal(question, scores[name], name, wanted) for name in scores})
         measured = _measure(question, scores, draws, seed, distance)
         if np.isnan(measured).any():
             empty += 1
             continue
-        for row, name in enumerate([*names, RANDOM]):
-            suffices[name].append(measured[0, row])
-            comprises[name].append(measured[1, row])
+        for row, name in enumerate([*scores, RANDOM]):
+            each = _Measured(measured[0, row], measured[1, row], seconds.get(name, 0.0))
+            found[name].append(each)
     if empty == len(questions):
         raise PertokenError("the model gives the same without any input: nothing can be measured")
     if empty:
         notes.append(f"{empty} prompts are left out: without any input the model says the same")
     left = len(questions) - empty
-    results = {
-        name: MethodResult(
-            name,
-            _units(suffices[name]),
-            _units(comprises[name]),
-            float(np.median(seconds[name])) if name != RANDOM else 0.0,
-        )
-        for name in [*names, RANDOM]
-    }
+    results = {name: _result(name, own) for name, own in found.items() if own}
     settings = {
         "prompts": left,
         "target_tokens": sum(len(question.targets) for question in questions),
@@ -328,6 +306,67 @@ def evaluate_attribution(
         "options": {name: {k: str(v) for k, v in each.items()} for name, each in given.items()},
     }
     return Faithfulness(results, settings, tuple(signals), tuple(notes))
+
+
+def _check(
+    names: Sequence[str], prompts: Sequence[Any], options: Mapping[str, Any], draws: int
+) -> None:
+    for name in options.keys() - set(names):
+        raise PertokenError(f"options for {name!r}, which is not among the methods")
+    if draws < 1:
+        raise PertokenError(f"the number of draws must be 1 or more, got {draws}")
+    if not names or not prompts:
+        raise PertokenError("give at least one prompt and one method")
+
+
+class _Measured(NamedTuple):
+    """One prompt under one method."""
+
+    suffices: Floats
+    comprises: Floats
+    seconds: float
+
+
+def _result(name: str, measured: Sequence[_Measured]) -> MethodResult:
+    return MethodResult(
+        name,
+        _units([each.suffices for each in measured]),
+        _units([each.comprises for each in measured]),
+        float(np.median([each.seconds for each in measured])),
+    )
+
+
+def _tell(
+    progress: Callable[[str, int, int], None] | None, number: int, of: int, name: str
+) -> None:
+    if progress is not None:
+        progress(name, number, of)
+
+
+def _timed(
+    question: Question,
+    runs: dict[str, Callable[..., Scores]],
+    left_out: list[str] | None,
+    tell: Callable[[str], None],
+) -> tuple[dict[str, Scores], dict[str, float]]:
+    """Scores by method, and its seconds a target token.
+
+    left_out: where not None, a method that the model cannot serve leaves `runs` with a note here.
+    """
+    scores, seconds = {}, {}
+    for name in list(runs):
+        tell(name)
+        began = time.perf_counter()
+        try:
+            scores[name] = runs[name](question)
+        except PertokenError as error:
+            if left_out is None:
+                raise
+            left_out.append(f"{name} is left out: {error}")
+            del runs[name]
+            continue
+        seconds[name] = (time.perf_counter() - began) / len(question.targets)
+    return scores, seconds
 
 
 def _ask(model: Any, tokenizer: Any, prompt: Any, target: int) -> Question:

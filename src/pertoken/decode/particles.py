@@ -10,7 +10,7 @@ weighed there, given that the text ends by then.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,6 +67,90 @@ def smc(
     >>> all(ids.count(1) % 2 == 0 for ids in found.posterior())
     True
     """
+    _check(input_ids, particles, ess_threshold, max_new_tokens, awrs)
+    stops = _stop_ids(model, eos_token_id)
+    if seed is not None:
+        torch.manual_seed(seed)
+    sampler = AWRS(constraint, **awrs)
+    sampler.start(particles)
+    texts = _Texts(model, input_ids, logits_processor, sampler.proposer())
+    crowd = _Particles(sampler.log_weights)
+    resampled = 0
+    for place in range(max_new_tokens + 1):
+        found = sampler.next_tokens(*texts.logits(), stops)
+        step = sampler.extend if place < max_new_tokens else sampler.finish
+        for row in crowd.going():
+            ids = crowd.ids[row]
+            crowd.done[row] = step(row, ids, found, crowd.at[row], stops) and ids[-1] in stops
+            if critic is not None and (crowd.done[row] or ess_threshold > 0.0):
+                crowd.twist(row, critic(ids[:-1] if crowd.done[row] else ids))
+        if all(weight == -math.inf for weight in crowd.log_weights):
+            raise PertokenError(
+                sampler.given_up(crowd.ids, "particles")
+                if place < max_new_tokens
+                else f"no text was whole after {max_new_tokens} tokens: raise max_new_tokens, "
+                "loosen the constraint or take more particles"
+            )
+        if not crowd.going():
+            break
+        if ess_threshold > 0.0 and _worth(crowd.log_weights) < ess_threshold * particles:
+            crowd.select(_systematic(crowd.log_weights))
+            resampled += 1
+        going = crowd.going()
+        if not going:
+            break
+        moved = texts.grow([(crowd.at[row], crowd.ids[row][-1]) for row in going])
+        for row, text in zip(going, moved, strict=True):
+            crowd.at[row] = text
+    return WeightedSamples(
+        ids=[ids[:-1] if whole else ids for ids, whole in zip(crowd.ids, crowd.done, strict=True)],
+        log_weights=crowd.log_weights,
+        log_marginal=_log_mean(crowd.log_weights),
+        checks=sum(sampler.checks),
+        resampled=resampled,
+        decode=None if tokenizer is None else tokenizer.decode,
+    )
+
+
+class _Particles:
+    """What each particle has written, is worth, and which text of the batch it stands behind.
+
+    log_weights: the list that the sampler adds to. twists: what the critic last said, in nats.
+    """
+
+    def __init__(self, log_weights: list[float]) -> None:
+        self.log_weights = log_weights
+        self.ids: list[list[int]] = [[] for _ in log_weights]
+        self.at = [0] * len(log_weights)
+        self.twists = [0.0] * len(log_weights)
+        self.done = [False] * len(log_weights)
+
+    def going(self) -> list[int]:
+        """The particles that are neither whole nor given up."""
+        pairs = enumerate(zip(self.done, self.log_weights, strict=True))
+        return [row for row, (done, weight) in pairs if not done and weight > -math.inf]
+
+    def twist(self, row: int, score: float) -> None:
+        """Replace what the critic said of a beginning by what it says of the longer one."""
+        self.log_weights[row] += score - self.twists[row]
+        self.twists[row] = score
+
+    def select(self, chosen: Sequence[int]) -> None:
+        """Go on with these, each of them worth the mean."""
+        self.ids = [list(self.ids[i]) for i in chosen]
+        self.at = [self.at[i] for i in chosen]
+        self.twists = [self.twists[i] for i in chosen]
+        self.done = [self.done[i] for i in chosen]
+        self.log_weights[:] = [_log_mean(self.log_weights)] * len(chosen)
+
+
+def _check(
+    input_ids: torch.Tensor,
+    particles: int,
+    ess_threshold: float,
+    max_new_tokens: int,
+    awrs: Mapping[str, Any],
+) -> None:
     if particles < 1:
         raise PertokenError(f"particles must be 1 or more, got {particles}")
     if not 0.0 <= ess_threshold <= 1.0:
@@ -77,56 +161,6 @@ def smc(
         raise PertokenError("smc takes the ids of one prompt, [1, time]")
     if not awrs.get("weights", True):
         raise PertokenError("smc weighs its texts; for samples without weights use AWRS by itself")
-    stops = _stop_ids(model, eos_token_id)
-    if seed is not None:
-        torch.manual_seed(seed)
-    sampler = AWRS(constraint, **awrs)
-    sampler.start(particles)
-    weights = sampler.log_weights
-    new: list[list[int]] = [[] for _ in range(particles)]
-    twists, done = [0.0] * particles, [False] * particles
-    texts = _Texts(model, input_ids, logits_processor, sampler.proposer())
-    at, resampled = [0] * particles, 0  # the text of each particle
-    for place in range(max_new_tokens + 1):
-        found = sampler.next_tokens(*texts.logits(), stops)
-        step = sampler.extend if place < max_new_tokens else sampler.finish
-        for row, ids in enumerate(new):
-            if done[row] or weights[row] == -math.inf:
-                continue
-            done[row] = step(row, ids, found, at[row], stops) and ids[-1] in stops
-            if critic is not None and (done[row] or ess_threshold > 0.0):
-                score = critic(ids[:-1] if done[row] else ids)
-                weights[row] += score - twists[row]
-                twists[row] = score
-        if all(weight == -math.inf for weight in weights):
-            if place == max_new_tokens:
-                raise PertokenError(
-                    f"no text was whole after {max_new_tokens} tokens: raise max_new_tokens, "
-                    "loosen the constraint or take more particles"
-                )
-            raise PertokenError(sampler.given_up(new, "particles"))
-        if all(map(_or, done, weights)):
-            break
-        if ess_threshold > 0.0 and _worth(weights) < ess_threshold * particles:
-            chosen = _systematic(weights)
-            resampled += 1
-            new, at = [list(new[i]) for i in chosen], [at[i] for i in chosen]
-            twists, done = [twists[i] for i in chosen], [done[i] for i in chosen]
-            weights[:] = [_log_mean(weights)] * particles
-        going = [row for row in range(particles) if not _or(done[row], weights[row])]
-        if not going:
-            break
-        moved = texts.grow([(at[row], new[row][-1]) for row in going])
-        for row, text in zip(going, moved, strict=True):
-            at[row] = text
-    return WeightedSamples(
-        ids=[ids[:-1] if whole else ids for ids, whole in zip(new, done, strict=True)],
-        log_weights=weights,
-        log_marginal=_log_mean(weights),
-        checks=sum(sampler.checks),
-        resampled=resampled,
-        decode=None if tokenizer is None else tokenizer.decode,
-    )
 
 
 class _Texts:
@@ -172,10 +206,6 @@ def _stop_ids(model: PreTrainedModel, given: int | Sequence[int] | None) -> list
             "text of it is ever whole; give one as eos_token_id"
         )
     return [found] if isinstance(found, int) else list(found)
-
-
-def _or(done: bool, log_weight: float) -> bool:
-    return done or log_weight == -math.inf
 
 
 def _log_mean(log_weights: Sequence[float]) -> float:

@@ -213,8 +213,7 @@ def evidence_rows(name: str, found: Found, free: Unit) -> list[Row]:
     """Reconstruction, patching, rank, decoding without a cache."""
     made = [unit for key, unit in found.items() if key[:2] == ("reconstruction", name)]
     whole = found["patching", name]["all"]
-    rank = found["rank", name]
-    rows = [
+    return [
         Row(
             f"keys and values from the stream, {name}: greatest error",
             max(_number(unit["greatest"]) for unit in made),
@@ -248,9 +247,16 @@ def evidence_rows(name: str, found: Found, free: Unit) -> list[Row]:
             paper=1.7,
             paper_setting="SmolLM2-135M; 1.7 to 3.8 in all",
         ),
+        *_patching_rows(name, found["patching", name]),
+        *_rank_rows(name, found["rank", name]),
     ]
+
+
+def _patching_rows(name: str, found: Unit) -> list[Row]:
+    """Parts of the sequence, layer by layer."""
+    rows: list[Row] = []
     for positions, what in (("last", "last position"), ("0.5", "last half")):
-        part = found["patching", name][positions]
+        part = found[positions]
         rows += [
             Row(
                 f"patching the {what}, {name}, input of block {layer}: KL to the donor",
@@ -261,7 +267,11 @@ def evidence_rows(name: str, found: Found, free: Unit) -> list[Row]:
             )
             for layer in spread_out(len(part["to_donor"]), 6)
         ]
-    rows += [
+    return rows
+
+
+def _rank_rows(name: str, rank: Unit) -> list[Row]:
+    return [
         Row(
             f"r*(0.9) of the query-key products, {name}: {form}",
             rank[figure],
@@ -283,7 +293,6 @@ def evidence_rows(name: str, found: Found, free: Unit) -> list[Row]:
             ),
         )
     ]
-    return rows
 
 
 def _parting(unit: Unit) -> str:

@@ -76,6 +76,22 @@ def speed_rows(
     context: Context, units_of: Mapping[int, Mapping[str, Any]], groups: Mapping[int, str]
 ) -> list[Row]:
     kept = {key: unit for key, unit in units_of.items() if unit["kept"]}
+    return [
+        *_ratio_rows(kept, groups, context.seed),
+        *_step_rows([unit["goose auto"] for unit in kept.values()]),
+        Row(
+            "accepted per forward: goose (auto budget), kept from prompt to prompt",
+            accepted(unit[KEPT] for unit in kept.values()),
+            unit="tokens",
+        ),
+        *(_tokens_per_second(name, list(kept.values())) for name in (*timed(), KEPT)),
+    ]
+
+
+def _ratio_rows(
+    kept: Mapping[int, Mapping[str, Any]], groups: Mapping[int, str], seed: int
+) -> list[Row]:
+    """One contender's wall clock over another's: all prompts, by group, those that do not loop."""
     calm = {
         key: unit
         for key, unit in kept.items()
@@ -85,18 +101,19 @@ def speed_rows(
     def row(metric: str, fast: str, slow: str, units: Any = None, **more: Any) -> Row:
         units = list((kept if units is None else units).values())
         seconds = {name: [u[name]["seconds"] for u in units] for name in (fast, slow)}
-        return speed_row(metric, seconds[fast], seconds[slow], context.seed, **more)
+        return speed_row(metric, seconds[fast], seconds[slow], seed, **more)
 
     claim = {"paper": "1.9-4.3", "paper_setting": "7B-33B, GPU, fp16, batch 1"}
     metric = "wall clock: goose (auto budget) over plain"
-    rows = [row(f"{metric}, all", "goose auto", "plain", **claim)]
     by_group = []
     for group in dict.fromkeys(groups.values()):
         units = {key: unit for key, unit in kept.items() if groups[key] == group}
         by_group.append(row(f"{metric}, {group}", "goose auto", "plain", units))
     ranked = sorted(by_group, key=lambda r: r.here)
-    for word, found in (("best", ranked[-1]), ("worst", ranked[0])):
-        rows.append(
+    ours = "wall clock: our prompt lookup over transformers'"
+    return [
+        row(f"{metric}, all", "goose auto", "plain", **claim),
+        *(
             Row(
                 f"{metric}, {word} group",
                 found.here,
@@ -105,60 +122,41 @@ def speed_rows(
                 baseline=1.0,
                 why=found.metric.rpartition(", ")[2],
             )
-        )
-    rows += by_group
-    rows += [
+            for word, found in (("best", ranked[-1]), ("worst", ranked[0]))
+        ),
+        *by_group,
         row(f"{metric}, outputs that do not loop", "goose auto", "plain", calm),
         row(f"{metric}, kept from prompt to prompt", KEPT, "plain"),
         row(f"{metric}, kept from prompt to prompt, outputs that do not loop", KEPT, "plain", calm),
         row("wall clock: our plain loop over transformers' generate", "plain", "hf"),
-        row(
-            "wall clock: our prompt lookup over transformers'", "prompt lookup", "hf prompt lookup"
-        ),
-        row(
-            "wall clock: our prompt lookup over transformers', outputs that do not loop",
-            "prompt lookup",
-            "hf prompt lookup",
-            calm,
-        ),
+        row(ours, "prompt lookup", "hf prompt lookup"),
+        row(f"{ours}, outputs that do not loop", "prompt lookup", "hf prompt lookup", calm),
         row("wall clock: transformers' prompt lookup over plain", "hf prompt lookup", "plain"),
         row("wall clock: our prompt lookup over plain", "prompt lookup", "plain"),
     ]
-    goose = [unit["goose auto"] for unit in kept.values()]
+
+
+def _step_rows(goose: list[Unit]) -> list[Row]:
     outside = sum(unit["seconds_outside"] for unit in goose)
     steps = sum(unit["seconds_steps"] for unit in goose)
-    rows.append(
+    return [
         Row(
             "share of a step outside the model, goose (auto budget)",
             outside / steps if steps else float("nan"),
             unit="share",
-        )
-    )
-    rows.append(Row("accepted per forward: goose (auto budget)", accepted(goose), unit="tokens"))
-    rows.append(
-        Row(
-            "accepted per forward: goose (auto budget), kept from prompt to prompt",
-            accepted(unit[KEPT] for unit in kept.values()),
-            unit="tokens",
-        )
-    )
-    for name in (*timed(), KEPT):
-        tokens = sum(len(unit[name]["ids"]) for unit in kept.values())
-        seconds = sum(unit[name]["seconds"] for unit in kept.values())
-        speed = tokens / seconds if seconds else float("nan")
-        limits = sorted(unit["limit"] for unit in kept.values())
-        limit = limits[len(limits) // 2] if limits else float("nan")
-        rows.append(
-            Row(
-                f"speed: {name}",
-                speed,
-                unit="tokens/s",
-                why=f"{speed / limit:.0%} of what the memory's bandwidth allows for one-token steps"
-                if limits
-                else "",
-            )
-        )
-    return rows
+        ),
+        Row("accepted per forward: goose (auto budget)", accepted(goose), unit="tokens"),
+    ]
+
+
+def _tokens_per_second(name: str, kept: list[Mapping[str, Any]]) -> Row:
+    tokens = sum(len(unit[name]["ids"]) for unit in kept)
+    seconds = sum(unit[name]["seconds"] for unit in kept)
+    speed = tokens / seconds if seconds else float("nan")
+    limits = sorted(unit["limit"] for unit in kept)
+    bound = "of what the memory's bandwidth allows for one-token steps"
+    why = f"{speed / limits[len(limits) // 2]:.0%} {bound}" if limits else ""
+    return Row(f"speed: {name}", speed, unit="tokens/s", why=why)
 
 
 def cost_rows(model: Any) -> list[Row]:

@@ -161,29 +161,42 @@ def run_module(
     context.checkpoint = checkpoint
     if checkpoint is not None and resume and not helper:
         context.say(f"{slug}: {checkpoint.resumed} finished units found")
-    started = time.monotonic()
-    result = module.run(context)
-    if not isinstance(result, Reproduction):
-        raise PertokenError(f"run(context) of {slug} must return context.reproduction(rows, …)")
-    rows, faults = judge(result.rows, bars, reasons, smoke=smoke)
-    report = Report(
-        slug=slug,
-        version=context.version,
-        model=result.model,
-        settings={**result.settings, **settings, **_found_out(context)},
-        seed=result.seed,
-        versions=versions(),
-        machine=machine(device),
-        seconds=round(time.monotonic() - started, 1),
-        rows=rows,
-        faults=faults,
-    )
+    report = _measured(module, context, settings, bars, reasons)
     if context.out_dir is not None:
         report.path = context.out_dir / f"{slug}.json"
         write_json(report.to_dict(), report.path)
     if checkpoint is not None:
         checkpoint.discard()
     return report
+
+
+def _measured(
+    module: Any,
+    context: Context,
+    settings: Mapping[str, Any],
+    bars: Mapping[str, Bar],
+    reasons: Mapping[str, str],
+) -> Report:
+    """Run the module and judge its rows."""
+    started = time.monotonic()
+    result = module.run(context)
+    if not isinstance(result, Reproduction):
+        raise PertokenError(
+            f"run(context) of {context.slug} must return context.reproduction(rows, …)"
+        )
+    rows, faults = judge(result.rows, bars, reasons, smoke=context.smoke)
+    return Report(
+        slug=context.slug,
+        version=context.version,
+        model=result.model,
+        settings={**result.settings, **settings, **_found_out(context)},
+        seed=result.seed,
+        versions=versions(),
+        machine=machine(context.device),
+        seconds=round(time.monotonic() - started, 1),
+        rows=rows,
+        faults=faults,
+    )
 
 
 def judge(

@@ -97,6 +97,7 @@ SMOKE = [
     for code, lines in _SMOKE_LINES.items()
 ]
 Unit = dict[str, Any]
+WHERE = "97 languages, 300 MB each, FLORES-200"  # the paper's setting
 
 
 def run(context: Context) -> Reproduction:
@@ -206,21 +207,36 @@ def _log_variances(first: NDArray[np.float64], second: NDArray[np.float64]) -> N
 
 
 def _trained_rows(trained: Mapping[str, Unit], seed: int) -> list[Row]:
+    units = list(trained.values())
+    counts = {size: [unit["bpe"][str(size)]["tokens"] for unit in units] for size in SIZES}
+    rows = [
+        *_optimum_rows(units, counts[ALIKE], seed),
+        *_growth_rows(counts[SIZES[0]], counts[SIZES[-1]], seed),
+    ]
+    for size, values in counts.items():
+        rows += [
+            Row(f"BPE at {size}: mean count", float(np.mean(values)), "tokens"),
+            Row(
+                f"BPE at {size}: standard deviation of log count",
+                float(np.log(values).std(ddof=1)),
+            ),
+        ]
+    for size in SUPERWORD:
+        words = [unit["superword"][str(size)] for unit in units]
+        rows += _superword_rows(size, counts[size], words, seed)
+    return rows
+
+
+def _optimum_rows(units: Sequence[Unit], alike: list[float], seed: int) -> list[Row]:
+    """The power law, and the vocabulary it gives each language. alike: counts at one for all."""
     from pertoken.tokenize.spread import spread_test
     from pertoken.tokenize.train import smallest
 
-    units = list(trained.values())
-    counts = {size: [unit["bpe"][str(size)]["tokens"] for unit in units] for size in SIZES}
     own = [unit["own"]["tokens"] for unit in units]
     learnt = [unit["vocabulary"] - smallest("bpe") for unit in units]
     short = sum(unit["own"]["size"] < unit["vocabulary"] - 0.5 for unit in units)
-    own_test = spread_test(np.log(counts[ALIKE]), np.log(own))
-    raw_own = spread_test(counts[ALIKE], own)
-    first, last = counts[SIZES[0]], counts[SIZES[-1]]
-    growth = spread_test(np.log(first), np.log(last))
-    raw_growth = spread_test(first, last)
-    where = "97 languages, 300 MB each, FLORES-200"
-    rows = [
+    test, raw = spread_test(np.log(alike), np.log(own)), spread_test(alike, own)
+    return [
         Row(
             "power law: median R² over languages",
             float(np.median([unit["r2"] for unit in units])),
@@ -232,23 +248,32 @@ def _trained_rows(trained: Mapping[str, Unit], seed: int) -> list[Row]:
             max(learnt) / min(learnt),
             "x",
             paper="> 10",
-            paper_setting=where,
+            paper_setting=WHERE,
             why=f"{min(learnt)} to {max(learnt)} tokens; {short} languages could not fill theirs",
         ),
         Row(
             _OWN,
-            own_test.f,
+            test.f,
             "x",
-            interval=bootstrap(_log_variances, counts[ALIKE], own, seed=seed),
-            baseline=f"of the counts themselves {raw_own.f:.3g}; mean {np.mean(counts[ALIKE]):.0f} "
+            interval=bootstrap(_log_variances, alike, own, seed=seed),
+            baseline=f"of the counts themselves {raw.f:.3g}; mean {np.mean(alike):.0f} "
             f"and {np.mean(own):.0f} tokens",
         ),
         Row(
             f"optimal vocabularies: p of the F test against {ALIKE} for all",
-            own_test.p,
+            test.p,
             paper="significant",
-            paper_setting=where,
+            paper_setting=WHERE,
         ),
+    ]
+
+
+def _growth_rows(first: list[float], last: list[float], seed: int) -> list[Row]:
+    """Counts at the smallest and at the largest vocabulary, the same for all languages."""
+    from pertoken.tokenize.spread import spread_test
+
+    test, raw = spread_test(np.log(first), np.log(last)), spread_test(first, last)
+    return [
         Row(
             f"{_UNIFORM}: mean count, last over first",
             float(np.mean(last) / np.mean(first)),
@@ -257,52 +282,42 @@ def _trained_rows(trained: Mapping[str, Unit], seed: int) -> list[Row]:
         ),
         Row(
             f"{_UNIFORM}: p of the F test of the spreads",
-            growth.p,
+            test.p,
             paper="p = .565, F(96, 96) = 1.125",
-            paper_setting=where,
-            baseline=f"F = {growth.f:.3f}; of the counts themselves {raw_growth.f:.2f}, "
-            f"p = {raw_growth.p:.2g}",
+            paper_setting=WHERE,
+            baseline=f"F = {test.f:.3f}; of the counts themselves {raw.f:.2f}, p = {raw.p:.2g}",
         ),
     ]
-    for size in SIZES:
-        values = counts[size]
-        rows += [
-            Row(f"BPE at {size}: mean count", float(np.mean(values)), "tokens"),
-            Row(
-                f"BPE at {size}: standard deviation of log count",
-                float(np.log(values).std(ddof=1)),
-            ),
-        ]
-    for size in SUPERWORD:
-        words = [unit["superword"][str(size)] for unit in units]
-        raw, test = (
-            spread_test(counts[size], words),
-            spread_test(np.log(counts[size]), np.log(words)),
-        )
-        rows += [
-            Row(
-                f"superword over BPE at {size}: mean count",
-                float(np.mean(words) / np.mean(counts[size])),
-                interval=bootstrap_ratio(words, counts[size], seed=seed),
-                baseline=f"{np.mean(counts[size]):.0f} tokens",
-                paper="-21 % for Vietnamese at 32,768",
-                paper_setting="300 MB",
-            ),
-            Row(
-                f"superword at {size}: variance of the counts, BPE's over its",
-                raw.f,
-                "x",
-                interval=bootstrap(_variances, counts[size], words, seed=seed),
-                why=f"p = {raw.p:.2g}",
-            ),
-            Row(
-                f"superword at {size}: variance of the logarithms, BPE's over its",
-                test.f,
-                "x",
-                interval=bootstrap(_log_variances, counts[size], words, seed=seed),
-            ),
-        ]
-    return rows
+
+
+def _superword_rows(size: int, counts: list[float], words: list[float], seed: int) -> list[Row]:
+    """counts: BPE's at this size; words: the superword tokenizer's."""
+    from pertoken.tokenize.spread import spread_test
+
+    raw, test = spread_test(counts, words), spread_test(np.log(counts), np.log(words))
+    return [
+        Row(
+            f"superword over BPE at {size}: mean count",
+            float(np.mean(words) / np.mean(counts)),
+            interval=bootstrap_ratio(words, counts, seed=seed),
+            baseline=f"{np.mean(counts):.0f} tokens",
+            paper="-21 % for Vietnamese at 32,768",
+            paper_setting="300 MB",
+        ),
+        Row(
+            f"superword at {size}: variance of the counts, BPE's over its",
+            raw.f,
+            "x",
+            interval=bootstrap(_variances, counts, words, seed=seed),
+            why=f"p = {raw.p:.2g}",
+        ),
+        Row(
+            f"superword at {size}: variance of the logarithms, BPE's over its",
+            test.f,
+            "x",
+            interval=bootstrap(_log_variances, counts, words, seed=seed),
+        ),
+    ]
 
 
 def _regression_rows(trained: Mapping[str, Unit]) -> list[Row]:

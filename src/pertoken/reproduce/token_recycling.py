@@ -7,6 +7,7 @@ The matrix of the hot runs lives through all prompts, in their order, as in the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from random import Random
 from typing import Any
@@ -25,6 +26,8 @@ from pertoken.reproduce._speculation import (
     speed_row,
     stop_ids,
 )
+
+Units = dict[int, dict[str, Unit]]  # prompt -> contender -> what it did
 
 VERSION = 1
 DTYPE = "float32"  # processors without bfloat16 kernels verify trees in it at a crawl
@@ -52,7 +55,6 @@ REASONS = {
 def run(context: Context) -> Reproduction:
     """All rows; about half an hour on two slow cores."""
     from pertoken.decode import Lookahead, Plain, PromptLookup, TokenRecycling
-    from pertoken.timing import alternate
 
     new_tokens = 12 if context.smoke else NEW_TOKENS
     model, tokenizer = context.load()
@@ -73,52 +75,81 @@ def run(context: Context) -> Reproduction:
     }
     for make in (Plain, PromptLookup, lambda: TokenRecycling(budget="auto")):
         decode(model, next(iter(prompts.values()))[:16], make, 8)  # warm up, measure the costs
+    units, kept = _alternating(context, model, prompts, contenders, new_tokens)
+    bytes_here = len(hot.matrix) * 8 * 4 if hot.matrix is not None else 0
+    identical, notes = _identity(model, prompts, units, new_tokens)
+    return context.reproduction(
+        [
+            identical,
+            *_storage_rows(bytes_here),
+            *_accepted_rows(units, context.seed),
+            *_speed_rows([units[key] for key in kept], context.seed),
+            *(
+                Row(f"accepted per forward: {name}", accepted(_all_of(units, name)), "tokens")
+                for name in contenders
+            ),
+            *(Row(f"divergence: {note}", 1, "text") for note in notes[:20]),
+        ],
+        new_tokens=new_tokens,
+        prompts=len(prompts),
+        prompts_per_group=PER_GROUP,
+        split="report: odd question ids, first turn, chat template",
+        rounds_kept=len(kept),
+        rounds_dropped=len(prompts) - len(kept),
+    )
+
+
+def _alternating(
+    context: Context,
+    model: Any,
+    prompts: Mapping[int, list[int]],
+    contenders: Mapping[str, Make],
+    new_tokens: int,
+) -> tuple[Units, list[int]]:
+    """Each contender on each prompt, in an order drawn per prompt; the prompts timed undisturbed.
+
+    No second try: the hot matrices have seen the prompt then.
+    """
+    from pertoken.timing import alternate
+
     names = list(contenders)
-    units: dict[int, dict[str, Any]] = {}
+    units: Units = {}
     kept = []
     for number, key in enumerate(context.track(list(prompts), "token recycling")):
         order = Random(context.seed + number).sample(names, len(names))
         turn = {
             name: partial(_run, model, prompts[key], contenders[name], new_tokens) for name in order
         }
-        # No second try: the hot matrices have seen the prompt then.
         run = alternate(turn, 1, retries=0, watch=0.0 if context.smoke else 0.5)
         calls = (run.kept or run.dropped)[0].calls
         units[key] = {name: call.value for name, call in calls.items()}
         if run.kept:
             kept.append(key)
+    return units, kept
 
-    def all_of(name: str) -> list[Unit]:
-        return [unit[name] for unit in units.values()]
 
-    def seconds(name: str) -> list[float]:
-        return [units[key][name]["seconds"] for key in kept]
+def _all_of(units: Units, name: str) -> list[Unit]:
+    return [unit[name] for unit in units.values()]
 
+
+def _identity(
+    model: Any, prompts: Mapping[int, list[int]], units: Units, new_tokens: int
+) -> tuple[Row, list[str]]:
+    """The share of texts equal to plain decoding's, the worst contender's; what parts where."""
     judged: dict[Any, Any] = {}
-    shares = [
-        fair_share(
-            model,
-            prompts,
-            {key: unit[name] for key, unit in units.items()},
-            {key: unit["plain"] for key, unit in units.items()},
-            new_tokens,
-            stop_ids(model),
-            judged,
-        )
-        for name in names
-    ]
-    notes = [
-        f"{name} {note}" for name, share in zip(names, shares, strict=True) for note in share[1]
-    ]
-    speed = {"paper": 2.09, "paper_setting": "Vicuna-7B, Spec-Bench, GPU, fp16"}
-    bytes_here = len(hot.matrix) * 8 * 4 if hot.matrix is not None else 0
-    result = [
-        Row(
-            "ids identical or numerical tie",
-            min(share for share, _ in shares),
-            "share",
-            why=f"{len(notes)} texts part at a numerical tie" if notes else "",
-        ),
+    plain = {key: unit["plain"] for key, unit in units.items()}
+    shares, notes = [], []
+    for name in next(iter(units.values())):
+        own = {key: unit[name] for key, unit in units.items()}
+        share, found = fair_share(model, prompts, own, plain, new_tokens, stop_ids(model), judged)
+        shares.append(share)
+        notes += [f"{name} {note}" for note in found]
+    why = f"{len(notes)} texts part at a numerical tie" if notes else ""
+    return Row("ids identical or numerical tie", min(shares), "share", why=why), notes
+
+
+def _storage_rows(bytes_here: int) -> list[Row]:
+    return [
         Row(
             "storage at a vocabulary of 32,000, 8-byte ids",
             32_000 * 8 * 8 / 2**20,
@@ -127,54 +158,43 @@ def run(context: Context) -> Reproduction:
             paper_setting="vocabulary 32,000",
         ),
         Row("storage here, 4-byte ids", bytes_here / 2**20, "MiB"),
-        ratio_row(
-            "accepted: hot start over cold start", all_of("hot"), all_of("cold"), context.seed
-        ),
-        ratio_row(
+    ]
+
+
+def _accepted_rows(units: Units, seed: int) -> list[Row]:
+    def over(metric: str, ours: str, theirs: str, **paper: Any) -> Row:
+        return ratio_row(metric, _all_of(units, ours), _all_of(units, theirs), seed, **paper)
+
+    return [
+        over("accepted: hot start over cold start", "hot", "cold"),
+        over(
             "accepted: hot start over prompt lookup",
-            all_of("hot"),
-            all_of("prompt lookup"),
-            context.seed,
+            "hot",
+            "prompt lookup",
             paper="about +30 % over training-free methods",
             paper_setting="Vicuna, Spec-Bench, speed",
         ),
-        ratio_row(
-            "accepted: hot start over lookahead", all_of("hot"), all_of("lookahead"), context.seed
-        ),
-        ratio_row(
-            "accepted: prompt harvested over cold start",
-            all_of("harvest"),
-            all_of("cold"),
-            context.seed,
-        ),
-        speed_row(
-            "wall clock: hot start, 80 nodes, over plain",
-            seconds("hot"),
-            seconds("plain"),
-            context.seed,
-            **speed,
-        ),
-        speed_row(
-            "wall clock: hot start, auto budget, over plain",
-            seconds("hot auto"),
-            seconds("plain"),
-            context.seed,
-            **speed,
-        ),
+        over("accepted: hot start over lookahead", "hot", "lookahead"),
+        over("accepted: prompt harvested over cold start", "harvest", "cold"),
     ]
-    result += [
-        Row(f"accepted per forward: {name}", accepted(all_of(name)), "tokens") for name in names
+
+
+def _speed_rows(kept: list[dict[str, Unit]], seed: int) -> list[Row]:
+    def over_plain(metric: str, name: str) -> Row:
+        seconds = {each: [unit[each]["seconds"] for unit in kept] for each in (name, "plain")}
+        return speed_row(
+            metric,
+            seconds[name],
+            seconds["plain"],
+            seed,
+            paper=2.09,
+            paper_setting="Vicuna-7B, Spec-Bench, GPU, fp16",
+        )
+
+    return [
+        over_plain("wall clock: hot start, 80 nodes, over plain", "hot"),
+        over_plain("wall clock: hot start, auto budget, over plain", "hot auto"),
     ]
-    result += [Row(f"divergence: {note}", 1, "text") for note in notes[:20]]
-    return context.reproduction(
-        result,
-        new_tokens=new_tokens,
-        prompts=len(prompts),
-        prompts_per_group=PER_GROUP,
-        split="report: odd question ids, first turn, chat template",
-        rounds_kept=len(kept),
-        rounds_dropped=len(prompts) - len(kept),
-    )
 
 
 def _run(model: Any, ids: list[int], make: Make, new_tokens: int, _: int) -> Unit:

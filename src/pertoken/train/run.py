@@ -171,6 +171,17 @@ def train_policy(
         write_run(run.folder, run.to_dict())
     trainer = _trainer(trainer_class, run, policy, job, problems)
     del policy
+    _train(trainer, run, checkpoint, progress)
+    run.batch = _whole_batch(trainer.batch)
+    _save_model(trainer, tokenizer, run.folder)
+    write_run(run.folder, run.to_dict())
+    return run
+
+
+def _train(
+    trainer: Any, run: Run, checkpoint: Path | None, progress: Callable[[Row], None] | None
+) -> None:
+    """All steps, from the checkpoint on, with a row and a line for TensorBoard each."""
     writer = need("torch.utils.tensorboard", "rl").SummaryWriter(
         str(run.folder / "tensorboard"),
         purge_step=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]) + 1,
@@ -187,10 +198,6 @@ def train_policy(
         ) from error
     finally:
         writer.close()
-    run.batch = _whole_batch(trainer.batch)
-    _save_model(trainer, tokenizer, run.folder)
-    write_run(run.folder, run.to_dict())
-    return run
 
 
 def row_of(logs: dict[str, Any], settings: dict[str, Any], step: int) -> Row:
