@@ -13,12 +13,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pertoken.catalog import PLUGS, Card, card
+from pertoken.catalog import PLUGS
 from pertoken.errors import PertokenError, nearest
 from pertoken.testing._arguments import CannotCall
 from pertoken.testing._case import Case, Refused, case_model, plug_of
 from pertoken.testing._law_sets import LAWS, Law
-from pertoken.testing.battery import SUBJECTS, Subject
+from pertoken.testing.battery import Subject
+from pertoken.testing.battery import subject as subject_of
 from pertoken.testing.laws import LawBroken
 from pertoken.testing.text_laws import tiny_tokenizer
 from pertoken.testing.verify import setup_name
@@ -143,10 +144,7 @@ def _subject(method: Any, plug: str | None) -> Subject:
     if plug is not None and plug not in PLUGS:
         raise PertokenError(f"unknown plug {plug!r}{nearest(plug, PLUGS)}: {', '.join(PLUGS)}")
     if isinstance(method, str):
-        own: Card = card(method)
-        known = SUBJECTS.get(method)
-        if known is None:
-            return Subject(method, plug or own.plug, own.load())
+        known = subject_of(method)
         return known if plug is None else replace(known, plug=plug)
     found = plug or plug_of(method)
     return Subject(_name(method, found), found, method)
