@@ -10,6 +10,6 @@ from pertoken.testing.battery import Subject
 __all__ = ["SUBJECTS"]
 
 # Few probes and steps: the laws ask whether it is the same twice, not whether it has converged.
-_FEW = {"probes": 2, "max_steps": 20}
+_reagent = partial(attribute, target="!", method="reagent", probes=2, max_steps=20)
 
-SUBJECTS = (Subject("reagent", "text", partial(attribute, target="!", method="reagent", **_FEW)),)
+SUBJECTS = (Subject("reagent", "text", _reagent),)
