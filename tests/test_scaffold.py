@@ -107,6 +107,14 @@ def test_every_row_can_get_its_entry(tree: Path) -> None:
         assert replace(card, entry=one.entry) == one
 
 
+@pytest.mark.parametrize(("plug", "wanted"), [(None, "generate"), ("logits", "logits")])
+def test_the_row_says_the_plug(plug: str | None, wanted: str, tree: Path) -> None:
+    scaffold("zebra", root=tree, title="Zebra", family="decode", plug=plug)
+    assert parse((tree / CATALOG).read_text())["zebra"].plug == wanted
+    with pytest.raises(PertokenError, match=r"unknown plug 'logit' .*'logits'"):
+        scaffold("okapi", root=tree, title="Okapi", family="decode", plug="logit")
+
+
 def test_unknown_paper_gets_a_row_among_its_family(tree: Path) -> None:
     scaffold("zebra", root=tree, title="Zebra: é “x”", family="cache", arxiv="2604.01234")
     rows = tomllib.loads((tree / CATALOG).read_text())["paper"]

@@ -16,7 +16,6 @@ from pertoken.errors import PertokenError
 from pertoken.testing._law_sets import LAWS
 from pertoken.testing.battery import (
     DRAWN_ON,
-    SETTINGS,
     Subject,
     expected_skips,
     finished,
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def declared() -> Cells:
-    """What the reasons declared in `pertoken.testing.battery` say; nothing is run."""
+    """What the declared reasons say; nothing is run."""
     cells = {}
     for one, place, laws in _pairs():
         skips = expected_skips(one, laws)
@@ -122,7 +121,7 @@ def _section(plug: str, what: str, slugs: Sequence[str], cells: Cells) -> str:
     for one in map(subject, slugs):
         if own := [law for law in one.laws if law not in LAWS[plug]]:
             lines += ["", f"`{one.name}` has laws of its own: {', '.join(own)}."]
-    if settings := {slug: SETTINGS[slug] for slug in slugs if slug in SETTINGS}:
+    if settings := {slug: more for slug in slugs if (more := subject(slug).settings)}:
         named = (f"`{slug}` {', '.join(more)}" for slug, more in settings.items())
         lines += ["", f"Run with other settings too: {'; '.join(named)}."]
     return "\n".join(lines).rstrip()

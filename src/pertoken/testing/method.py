@@ -13,13 +13,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pertoken.catalog import PLUGS, Card, card
+from pertoken.catalog import PLUGS
 from pertoken.errors import PertokenError, nearest
 from pertoken.result import Result
 from pertoken.testing._arguments import CannotCall
 from pertoken.testing._case import Case, Refused, case_model, plug_of
 from pertoken.testing._law_sets import LAWS, Law
-from pertoken.testing.battery import SUBJECTS, Subject
+from pertoken.testing.battery import Subject
+from pertoken.testing.battery import subject as subject_of
 from pertoken.testing.laws import LawBroken
 from pertoken.testing.text_laws import tiny_tokenizer
 from pertoken.testing.verify import setup_name
@@ -126,23 +127,10 @@ def check_method(
     """
     subject = _subject(method, plug)
     chosen = _chosen(subject, skip, laws)
-    needs_model = subject.meets_model
-    if (
-        needs_model
-        and tokenizer is None
-        and not isinstance(model, str | None)
-        and subject.plug in ("text", "tokenizer", "probe")
-    ):
-        raise PertokenError("a model given as an object needs its tokenizer: tokenizer=…")
-    tokenizer = tiny_tokenizer() if tokenizer is None else tokenizer
-    found: Any = None
-    architecture: str | None = None
-    if needs_model:
-        found, architecture = case_model(model, tokenizer, subject.plug)
-    case = Case(subject.method, subject.plug, found, tokenizer, architecture, seed)
+    case = _case(subject, model, tokenizer, seed)
     reasons = {**subject.skip, **(skip or {})}
     results = tuple(_run(law, run, case, reasons) for law, run in chosen.items())
-    on = architecture or (type(found).__name__ if found is not None else "")
+    on = case.architecture or ("" if case.model is None else type(case.model).__name__)
     report = MethodReport(subject.name, subject.plug, on, results)
     if report.broken:
         lines = "; ".join(f"{each.law}: {each.why}" for each in report.broken)
@@ -157,13 +145,23 @@ def _subject(method: Any, plug: str | None) -> Subject:
     if plug is not None and plug not in PLUGS:
         raise PertokenError(f"unknown plug {plug!r}{nearest(plug, PLUGS)}: {', '.join(PLUGS)}")
     if isinstance(method, str):
-        own: Card = card(method)
-        known = SUBJECTS.get(method)
-        if known is None:
-            return Subject(method, plug or own.plug, own.load())
+        known = subject_of(method)
         return known if plug is None else replace(known, plug=plug)
     found = plug or plug_of(method)
     return Subject(_name(method, found), found, method)
+
+
+def _case(subject: Subject, model: PreTrainedModel | str | None, tokenizer: Any, seed: int) -> Case:
+    """The method with a model, if it meets one, and a tokenizer."""
+    own = not isinstance(model, str | None)
+    given = tokenizer is not None
+    tokenizer = tokenizer if given else tiny_tokenizer()
+    if not subject.meets_model:
+        return Case(subject.method, subject.plug, None, tokenizer, None, seed)
+    if own and not given and subject.plug in ("text", "tokenizer", "probe"):
+        raise PertokenError("a model given as an object needs its tokenizer: tokenizer=…")
+    found, architecture = case_model(model, tokenizer, subject.plug)
+    return Case(subject.method, subject.plug, found, tokenizer, architecture, seed)
 
 
 def _name(method: Any, plug: str) -> str:

@@ -1,0 +1,13 @@
+"""How prompts are compressed for the laws of `pertoken.testing`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pertoken.prune.frugalprompt import compress
+from pertoken.testing.battery import Subject
+
+__all__ = ["SUBJECTS"]
+
+# By the decoder at hand; GlobEnc and DecompX need an encoder, which no architecture of ours is.
+SUBJECTS = (Subject("frugalprompt", "text", partial(compress, salience="self-information")),)

@@ -1,0 +1,18 @@
+"""How what acts on tokenizers is made for the laws of `pertoken.testing`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pertoken.testing.battery import Subject
+from pertoken.tokenize.numbers import NumberDirection
+from pertoken.tokenize.premiums import token_premiums
+
+__all__ = ["SUBJECTS"]
+
+_TEXTS = {"eng": ["free and equal", "in dignity"], "tur": ["hür ve eşit", "haysiyet"]}
+
+SUBJECTS = (
+    Subject("number-tokenization", "tokenizer", NumberDirection("r2l")),
+    Subject("token-premiums", "probe", partial(token_premiums, texts=_TEXTS)),
+)
