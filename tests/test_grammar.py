@@ -56,6 +56,7 @@ RECORDS = {
     "Cost": "an estimate before the work: one line of text",
     "Quantity": "an argument of an attribution",
     "Predictor": "an argument of `Predictive`",
+    "PairResult": "one line of `Compositions`",
     "Restored": "a cache to go on with, tensors and all",
     "ClosedGates": "tensors [batch, time]",
     "Verdict": "one line of a `VerifyReport`",

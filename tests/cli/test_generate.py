@@ -52,6 +52,38 @@ def test_every_method_prints_the_same_text(
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.parametrize("method", ["goose", "plain", "hf"])
+@pytest.mark.parametrize("cache", ["full", "kv-direct", "kv-direct:turn"])
+def test_an_exact_cache_writes_the_same_text(
+    run: list[str], expected: str, capsys: Capture, method: str, cache: str
+) -> None:
+    given = ["--method", method, "--cache", cache, "--cache-budget", "4"]
+    assert main(["generate", "abc abc", *given, *run]) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--cache", "snapkvv"], "unknown cache 'snapkvv' (did you mean 'snapkv'?)"),
+        (["--cache-budget", "4"], "--cache-budget goes with --cache"),
+        (["--cache", "full", "--regex", "a"], "--cache and --regex do not go together"),
+        (
+            ["--cache", "h2o", "--method", "goose"],
+            "Goose drops the rows of rejected drafts, which H2OCache cannot",
+        ),
+        (["--cache", "h2o", "--cache-budget", "0"], "must be 1 or more"),
+    ],
+)
+def test_a_cache_that_does_not_fit_is_one_line(
+    run: list[str], capsys: Capture, given: list[str], said: str
+) -> None:
+    assert main(["generate", "abc abc", *given, *run]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
 def test_goose_is_the_default(run: list[str], expected: str, capsys: Capture) -> None:
     assert main(["generate", "abc abc", *run, "--stats"]) == 0
     out, err = capsys.readouterr()

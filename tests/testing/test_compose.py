@@ -150,13 +150,12 @@ def test_a_wrong_method_is_called_broken(
 
 def test_a_run_over_some_names_gives_their_pairs_in_all_forms() -> None:
     seen: list[Any] = []
-
-    def progress(items: Any) -> Any:
-        seen.extend(items)
-        return seen
-
-    found = compositions(["h2o", "goose", "token-premiums"], progress=progress)
-    assert seen == [("goose", "h2o"), ("goose", "token-premiums"), ("h2o", "token-premiums")]
+    found = compositions(["h2o", "goose", "token-premiums"], progress=lambda *at: seen.append(at))
+    assert seen == [
+        ("goose + h2o", 0, 3),
+        ("goose + token-premiums", 1, 3),
+        ("h2o + token-premiums", 2, 3),
+    ]
     assert [each.outcome for each in found.results] == ["refused", "apart", "apart"]
     assert found.broken == []
     assert found.rows()[0]["kinds"] == "drafter x cache"

@@ -71,6 +71,22 @@ _Bytes = Annotated[
         "a word or a character.",
     ),
 ]
+_Cache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A KV cache of `pertoken chat`, such as kv-direct or snapkv; the full one if not "
+        "given.",
+    ),
+]
+_CacheBudget = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        callback=shared.positive,
+        help="With --cache: tokens whose keys and values are kept; 256 if not given.",
+    ),
+]
 _MaxNewBytes = Annotated[
     int | None,
     typer.Option(
@@ -92,6 +108,8 @@ def generate(
     sample: shared.Sample = False,
     temperature: shared.Temperature = None,
     stop: _Stop = None,
+    cache: _Cache = None,
+    cache_budget: _CacheBudget = None,
     json_schema: _JsonSchema = None,
     regex: _Regex = None,
     grammar: _Grammar = None,
@@ -127,6 +145,7 @@ def generate(
         "chat": not no_chat,
         "stats": stats,
     }
+    held = _held(cache, cache_budget, given)
     text = shared.read_prompt(prompt, 'pertoken generate "Once upon a time"')
     if given:
         from pertoken.cli.constrained import run as constrained
@@ -136,7 +155,7 @@ def generate(
             raise typer.Exit(1)
         return
     arguments = shared.sampling(sample, temperature)
-    _decode(text, method or "goose", drafted, stop=stop or (), **run, **arguments)
+    _decode(text, method or "goose", drafted, held, stop=stop or (), **run, **arguments)
 
 
 def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
@@ -166,10 +185,27 @@ def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
     return name, value
 
 
+def _held(
+    name: str | None, budget: int | None, constraint: tuple[str, Any] | None
+) -> tuple[str, int] | None:
+    """The name and budget of the cache that was asked for."""
+    if name is None:
+        if budget is not None:
+            raise PertokenError("--cache-budget goes with --cache: name one, such as kv-direct")
+        return None
+    if constraint is not None:
+        raise PertokenError(f"--cache and {constraint[0]} do not go together here; leave one out")
+    from pertoken.cache.named import check_name
+
+    check_name(name)
+    return name, budget or 256
+
+
 def _decode(
     text: str,
     method: str,
     budget: Budget,
+    held: tuple[str, int] | None,
     *,
     model: str,
     dtype: str | None,
@@ -191,7 +227,18 @@ def _decode(
         ours = {"streamer": streamer, "tokenizer": tokenizer}
         ours = {name: value for name, value in ours.items() if takes(method, name)}
         setup = as_setup(method, **options, **ours)
-    ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **run)
+    if held is None:
+        ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **run)
+    else:
+        from pertoken.cache.named import make_cache
+
+        kept = make_cache(held[0], loaded, held[1])
+        try:
+            ids, seconds = decode_prompt(
+                loaded, tokenizer, setup, text, past_key_values=kept, **run
+            )
+        finally:
+            getattr(kept, "close", lambda: None)()
     if not streamer.used:  # a method of another package that does not stream
         streamer.whole(ids)
     found = {"text": tokenizer.decode(ids, skip_special_tokens=True), "ids": ids}

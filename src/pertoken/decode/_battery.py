@@ -49,8 +49,8 @@ SUBJECTS = (
     Subject(
         "balanced",
         "generate",
-        partial(Balanced, 3),
-        settings={"branching=5": partial(Balanced, 5)},
+        partial(Balanced, k=3),
+        settings={"branching=5": partial(Balanced, k=5)},
     ),
     Subject("byte-probabilities", "text", _bytes),
     Subject(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -107,18 +107,23 @@ def compositions(
     names: Sequence[str] | None = None,
     *,
     bench: Bench | None = None,
-    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Compositions:
     """Try every unordered pair of these methods, by default of all that are finished.
 
     names: slugs of the catalogue, names of `pertoken.cache.CACHES`, "constraint",
-        "logits-processor". bench: see `check_pair`. progress: wraps the pairs.
+        "logits-processor". bench: see `check_pair`. progress: called with
+        (what, done, total).
 
     >>> compositions(["goose", "h2o", "kv-direct"]).broken
     []
     """
-    watch = progress or (lambda items: items)
-    found = [check_pair(a, b, bench) for a, b in watch(pairs(names))]
+    chosen = pairs(names)
+    found = []
+    for place, (a, b) in enumerate(chosen):
+        if progress is not None:
+            progress(f"{a} + {b}", place, len(chosen))
+        found.append(check_pair(a, b, bench))
     return Compositions(tuple(found))
 
 
