@@ -34,7 +34,6 @@ FAMILIES = {
 }
 """Family -> what it acts on, in the order of a token's life; each is a folder of the package."""
 
-# How a method meets a model, with what a user writes.
 PLUGS = {
     "generate": "model.generate(..., custom_generate=method)",
     "logits": "model.generate(..., logits_processor=[method])",
@@ -46,6 +45,7 @@ PLUGS = {
     "net": "a PreTrainedModel",
     "probe": "a function that measures a model or a tokenizer",
 }
+"""Plug -> what a user writes: how a method meets a model."""
 
 _PACKAGE = Path(__file__).parent
 _NOT_WRITTEN = "{slug} is not written yet"  # what a scaffolded method raises

@@ -159,7 +159,7 @@ def test_made_keys_and_values_take_no_more_than_the_budget_again(layers):
     """Held in all layers, one layer's new ones, and as many again or two blocks: whatever T is."""
     model = tiny_model("llama", layers=layers)
     cache = KVDirectCache(model, 8, block=4)
-    for turn, (_, _, peak) in enumerate(_talk(cache, 12), 1):
+    for turn, (_, _, peak) in enumerate(_talk(cache, 8), 1):
         tokens = 13 * turn
         inputs = tokens * (4 + HIDDEN + 2 * 8 * 8 + 8)
         assert peak <= inputs + (2 * 8 * layers + 13 + 2 * 4) * ROW

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 Outcome = Literal["works", "refused", "one place", "apart", "broken"]
+"""What became of a pair, see `PairResult`."""
 
 
 @dataclass(frozen=True)
