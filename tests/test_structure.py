@@ -27,9 +27,7 @@ GATHERERS = {  # modules that bring families together
     "testing/_compose_page.py",
     "testing/_pair_laws.py",
     "testing/_parts.py",
-    "testing/battery.py",
     "testing/compose.py",
-    "testing/matrix.py",
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))
