@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Two test processes with two threads each would fight over two cores.
@@ -50,3 +54,24 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     model = tiny_model("llama", vocab_size=257, dtype=torch.float32)
     model.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def run_module() -> Callable[..., str]:
+    """`run_module(tree, "pertoken", "list")`: a module run in a copy of the source tree; its
+    standard output."""
+
+    def run(tree: Path, *command: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=tree,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run

@@ -1,10 +1,8 @@
 """`pertoken new` writes files that import, lint and run, and never overwrites any."""
 
-import os
 import shutil
-import subprocess
-import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,44 +36,33 @@ def files_of(tree: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
 
 
-def run(tree: Path, *command: str) -> str:
-    """Standard output of a Python module run in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=tree,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_scaffolded_files_lint_import_and_run(known: bool, tree: Path) -> None:
+def test_scaffolded_files_lint_import_and_run(
+    known: bool, tree: Path, run_module: Callable[..., str]
+) -> None:
     slug = planned() if known else "a-new-paper"
     given = {} if known else {"title": f"A New Paper: {'long ' * 20}title", "family": "decode"}
     paths = [str(path) for path in scaffold(slug, root=tree, **given)]
     python = [path for path in paths if path.endswith(".py")]
     assert len(python) >= 3
-    run(tree, "ruff", "check", *python)
-    run(tree, "ruff", "format", "--check", *python)
+    run_module(tree, "ruff", "check", *python)
+    run_module(tree, "ruff", "format", "--check", *python)
     (test,) = (path for path in paths if path.startswith("tests/"))
-    assert "1 xfailed" in run(tree, "pytest", "-q", "-p", "no:cacheprovider", test)
-    assert "planned" in run(tree, "pertoken", "show", slug)
-    assert slug in run(tree, "pertoken", "list", "--json", "-")
-    run(tree, "pertoken", "reproduce", slug, "--smoke")
+    assert "1 xfailed" in run_module(tree, "pytest", "-q", "-p", "no:cacheprovider", test)
+    assert "planned" in run_module(tree, "pertoken", "show", slug)
+    assert slug in run_module(tree, "pertoken", "list", "--json", "-")
+    run_module(tree, "pertoken", "reproduce", slug, "--smoke")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_types_and_format_hold_for_the_longest_name(family: str, tree: Path) -> None:
+def test_types_and_format_hold_for_the_longest_name(
+    family: str, tree: Path, run_module: Callable[..., str]
+) -> None:
     slug = "a" * 14 + "-" + "b" * 15
     paths = scaffold(slug, root=tree, title="T" * 90, family=family, arxiv="2604.02047")
     python = [str(path) for path in paths if path.suffix == ".py"]
-    run(tree, "ruff", "check", *python)
-    run(tree, "ruff", "format", "--check", *python)
+    run_module(tree, "ruff", "check", *python)
+    run_module(tree, "ruff", "format", "--check", *python)
 
 
 def test_known_paper_gets_its_entry_and_nothing_else(tree: Path) -> None:
