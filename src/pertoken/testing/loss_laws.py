@@ -63,7 +63,8 @@ def check_loss_order(loss: Loss, *, seed: int = 0, atol: float = 1e-12) -> None:
     order = torch.randperm(_ROWS, generator=torch.Generator().manual_seed(seed + 1))
     value, gradient = _run(loss, batch)
     other, moved = _run(loss, {name: tensor[order] for name, tensor in batch.items()})
-    if abs(float(value - other)) > atol or float((gradient[order] - moved).abs().max()) > atol:
+    gap = float((gradient[order] - moved).abs().max())
+    if not (abs(float(value - other)) <= atol and gap <= atol):  # NaN is no equality
         raise LawBroken("rows in another order give another loss or other gradients")
 
 
@@ -85,11 +86,11 @@ def check_loss_micro_batches(
     ]
     summed = torch.stack([part for part, _ in parts]).sum()
     joined = torch.cat([part for _, part in parts])
-    if abs(float(value - summed)) > atol:
+    if not abs(float(value - summed)) <= atol:
         raise LawBroken(
             f"micro-batches add up to {float(summed):.9g}, the batch is {float(value):.9g}"
         )
-    if float((gradient - joined).abs().max()) > atol:
+    if not float((gradient - joined).abs().max()) <= atol:
         raise LawBroken("gradients of micro-batches are not those of the batch")
 
 
