@@ -62,12 +62,35 @@ def test_an_exact_cache_writes_the_same_text(
     assert capsys.readouterr().out == expected
 
 
+def test_a_constraint_goes_with_an_exact_cache(
+    run: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rule_of_e.py").write_text("def no_e(text):\n    return 'e' not in text\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model, tokenizer = pertoken.load(run[1])
+    model.generation_config.eos_token_id = 0
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    run[1] = str(tmp_path)
+    capsys.readouterr()
+    given = ["generate", "abc abc", "--constraint", "rule_of_e:no_e", "--seed", "1", *run]
+    assert main(given) == 0
+    expected = capsys.readouterr().out
+    assert expected.strip()
+    assert main([*given, "--cache", "kv-direct", "--cache-budget", "4"]) == 0
+    assert capsys.readouterr().out == expected
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--cache", "snapkvv"], "unknown cache 'snapkvv' (did you mean 'snapkv'?)"),
         (["--cache-budget", "4"], "--cache-budget goes with --cache"),
-        (["--cache", "full", "--regex", "a"], "--cache and --regex do not go together"),
+        (
+            ["--cache", "full", "--regex", "a", "--particles", "2"],
+            "--cache holds one text and --particles draws many",
+        ),
         (
             ["--cache", "h2o", "--method", "goose"],
             "Goose drops the rows of rejected drafts, which H2OCache cannot",

@@ -13,7 +13,7 @@ import typer
 from transformers import TemperatureLogitsWarper
 
 from pertoken.cli import options as shared
-from pertoken.cli.generate import Streamer, decode_prompt, stats_lines
+from pertoken.cli.generate import Held, Streamer, cache_of, decode_prompt, stats_lines
 from pertoken.cli.objects import import_object
 from pertoken.decode.awrs import AWRS
 from pertoken.decode.constraint import Constraint, RegexConstraint, TextConstraint, ask
@@ -29,6 +29,7 @@ Maker = Callable[..., Constraint]
 def run(
     prompt: str,
     constraint: tuple[str, Any],
+    held: Held,
     *,
     model: str,
     dtype: str | None,
@@ -44,7 +45,8 @@ def run(
             "text of it is ever whole; a constraint needs one"
         )
     draw = draw_one if particles is None else partial(draw_many, particles=particles)
-    return draw(loaded, tokenizer, make(tokenizer=tokenizer), prompt, **settings)
+    with cache_of(held, loaded) as cache:
+        return draw(loaded, tokenizer, make(tokenizer=tokenizer), prompt, **cache, **settings)
 
 
 def _maker(option: str, value: Any) -> Maker:

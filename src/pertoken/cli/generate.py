@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +14,14 @@ from pertoken.cli.compare import parse_budget
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pertoken.compare import Budget
     from pertoken.testing.setups import Setup
 
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "constraint")
 
+Held = tuple[str, int] | None  # name and budget of a cache
 _Prompt = Annotated[
     str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
 ]
@@ -145,13 +147,13 @@ def generate(
         "chat": not no_chat,
         "stats": stats,
     }
-    held = _held(cache, cache_budget, given)
+    held = _held(cache, cache_budget, particles)
     text = shared.read_prompt(prompt, 'pertoken generate "Once upon a time"')
     if given:
         from pertoken.cli.constrained import run as constrained
 
         heat = temperature or 1.0
-        if not constrained(text, given, particles=particles, temperature=heat, **run):
+        if not constrained(text, given, held, particles=particles, temperature=heat, **run):
             raise typer.Exit(1)
         return
     arguments = shared.sampling(sample, temperature)
@@ -185,27 +187,40 @@ def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
     return name, value
 
 
-def _held(
-    name: str | None, budget: int | None, constraint: tuple[str, Any] | None
-) -> tuple[str, int] | None:
+def _held(name: str | None, budget: int | None, particles: int | None) -> Held:
     """The name and budget of the cache that was asked for."""
     if name is None:
         if budget is not None:
             raise PertokenError("--cache-budget goes with --cache: name one, such as kv-direct")
         return None
-    if constraint is not None:
-        raise PertokenError(f"--cache and {constraint[0]} do not go together here; leave one out")
+    if particles is not None:
+        raise PertokenError("--cache holds one text and --particles draws many; leave one out")
     from pertoken.cache.named import check_name
 
     check_name(name)
     return name, budget or 256
 
 
+@contextmanager
+def cache_of(held: Held, model: Any) -> Iterator[dict[str, Any]]:
+    """The argument of `generate` with the cache that was asked for, taken off the model after."""
+    if held is None:
+        yield {}
+        return
+    from pertoken.cache.named import make_cache
+
+    kept = make_cache(held[0], model, held[1])
+    try:
+        yield {"past_key_values": kept}
+    finally:
+        getattr(kept, "close", lambda: None)()
+
+
 def _decode(
     text: str,
     method: str,
     budget: Budget,
-    held: tuple[str, int] | None,
+    held: Held,
     *,
     model: str,
     dtype: str | None,
@@ -227,18 +242,8 @@ def _decode(
         ours = {"streamer": streamer, "tokenizer": tokenizer}
         ours = {name: value for name, value in ours.items() if takes(method, name)}
         setup = as_setup(method, **options, **ours)
-    if held is None:
-        ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **run)
-    else:
-        from pertoken.cache.named import make_cache
-
-        kept = make_cache(held[0], loaded, held[1])
-        try:
-            ids, seconds = decode_prompt(
-                loaded, tokenizer, setup, text, past_key_values=kept, **run
-            )
-        finally:
-            getattr(kept, "close", lambda: None)()
+    with cache_of(held, loaded) as given:
+        ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **given, **run)
     if not streamer.used:  # a method of another package that does not stream
         streamer.whole(ids)
     found = {"text": tokenizer.decode(ids, skip_special_tokens=True), "ids": ids}
