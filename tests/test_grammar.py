@@ -355,8 +355,8 @@ def commands() -> dict[str, Any]:
 
     def walk(command: Any, words: str) -> None:
         if hasattr(command, "commands"):
-            for name, one in command.commands.items():
-                walk(one, f"{words} {name}".strip())
+            for name in command.list_commands(None):
+                walk(command.get_command(None, name), f"{words} {name}".strip())
         else:
             found[words] = command
 

@@ -35,5 +35,6 @@ def _walk(command: Any, parent: Any, name: str) -> Iterator[tuple[str, str]]:
         **command.context_settings,
     )
     yield context.command_path, command.get_help(context)
-    for below, inner in getattr(command, "commands", {}).items():
-        yield from _walk(inner, context, below)
+    if hasattr(command, "list_commands"):
+        for below in command.list_commands(context):
+            yield from _walk(command.get_command(context, below), context, below)

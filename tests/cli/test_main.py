@@ -151,3 +151,23 @@ def test_python_m_returns_the_exit_code() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "did you mean 'goose'?" in done.stderr
+
+
+def test_the_table_of_commands_is_what_the_files_register() -> None:
+    import typer
+
+    for file, names in import_module("pertoken.cli.main").COMMANDS.items():
+        part = typer.Typer(callback=lambda: None)
+        import_module(f"pertoken.cli.{file}").register(part)
+        assert tuple(typer.main.get_group(part).commands) == names, file
+
+
+def test_a_command_reads_its_own_file_alone() -> None:
+    code = (
+        "import sys; from pertoken.cli import main; main(['show', 'goose']); "
+        "print([name for name in sys.modules if name.startswith('pertoken.cli.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    read = done.stdout.splitlines()[-1]
+    assert "cli.catalog" in read
+    assert "cli.generate" not in read

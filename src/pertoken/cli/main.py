@@ -11,39 +11,63 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pertoken.cli._group import Group
 from pertoken.errors import PertokenError
 
-# One file per group of commands, in the order of the help; each has `register(app)`.
-COMMANDS = (
-    "catalog",
-    "doctor",
-    "generate",
-    "chat",
-    "compare",
-    "caches",
-    "cache",
-    "verify",
-    "explain",
-    "compress",
-    "audit",
-    "premiums",
-    "transplant",
-    "arithmetic",
-    "probe",
-    "train",
-    "reproduce",
-)
+# One file per group of commands, and its commands, in the order of the help; each has
+# `register(app)`. A file is read when one of its commands is asked for.
+COMMANDS = {
+    "catalog": ("list", "show", "new"),
+    "doctor": ("doctor", "fetch"),
+    "generate": ("generate",),
+    "chat": ("chat",),
+    "compare": ("compare",),
+    "caches": ("compare-caches",),
+    "cache": ("cache",),
+    "verify": ("verify",),
+    "explain": ("explain", "evaluate-attribution"),
+    "compress": ("compress",),
+    "audit": ("audit",),
+    "premiums": ("premiums",),
+    "transplant": ("transplant",),
+    "arithmetic": ("arithmetic",),
+    "probe": ("probe",),
+    "train": ("train",),
+    "reproduce": ("reproduce",),
+}
 
 _debug = False  # --debug of the run in progress
 
+
+class Program(Group):
+    """The commands of all files, each read when it is needed: `pertoken list` starts at once."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; for an unknown one all are read, so that it can be mended."""
+        if cmd_name not in self.commands:
+            owners = [file for file, names in COMMANDS.items() if cmd_name in names]
+            for file in owners or COMMANDS:
+                self.commands.update(_read(file))
+        return self.commands.get(cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of the help."""
+        return [name for names in COMMANDS.values() for name in names]
+
+
+def _read(file: str) -> dict[str, Any]:
+    """The commands of one file by name."""
+    part = typer.Typer(callback=lambda: None, add_completion=False, rich_markup_mode=None)
+    import_module(f"pertoken.cli.{file}").register(part)
+    return dict(typer.main.get_group(part).commands)
+
+
 app = typer.Typer(
-    cls=Group,
+    cls=Program,
     help="Published per-token methods for language models: run, compare and check them.",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -75,11 +99,6 @@ def options(
     if context.invoked_subcommand is None:
         print(context.get_help())
         raise typer.Exit
-
-
-for _name in COMMANDS:
-    if find_spec(f"pertoken.cli.{_name}") is not None:
-        import_module(f"pertoken.cli.{_name}").register(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
