@@ -24,7 +24,7 @@ __all__ = ["Embedder", "EncoderEmbedder", "SelfEmbedder", "find", "unit_vectors"
 Embedder = Callable[[Sequence[str]], torch.Tensor]
 Tell = Callable[[str, int, int], None]
 
-_BATCH = 4096  # tokens of a forward
+_BATCH = 512  # tokens of a forward; more of them leave the cache of a processor
 _CHUNK = 8192  # strings between two words about progress
 _SAMPLE = 1024  # tokens that tell the mean state
 
