@@ -36,6 +36,7 @@ COMMANDS = (
     "transplant",
     "arithmetic",
     "probe",
+    "style",
     "train",
     "reproduce",
 )

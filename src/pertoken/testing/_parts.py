@@ -163,6 +163,12 @@ def _bytes(bench: Bench) -> tuple[str, torch.Tensor]:
     return prefix, ByteModel(bench.model, bench.tokenizer).next_byte_log_probs(prefix)
 
 
+def _style(bench: Bench) -> list[Any]:
+    from pertoken.decode import NGramStyle
+
+    return [NGramStyle.train([bench.text, "a dog saw 78 dogs"], bench.tokenizer)(strength=1.0)]
+
+
 def _premiums(bench: Bench) -> tuple[str, torch.Tensor]:
     from pertoken.tokenize.premiums import token_premiums
 
@@ -209,6 +215,7 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "byte-probabilities": ("bytes", _bytes),
     "fiberpo": ("loss", _fiberpo),
     "frugalprompt": ("text", _compress),
+    "ngram-style": ("logits", _style),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "reagent": ("text", _reagent),
