@@ -36,6 +36,7 @@ COMMANDS = (
     "transplant",
     "arithmetic",
     "probe",
+    "sift",
     "style",
     "train",
     "reproduce",

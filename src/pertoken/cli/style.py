@@ -102,7 +102,7 @@ def sweep(
     """Continue prompts at several strengths of a style: perplexities, divergence, repetition."""
     from pertoken.cli.progress import progress_bar
     from pertoken.decode.ngram_style import NGramStyle, check_strength
-    from pertoken.decode.style_sweep import OPENINGS, STRENGTHS, style_sweep
+    from pertoken.decode.style_figures import OPENINGS, STRENGTHS, style_sweep
     from pertoken.prompts import read_prompts
 
     output = shared.Output(as_json, html)

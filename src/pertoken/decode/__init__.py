@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pertoken.decode.prompt_lookup import PromptLookup
     from pertoken.decode.speculative import SpeculativeOutput
     from pertoken.decode.stats import DecodeStats
-    from pertoken.decode.style_sweep import StyleSweep, style_sweep
+    from pertoken.decode.style_figures import StyleSweep, style_sweep
     from pertoken.decode.suffix import SuffixTree
     from pertoken.decode.token_recycling import TokenRecycling
     from pertoken.decode.tree import TokenTree
@@ -68,13 +68,13 @@ _HOME = {
     "Plain": "plain",
     "PromptLookup": "prompt_lookup",
     "SpeculativeOutput": "speculative",
-    "StyleSweep": "style_sweep",
+    "StyleSweep": "style_figures",
     "SuffixTree": "suffix",
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
     "WeightedSamples": "weighted",
     "smc": "particles",
-    "style_sweep": "style_sweep",
+    "style_sweep": "style_figures",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

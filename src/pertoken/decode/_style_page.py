@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pertoken._html import report
 
 if TYPE_CHECKING:
-    from pertoken.decode.style_sweep import StyleSweep
+    from pertoken.decode.style_figures import StyleSweep
 
 __all__ = ["page"]
 

@@ -215,6 +215,7 @@ _CHANGED = Rule(
     laws.other_tokenizer,
 )
 _MEASURED = Rule("a tokenizer is measured on texts alone, before any model runs")
+_ASKS = Rule("it asks in messages and reads texts, whatever the model decodes them with")
 _TRAINED = Rule("a loss acts on ids in training, this before there are ids")
 
 RULES: dict[tuple[Kind, Kind], Rule] = {
@@ -284,15 +285,17 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
     **{(kind, "text"): _ITS_TEXT for kind in ("drafter", "sampler", "constraint", "logits")},
     **{(kind, "bytes"): _BYTES for kind in ("drafter", "sampler", "constraint", "logits")},
     **{(kind, "loss"): _DRAWN for kind in ("drafter", "sampler", "constraint", "logits")},
+    **{(kind, "chat"): _ASKS for kind in list(KINDS)[: list(KINDS).index("chat")]},
+    **{("chat", kind): _ASKS for kind in list(KINDS)[list(KINDS).index("chat") :]},
     **{
         (kind, "measure"): _MEASURED
         for kind in KINDS
-        if kind not in ("measure", "tokenizer", "loss")
+        if kind not in ("measure", "tokenizer", "loss", "chat")
     },
     **{
         (kind, "tokenizer"): _CHANGED
         for kind in KINDS
-        if kind not in ("measure", "tokenizer", "loss")
+        if kind not in ("measure", "tokenizer", "loss", "chat")
     },
 }
 

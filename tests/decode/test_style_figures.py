@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pertoken.decode.ngram_style import NGramStyle
-from pertoken.decode.style_sweep import jensen_shannon, read_text, style_sweep
+from pertoken.decode.style_figures import jensen_shannon, read_text, style_sweep
 from pertoken.errors import PertokenError
 from pertoken.testing import ByteTokenizer, tiny_model
 
