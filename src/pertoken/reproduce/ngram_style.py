@@ -2,11 +2,15 @@
 
 One author (Shakespeare's plays), many authors (mails of 2002), and a narrow register (school
 mathematics) stand for the paper's Don Quixote, headlines and abstracts. Openings are continued at
-every strength and read again (`pertoken.decode.style_figures`); which small strength counts is chosen
-on the development openings, one per corpus: the one at which the larger of both perplexities'
-ratios to the frozen model is least. Figures are of the report openings, each continued several
-times. Beside them the paper's baselines, read in the same way: a prompt with an instruction and an
-excerpt, and a small LoRA.
+every strength and read again (`pertoken.decode.style_figures`). Which small strength counts is
+chosen on the development openings, one per corpus: the one at which the larger of both
+perplexities' ratios to the frozen model is least. Figures are of the report openings, each
+continued several times. Beside them the paper's baselines, read in the same way: a prompt with an
+instruction and an excerpt, and a small LoRA.
+
+A look at four development openings (plays only) came before the bars: at temperature 1 the base
+perplexity does not explode at strength 1, the text repeats itself instead. Its bar, the paper's
+claim, was kept, and one on repetition put beside it.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ BARS = {
     "processor over the model's step, median": "<= 0.03",
 }
 REASONS: dict[str, str] = {}
+_FAR = "base perplexity at strength 1 over the frozen model, least of the corpora"
+_LOOPING = "repeated 4-grams at strength 1 minus the frozen model's, least of the corpora"
 _SMALL = "{} perplexity at the best small strength over the frozen model, worst corpus"
 
 SMOKE: dict[str, list[dict[str, Any]]] = {
@@ -237,22 +243,9 @@ def _judged(found: dict[Any, Any], names: list[str]) -> list[Row]:
                 ),
             )
         )
-    for metric, values, unit, paper in (
-        (
-            "base perplexity at strength 1 over the frozen model, least of the corpora",
-            far,
-            "x",
-            "extreme",
-        ),
-        (
-            "repeated 4-grams at strength 1 minus the frozen model's, least of the corpora",
-            looping,
-            "share",
-            None,
-        ),
-    ):
+    for metric, values, paper in ((_FAR, far, "extreme"), (_LOOPING, looping, "")):
         shown = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-        rows.append(Row(metric, min(values.values()), unit, paper=paper, baseline=shown))
+        rows.append(Row(metric, min(values.values()), paper=paper or None, baseline=shown))
     rows.append(Row("strength 0: share of texts that are the frozen model's", found["identical"]))
     return rows
 

@@ -88,8 +88,8 @@ class _Models:
             else:
                 from pertoken.loading import load
 
-                where = {"device": self._context.device, "dtype": self._context.dtype}
-                self._second = load(SECOND, kind="decoder", **where)
+                where = self._context.device
+                self._second = load(SECOND, device=where, dtype=DTYPE, kind="decoder")
         return self._second
 
 
@@ -101,11 +101,8 @@ def _sifted(context: Context, models: _Models, name: str, problems: list[Any]) -
 
     model, tokenizer = models.load(name)
     # A smoke run's model has few positions.
-    wording = (
-        Wording(*["{question}"] * 2, "{prediction}", "{sticker}", "{text}")
-        if context.smoke
-        else WORDING
-    )
+    short = Wording("{question}", "{question}", "{prediction}", "{sticker}", "{text}")
+    wording = short if context.smoke else WORDING
     tokens = 4 if context.smoke else NEW_TOKENS
     questions = [problem["question"] for problem in problems]
     found = sift_all(
