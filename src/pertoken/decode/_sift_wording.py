@@ -102,3 +102,4 @@ The same in short:
 
 Reason step by step, and put the final answer into \\boxed{{}}.""",
 )
+"""The usual wording, for problems in English whose answer can be boxed."""
