@@ -227,7 +227,7 @@ def test_texts_and_files_are_prompts_too(pair: tuple[Any, Any], tmp_path: Path) 
     ("arguments", "message"),
     [
         ({"methods": ["gose"]}, "'gose'.*did you mean 'goose'"),
-        ({"methods": ["sift"]}, "planned"),
+        ({"methods": ["skipdecode"]}, "planned"),
         ({"max_new_tokens": 0}, "1 or more, got 0"),
         ({"max_new_tokens": 9999}, "prompt 'one'.*do not fit the model's 512 positions"),
         ({"budget": 0}, "from 1 on, got 0"),

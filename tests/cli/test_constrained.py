@@ -334,3 +334,17 @@ def test_the_prompt_is_checked_as_without_a_constraint(run: list[str], capsys: C
     assert "the prompt is empty" in capsys.readouterr().err
     assert main(["generate", "x" * 3000, *run[2:], "--regex", "a", "--particles", "2"]) == 2
     assert "do not fit the model's 2048 positions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("particles", [[], ["--particles", "3"]])
+def test_a_style_goes_with_a_constraint(
+    run: list[str], folder: str, particles: list[str], capsys: Capture
+) -> None:
+    Path("corpus.txt").write_text("aaaa")
+    train = ["style", "train", "corpus.txt", "--out", "a.style", "--model", folder]
+    assert main(train) == 0
+    capsys.readouterr()
+    given = ["--regex", "(?!ab)[ab]{2,4}", "--style", "a.style", "--strength", "1"]
+    assert main([*run, *given, *particles]) == 0
+    texts = re.findall(r"\b[ab]{2,4}\b", capsys.readouterr().out)
+    assert set("".join(texts)) == {"a"}

@@ -193,7 +193,7 @@ def test_budget_and_dtype(run: list[str], capsys: Capture) -> None:
         (["x" * 600], "prompt of 600 tokens and 24 new ones do not fit the model's 512 positions"),
         (["a \udcff"], "the prompt is not UTF-8 text: its character 3"),
         (["a", "--method", "gose"], "did you mean 'goose'"),
-        (["a", "--method", "sift"], "planned"),
+        (["a", "--method", "skipdecode"], "planned"),
         (["a", "--model", "smolm2"], "did you mean 'smollm2'"),
         (["a", "--model", "./none"], "no such model folder"),
         (["a", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),

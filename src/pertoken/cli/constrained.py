@@ -13,7 +13,15 @@ import typer
 from transformers import TemperatureLogitsWarper
 
 from pertoken.cli import options as shared
-from pertoken.cli.generate import Held, Streamer, cache_of, decode_prompt, stats_lines
+from pertoken.cli.generate import (
+    Held,
+    Streamer,
+    Styled,
+    cache_of,
+    decode_prompt,
+    stats_lines,
+    style_of,
+)
 from pertoken.cli.objects import import_object
 from pertoken.decode.awrs import AWRS
 from pertoken.decode.constraint import Constraint, RegexConstraint, TextConstraint, ask
@@ -34,11 +42,13 @@ def run(
     model: str,
     dtype: str | None,
     particles: int | None,
+    style: Styled,
     **settings: Any,
 ) -> bool:
     """Draw under the constraint of an option (its name and value); whether the text is allowed."""
     make = _maker(*constraint)
     loaded, tokenizer = shared.load(model, dtype)
+    settings["logits_processor"] = style_of(style, tokenizer)
     if loaded.generation_config.eos_token_id is None:
         raise PertokenError(
             f"{type(loaded).__name__} has no stop token (generation_config.eos_token_id), so no "
@@ -146,16 +156,18 @@ def draw_many(
     chat: bool,
     output: shared.Output,
     stats: bool,
+    logits_processor: list[Any],
 ) -> bool:
     """Print the texts of particles with their probabilities, and what the run was worth."""
     began = time.perf_counter()
+    warmer = [TemperatureLogitsWarper(temperature)] if temperature != 1.0 else []
     found = smc(
         model,
         constraint,
         encode_prompt(tokenizer, model, prompt, max_new_tokens, chat),
         particles=particles,
         max_new_tokens=max_new_tokens,
-        logits_processor=[TemperatureLogitsWarper(temperature)] if temperature != 1.0 else None,
+        logits_processor=[*logits_processor, *warmer] or None,
         tokenizer=tokenizer,
         seed=seed,
         masked=hasattr(constraint, "allowed"),

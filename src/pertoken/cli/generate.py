@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "constraint")
 
 Held = tuple[str, int] | None  # name and budget of a cache
+Styled = tuple[Path, float] | None  # file and strength of a style
 _Prompt = Annotated[
     str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
 ]
@@ -89,6 +90,13 @@ _CacheBudget = Annotated[
         help="With --cache: tokens whose keys and values are kept; 256 if not given.",
     ),
 ]
+_Style = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Pull the text towards this style of `style train`."),
+]
+_Strength = Annotated[
+    float | None, typer.Option(help="With --style: 0 to 1; 0.1 if not given. Little is enough.")
+]
 _MaxNewBytes = Annotated[
     int | None,
     typer.Option(
@@ -112,6 +120,8 @@ def generate(
     stop: _Stop = None,
     cache: _Cache = None,
     cache_budget: _CacheBudget = None,
+    style: _Style = None,
+    strength: _Strength = None,
     json_schema: _JsonSchema = None,
     regex: _Regex = None,
     grammar: _Grammar = None,
@@ -146,6 +156,7 @@ def generate(
         "seed": seed,
         "chat": not no_chat,
         "stats": stats,
+        "style": check_style(style, strength),
     }
     held = _held(cache, cache_budget, particles)
     text = shared.read_prompt(prompt, 'pertoken generate "Once upon a time"')
@@ -216,6 +227,29 @@ def cache_of(held: Held, model: Any) -> Iterator[dict[str, Any]]:
         getattr(kept, "close", lambda: None)()
 
 
+def check_style(file: Path | None, strength: float | None) -> Styled:
+    """The file and strength of --style; what can be known to be wrong without a model is said."""
+    if file is None:
+        if strength is not None:
+            raise PertokenError("--strength goes with --style: name a file of `style train`")
+        return None
+    from pertoken.decode.ngram_style import check_strength
+
+    check_strength(0.1 if strength is None else strength)
+    if not file.is_file():
+        raise PertokenError(f"there is no style file {file}")
+    return file, 0.1 if strength is None else strength
+
+
+def style_of(styled: Styled, tokenizer: Any) -> list[Any]:
+    """The logits processors of --style: one, or none."""
+    if styled is None:
+        return []
+    from pertoken.decode.ngram_style import NGramStyle
+
+    return [NGramStyle.load(styled[0], tokenizer)(strength=styled[1])]
+
+
 def _decode(
     text: str,
     method: str,
@@ -226,6 +260,7 @@ def _decode(
     dtype: str | None,
     output: shared.Output,
     stats: bool,
+    style: Styled,
     **run: Any,
 ) -> None:
     """Decode with a method, stream the text or write it, and say how it went."""
@@ -235,6 +270,8 @@ def _decode(
     options = method_options(method, budget)
     as_setup(method, **options)  # a wrong name is said before the model is loaded
     loaded, tokenizer = shared.load(model, dtype)
+    if processors := style_of(style, tokenizer):
+        run["logits_processor"] = processors
     streamer = Streamer(tokenizer, silent=output.quiet)
     if method in HF_SETUPS:
         setup: Setup = {**_mapping(as_setup(method, **options)), "streamer": streamer}

@@ -25,6 +25,8 @@ COMMANDS = {
     "doctor": ("doctor", "fetch"),
     "generate": ("generate",),
     "chat": ("chat",),
+    "sift": ("sift",),
+    "style": ("style",),
     "compare": ("compare",),
     "caches": ("compare-caches",),
     "cache": ("cache",),

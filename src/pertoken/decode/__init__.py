@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
     from pertoken.decode.lookahead import Lookahead
+    from pertoken.decode.ngram_style import NGramStyle
     from pertoken.decode.particles import smc
     from pertoken.decode.plain import Plain
     from pertoken.decode.prompt_lookup import PromptLookup
     from pertoken.decode.speculative import SpeculativeOutput
     from pertoken.decode.stats import DecodeStats
+    from pertoken.decode.style_figures import StyleSweep, style_sweep
     from pertoken.decode.suffix import SuffixTree
     from pertoken.decode.token_recycling import TokenRecycling
     from pertoken.decode.tree import TokenTree
@@ -38,14 +40,17 @@ __all__ = [
     "Drafter",
     "Goose",
     "Lookahead",
+    "NGramStyle",
     "Plain",
     "PromptLookup",
     "SpeculativeOutput",
+    "StyleSweep",
     "SuffixTree",
     "TokenRecycling",
     "TokenTree",
     "WeightedSamples",
     "smc",
+    "style_sweep",
 ]
 
 _HOME = {
@@ -59,14 +64,17 @@ _HOME = {
     "Drafter": "drafter",
     "Goose": "goose",
     "Lookahead": "lookahead",
+    "NGramStyle": "ngram_style",
     "Plain": "plain",
     "PromptLookup": "prompt_lookup",
     "SpeculativeOutput": "speculative",
+    "StyleSweep": "style_figures",
     "SuffixTree": "suffix",
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
     "WeightedSamples": "weighted",
     "smc": "particles",
+    "style_sweep": "style_figures",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -22,6 +22,7 @@ Kind = Literal[
     "cache",
     "archive",
     "text",
+    "chat",
     "bytes",
     "measure",
     "tokenizer",
@@ -35,6 +36,7 @@ KINDS: dict[Kind, str] = {
     "cache": "keys and values, `past_key_values=`",
     "archive": "a cache from a file, `past_key_values=`",
     "text": "a function that shortens or explains a text",
+    "chat": "a function that asks a model in messages",
     "bytes": "a model over bytes",
     "measure": "a measure of a tokenizer",
     "tokenizer": "a changed tokenizer, with its model",
@@ -163,6 +165,18 @@ def _bytes(bench: Bench) -> tuple[str, torch.Tensor]:
     return prefix, ByteModel(bench.model, bench.tokenizer).next_byte_log_probs(prefix)
 
 
+def _sift(bench: Bench) -> Any:
+    from pertoken.decode.sift import sift
+
+    return sift
+
+
+def _style(bench: Bench) -> list[Any]:
+    from pertoken.decode import NGramStyle
+
+    return [NGramStyle.train([bench.text, "a dog saw 78 dogs"], bench.tokenizer)(strength=1.0)]
+
+
 def _premiums(bench: Bench) -> tuple[str, torch.Tensor]:
     from pertoken.tokenize.premiums import token_premiums
 
@@ -209,9 +223,11 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "byte-probabilities": ("bytes", _bytes),
     "fiberpo": ("loss", _fiberpo),
     "frugalprompt": ("text", _compress),
+    "ngram-style": ("logits", _style),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "reagent": ("text", _reagent),
+    "sift": ("chat", _sift),
     "token-premiums": ("measure", _premiums),
     "tokenadapt": ("tokenizer", _transplant),
 }

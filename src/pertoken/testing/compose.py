@@ -215,6 +215,7 @@ _CHANGED = Rule(
     laws.other_tokenizer,
 )
 _MEASURED = Rule("a tokenizer is measured on texts alone, before any model runs")
+_ASKS = Rule("it asks in messages and reads texts, whatever the model decodes them with")
 _TRAINED = Rule("a loss acts on ids in training, this before there are ids")
 
 RULES: dict[tuple[Kind, Kind], Rule] = {
@@ -253,6 +254,9 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
         laws.constraint_cache,
     ),
     ("constraint", "archive"): Rule("text as without the archive", laws.constraint_archive),
+    ("logits", "logits"): Rule(
+        "text as chosen by hand behind both, in either order", laws.logits_logits
+    ),
     ("logits", "cache"): Rule(
         "text as chosen by hand, step by step, through that cache and behind the processor",
         laws.logits_cache,
@@ -281,15 +285,17 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
     **{(kind, "text"): _ITS_TEXT for kind in ("drafter", "sampler", "constraint", "logits")},
     **{(kind, "bytes"): _BYTES for kind in ("drafter", "sampler", "constraint", "logits")},
     **{(kind, "loss"): _DRAWN for kind in ("drafter", "sampler", "constraint", "logits")},
+    **{(kind, "chat"): _ASKS for kind in list(KINDS)[: list(KINDS).index("chat")]},
+    **{("chat", kind): _ASKS for kind in list(KINDS)[list(KINDS).index("chat") :]},
     **{
         (kind, "measure"): _MEASURED
         for kind in KINDS
-        if kind not in ("measure", "tokenizer", "loss")
+        if kind not in ("measure", "tokenizer", "loss", "chat")
     },
     **{
         (kind, "tokenizer"): _CHANGED
         for kind in KINDS
-        if kind not in ("measure", "tokenizer", "loss")
+        if kind not in ("measure", "tokenizer", "loss", "chat")
     },
 }
 

@@ -1,0 +1,165 @@
+"""`pertoken sift`: answer the questions of a file through stickers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pertoken.cli import options as shared
+from pertoken.errors import PertokenError
+
+_KEYS = ("question", "prompt", "text")
+
+_File = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help='Questions, one a line, or .jsonl with {"question": "…"} and, to count what is '
+        'right, "answer".',
+    ),
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Where each question goes when it is done, a JSON line with all its calls; questions "
+        "that are there are not asked again. FILE.sifted.jsonl if not given.",
+    ),
+]
+_Batch = Annotated[
+    int,
+    typer.Option(
+        metavar="N", callback=shared.positive, help="Questions that go through the stages together."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("sift")(sift)
+
+
+def sift(
+    file: _File,
+    out: _Out = None,
+    batch: _Batch = 8,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    limit: shared.Limit = None,
+    max_new_tokens: shared.MaxNewTokens = 1024,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
+) -> None:
+    """Answer questions by notes of their facts, made better until two answers agree.
+
+    --model may also be an OpenAI-compatible endpoint: http://localhost:8000/v1#NAME.
+    """
+    from pertoken.cli.progress import progress_bar
+    from pertoken.decode.sift import SiftedAll, sift_all
+
+    target = out or file.with_name(f"{file.name}.sifted.jsonl")
+    output = shared.Output(as_json, html, out=target)
+    questions = _questions(file)[:limit]
+    done = _done(target, model, max_new_tokens)
+    asked = [text for text in dict.fromkeys(text for text, _ in questions) if text not in done]
+    chat, options = _chat(model, dtype) if asked else (None, {})
+    options["max_new_tokens"] = max_new_tokens
+    with progress_bar() as tell:
+        for start in range(0, len(asked), batch):
+            part = asked[start : start + batch]
+            tell("questions", start, len(asked))
+            try:
+                found = sift_all(part, chat, batch=batch, **options).found
+            except (PertokenError, KeyboardInterrupt) as error:
+                typer.echo(
+                    f"{len(done)} questions are in {target}; run it again to go on", err=True
+                )
+                raise error from None
+            for one in found:
+                done[one.question] = one
+            _append(target, found, model, max_new_tokens)
+    result = SiftedAll(
+        tuple(done[text] for text, _ in questions), tuple(answer for _, answer in questions)
+    )
+    if not output.write(result):
+        typer.echo(result.table())
+
+
+def _questions(file: Path) -> list[tuple[str, str | None]]:
+    """Questions of a file and their right answers, None where the file has none."""
+    from pertoken.prompts import read_utf8
+
+    lines = enumerate(read_utf8(file, "question file").splitlines(), 1)
+    rows = [(number, line.strip()) for number, line in lines if line.strip()]
+    if not rows:
+        raise PertokenError(f"question file {file} is empty")
+    if file.suffix.lower() != ".jsonl":
+        return [(line, None) for _, line in rows]
+    return [_question(line, f"{file}, line {number}") for number, line in rows]
+
+
+def _question(line: str, place: str) -> tuple[str, str | None]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PertokenError(f"{place}: not JSON ({error.msg}, column {error.colno})") from None
+    key = next((key for key in _KEYS if isinstance(row, dict) and key in row), None)
+    if key is None or not isinstance(row[key], str) or not row[key].strip():
+        raise PertokenError(f'{place}: {{"question": "…"}} with some text is wanted')
+    answer = row.get("answer")
+    if answer is not None:
+        answer = str(answer).rpartition("####")[2].strip()  # as GSM8K writes it
+    return row[key], answer
+
+
+def _chat(model: str, dtype: str | None) -> tuple[Any, dict[str, Any]]:
+    """The model to ask, local or behind an address, and what belongs to it."""
+    if model.startswith(("http://", "https://")):
+        address, _, name = model.partition("#")
+        if not name:
+            raise PertokenError(f"name the endpoint's model behind it, as in {address}#NAME")
+        return import_module("pertoken.endpoint").Endpoint(address, model=name), {}
+    loaded, tokenizer = shared.load(model, dtype)
+    return loaded, {"tokenizer": tokenizer}
+
+
+def _done(target: Path, model: str, max_new_tokens: int) -> dict[str, Any]:
+    """The questions of an earlier run, by their text; a line cut off by a kill is dropped."""
+    from pertoken.decode.sift import Sifted
+
+    if not target.is_file():
+        return {}
+    content = target.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    found = {}
+    for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            one = Sifted.from_dict(row)
+            with_ = row["model"], row["max_new_tokens"]
+        except (ValueError, KeyError, TypeError):
+            raise PertokenError(
+                f"{target}, line {number}: not a question that was sifted; give another --out"
+            ) from None
+        if with_ != (model, max_new_tokens):
+            raise PertokenError(
+                f"{target} was written with {with_[0]} and {with_[1]} new tokens, this run has "
+                f"{model} and {max_new_tokens}; give another --out"
+            )
+        found[one.question] = one
+    if len(whole) < len(content):
+        with target.open("r+b") as file:
+            file.truncate(len(whole))
+    return found
+
+
+def _append(target: Path, found: Sequence[Any], model: str, max_new_tokens: int) -> None:
+    about = {"model": model, "max_new_tokens": max_new_tokens}
+    lines = [json.dumps({**about, **one.to_dict()}, ensure_ascii=False) + "\n" for one in found]
+    with target.open("ab") as file:
+        file.write("".join(lines).encode("utf-8", "replace"))
