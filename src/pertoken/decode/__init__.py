@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
     from pertoken.decode.byte_model import ByteEnsemble, ByteModel
+    from pertoken.decode.cntp import CautiousDecoding
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
@@ -32,6 +33,7 @@ __all__ = [
     "Balanced",
     "ByteEnsemble",
     "ByteModel",
+    "CautiousDecoding",
     "Constrained",
     "ConstraintMask",
     "DecodeStats",
@@ -53,6 +55,7 @@ _HOME = {
     "Balanced": "balanced",
     "ByteEnsemble": "byte_model",
     "ByteModel": "byte_model",
+    "CautiousDecoding": "cntp",
     "Constrained": "constrained",
     "ConstraintMask": "constrained",
     "DecodeStats": "stats",
