@@ -180,7 +180,10 @@ def test_the_cost_is_counted() -> None:
 
 
 def test_trials_that_draw_alike_are_read_once() -> None:
-    model = MockModel([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]] * 1 + [[1.0, 0.0, 0.0, 0.0]])
+    model = MockModel(
+        [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]] * 1
+        + [[1.0, 0.0, 0.0, 0.0]]
+    )
     method = CautiousDecoding(trials=8, punctuation=[3])
     out = write(model, torch.tensor([[0]]), custom_generate=method, max_new_tokens=6)
     assert out[0].tolist() == [0, 1, 2, 3, 0, 1, 2]
@@ -201,7 +204,7 @@ def test_the_trial_of_lowest_perplexity_is_kept() -> None:
     out = write(model, ids, custom_generate=method, max_new_tokens=3)[:, 1:].tolist()
     # Mean log-probabilities: 2 3: log 0.4 / 2 = -0.458; 1 3: log 0.3 / 2 = -0.602;
     # 1 1 3: log 0.15 / 3 = -0.632; 1 1 1, cut by the length: the same.
-    shares = {text: 0 for text in ((2, 3), (1, 3), (1, 1))}
+    shares = dict.fromkeys(((2, 3), (1, 3), (1, 1)), 0)
     for row in out:
         shares[tuple(row[:2])] += 1
     chance = {(2, 3): 1 - 0.6**5, (1, 3): 0.6**5 - 0.3**5, (1, 1): 0.3**5}

@@ -280,26 +280,31 @@ class TrialRun:
     def _without_losers(self, found: list[list[_Row]]) -> tuple[list[_Row], list[int]]:
         """The rows to go on with, and where each is from; found: what came of each row."""
         best: dict[int, _Row] = {}
-        open_texts = set()
         for row in (row for rows in found for row in rows):
             if row.ended and row.trials:
-                known = best.setdefault(row.text, row)
-                best[row.text] = min(known, row, key=lambda one: one.rank)
-            elif row.trials:
-                open_texts.add(row.text)
-        kept, sources = [], []
-        for source, rows in enumerate(found):
-            for row in rows:
-                if row.ended and row.trials and row is not best[row.text]:
-                    continue
-                kept.append(row)
-                sources.append(source)
+                best[row.text] = min(best.get(row.text, row), row, key=lambda one: one.rank)
+        pairs = [
+            (row, source)
+            for source, rows in enumerate(found)
+            for row in rows
+            if not row.trials or row.text not in best or self._may_win(row, best[row.text])
+        ]
+        trying = {row.text for row, _ in pairs if row.trials and not row.ended}
         for number, row in best.items():
-            if number not in open_texts:
+            if number not in trying:
                 tokens, row.tokens, row.nll, row.trials, row.ended = row.tokens, [], 0.0, [], False
                 self.stats.span_tokens += len(tokens)
                 self._commit(row, tokens)
-        return kept, sources
+        return [row for row, _ in pairs], [source for _, source in pairs]
+
+    def _may_win(self, row: _Row, best: _Row) -> bool:
+        """Whether a trial may be committed in place of the best that has ended, which it may be."""
+        if row.ended:
+            return row is best
+        # Were all its tokens to come certain, its mean loss would still be this.
+        text = self.texts[row.text]
+        longest = min(self.method.cap or self.max_length, self.max_length - text.length)
+        return row.nll / longest <= best.rank[0]
 
     def _commit(self, row: _Row, tokens: list[int]) -> None:
         """Append tokens to the row's text."""

@@ -25,7 +25,7 @@ wins. `stats.mean_span` shows how long committed trials are.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -120,8 +120,8 @@ class CautiousStats:
     def lines(self) -> list[str]:
         """How it went, for people."""
         found = [
-            f"{self.forwards} forward passes behind the prompt, {self.rows_per_token:.2f} rows read "
-            "a token",
+            f"{self.forwards} forward passes behind the prompt; {self.rows_per_token:.2f} rows of "
+            "them for each new token",
             f"unsure at {self.uncertain} of {self.places} places ({self.uncertain_share:.1%})",
         ]
         if self.uncertain:
@@ -193,8 +193,7 @@ class CautiousDecoding(Shown):
         known = trials in get_args(Rule) if isinstance(trials, str) else _counts(trials)
         if not known:
             raise PertokenError(
-                'trials must be "code", "paper", "inverted" or a number from 1 on, not '
-                f"{trials!r}"
+                f'trials must be "code", "paper", "inverted" or a number from 1 on, not {trials!r}'
             )
         if not _counts(max_trials):
             raise PertokenError(f"max_trials must be 1 or more, got {max_trials!r}")
@@ -271,7 +270,7 @@ class CautiousDecoding(Shown):
         ).tolist()
         return counts
 
-    def ends_trial(self) -> PunctuationRule:
+    def ends_trial(self) -> Callable[[int], bool]:
         """Whether a token ends a trial, by its id."""
         if not isinstance(self.punctuation, str):
             return frozenset(self.punctuation).__contains__
@@ -319,9 +318,6 @@ class CautiousDecoding(Shown):
             )
         refuse_filled_cache(cache, input_ids, self)
         return cache, prompt_mask(model, input_ids, given)
-
-
-PunctuationRule = Any  # a function of an id
 
 
 def punctuation_ids(tokenizer: Any) -> frozenset[int]:

@@ -152,14 +152,14 @@ def as_setup(setup: Setup | str, **options: Any) -> Setup:
 
 
 def takes(slug: str, option: str) -> bool:
-    """Whether the constructor of a method has an option; all of our own drafters have theirs.
+    """Whether the constructor of a method has an option; transformers' own ways take any.
 
-    >>> takes("goose", "streamer")
-    True
+    >>> takes("goose", "budget"), takes("plain", "budget")
+    (True, False)
     """
     from pertoken.catalog import card
 
-    if slug in HF_SETUPS or card(slug).package == "pertoken":
+    if slug in HF_SETUPS:
         return True
     parameters = inspect.signature(card(slug).load()).parameters.values()
     return any(p.name == option or p.kind == p.VAR_KEYWORD for p in parameters)
