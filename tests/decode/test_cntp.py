@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from transformers import DynamicCache, StoppingCriteriaList, StopStringCriteria
 
 from pertoken.decode import CautiousDecoding
+from pertoken.decode._trials import TrialRun, _Row
 from pertoken.decode.cntp import punctuation_ids, trial_counts
 from pertoken.errors import PertokenError
 from pertoken.testing import ByteTokenizer, MockModel, tiny_model
@@ -84,25 +84,22 @@ def test_without_trials_it_is_generate_under_the_same_seed(
 # ------------------------------------------------------------------------------ trials as rows
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "mistral", "gpt2"])
-def test_together_they_write_what_one_after_the_other_writes(architecture: str) -> None:
-    model = tiny_model(architecture, vocab_size=32, sliding_window=5)
+def test_together_they_write_what_one_after_the_other_writes() -> None:
+    """The battery has this on every architecture; here are long trials over a short window."""
+    model = tiny_model("gemma3", vocab_size=32, sliding_window=5)
     for seed, prompt in enumerate(PROMPTS[:2]):
         method = CautiousDecoding(punctuation=MARKS, max_trials=6, max_entropy=4.0)
         torch.manual_seed(seed)
         found = write(model, prompt[None], custom_generate=method)[0, len(prompt) :].tolist()
         torch.manual_seed(seed)
         run: dict[str, Any] = {"do_sample": True, "top_k": 0}
-        expected = trial_by_trial(method, model, prompt[None], max_new_tokens=14, **run)
-        assert found == expected
+        assert found == trial_by_trial(method, model, prompt[None], max_new_tokens=14, **run)
         assert 2 < method.stats.mean_trials < 6
         assert method.stats.mean_span > 1.5
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "fixed": ({"trials": 4}, {}),
     "inverted, greedy where sure": ({"trials": "inverted", "max_trials": 4}, {"do_sample": False}),
-    "capped": ({"cap": 2}, {}),
     "whole answers": ({"trials": 3, "punctuation": ()}, {"eos_token_id": 3}),
     "processed": (
         {"trials": "paper"},
@@ -115,24 +112,22 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_too(name: str) -> None:
     own, options = SETTINGS[name]
-    options = {"do_sample": True, "top_k": 0, **options}
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 9, **options}
     model = tiny_model("qwen3-sliding", vocab_size=32)
     method = CautiousDecoding(**{"punctuation": MARKS, **own})
     ids = PROMPTS[1][None]
     torch.manual_seed(5)
     found = write(model, ids, custom_generate=method, **options)[0, ids.shape[1] :].tolist()
     torch.manual_seed(5)
-    assert found == trial_by_trial(method, model, ids, max_new_tokens=14, **options)
+    assert found == trial_by_trial(method, model, ids, **options)
     assert method.stats.uncertain > 0
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "opt"])
+@pytest.mark.parametrize("architecture", ["gemma3", "opt"])
 def test_rows_of_a_batch_do_not_touch_each_other(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row in a batch has the logits of its text by itself, while others branch and wait."""
-    from pertoken.decode._trials import TrialRun
-
     model = tiny_model(architecture, vocab_size=32, sliding_window=5)
     ids, mask = left_pad(PROMPTS, 0)
     texts: list[tuple[list[int], torch.Tensor]] = []
@@ -213,17 +208,13 @@ def test_the_trial_of_lowest_perplexity_is_kept() -> None:
         assert abs(count - draws * chance[text]) < 4 * spread + 1, text
 
 
-def test_ties_go_to_the_first_trial() -> None:
-    """Two ways are as probable: the first drawn is kept, so both come as often as by sampling."""
-    model = MockModel([[0, 0.7, 0.3, 0], [0, 0, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0]])
-    from pertoken.decode._trials import _Row
-
-    generator = torch.Generator()
-    first = _Row(0, [1, 3], 1.0, [(1, generator), (4, generator)])
-    other = _Row(0, [2, 3], 1.0, [(0, generator)])
-    assert min(first, other, key=lambda row: row.rank) is other
-    assert min(first, _Row(0, [2, 2, 3], 1.4, [(5, generator)]), key=lambda r: r.rank).nll == 1.4
-    assert model is not None
+def test_ties_go_to_the_first_trial_and_no_winner_is_dropped() -> None:
+    draws = torch.Generator()
+    first = _Row(0, [1, 3], 1.0, [(1, draws), (4, draws)])
+    as_good = _Row(0, [2, 3], 1.0, [(0, draws)])
+    better = _Row(0, [2, 2, 3], 1.4, [(5, draws)])
+    assert min((first, as_good, better), key=lambda row: row.rank) is better
+    assert min((first, as_good), key=lambda row: row.rank) is as_good
 
 
 # ------------------------------------------------------------------------------ punctuation, ends
@@ -259,7 +250,7 @@ def test_stop_strings_and_criteria_end_a_trial_and_the_text() -> None:
         (CautiousDecoding(tokenizer, trials=3, cap=9), {"stopping_criteria": criteria}),
     ):
         torch.manual_seed(0)
-        runs.append(write(model, ids, max_new_tokens=300, custom_generate=method, **options))
+        runs.append(write(model, ids, max_new_tokens=150, custom_generate=method, **options))
     assert torch.equal(runs[0], runs[1])
     new = tokenizer.decode(runs[0][0, 7:].tolist())
     assert new.endswith("e")
@@ -293,27 +284,26 @@ def test_committed_spans_are_streamed() -> None:
     assert spans.ended
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_the_cache_goes_on_in_the_next_turn(architecture: str) -> None:
-    model = tiny_model(architecture, vocab_size=32, sliding_window=5)
-    cache = DynamicCache(config=model.config)
+def test_the_cache_goes_on_in_the_next_turn() -> None:
+    """Of a batch whose rows end at different places too: it holds all but the last tokens."""
+    model = tiny_model("gemma3", vocab_size=32, sliding_window=5)
     ids, mask = left_pad(PROMPTS, 0)
     method = CautiousDecoding(punctuation=MARKS, max_trials=4)
+    cache = DynamicCache(config=model.config)
+    run = {"return_dict_in_generate": True, "suppress_tokens": [0], "eos_token_id": 7}
     torch.manual_seed(0)
-    run = {"custom_generate": method, "suppress_tokens": [0], "eos_token_id": 5}
-    out = write(model, ids, mask, past_key_values=cache, return_dict_in_generate=True, **run)
+    out = write(model, ids, mask, past_key_values=cache, custom_generate=method, **run)
     assert out.stats is method.stats
     assert out.past_key_values is cache
     assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
-    alone = out.sequences[1:2, : 15 + 14]
-    single = DynamicCache(config=model.config)
-    torch.manual_seed(3)
-    first = write(model, PROMPTS[1][None], past_key_values=single, custom_generate=method)
-    assert int(single.get_seq_length()) == first.shape[1] - 1
-    longer = torch.cat((first, torch.tensor([[7, 8]])), -1)
-    again = write(model, longer, past_key_values=single, do_sample=False)
-    assert torch.equal(again, write(model, longer, do_sample=False))
-    assert alone.shape[0] == 1
+    assert len({int((row == 0).sum()) for row in out.sequences}) > 1
+    texts = [row[row != 0] for row in out.sequences]
+    longer, mask = left_pad([torch.cat((text, text.new_tensor([8]))) for text in texts], 0)
+    assert int(cache.get_seq_length()) <= longer.shape[1] - 2
+    width = int(cache.get_seq_length()) + 2  # the rows are aligned as the cache has them
+    longer, mask = longer[:, -width:], mask[:, -width:]
+    again = write(model, longer, mask, past_key_values=cache, do_sample=False)
+    assert torch.equal(again, write(model, longer, mask, do_sample=False))
 
 
 # ------------------------------------------------------------------------------ refusals
@@ -386,17 +376,3 @@ def test_a_batch_is_padded_on_the_left() -> None:
 def test_repr_shows_what_is_not_the_default() -> None:
     shown = repr(CautiousDecoding(ByteTokenizer(), trials=6, punctuation=()))
     assert shown == "CautiousDecoding(tokenizer=ByteTokenizer, trials=6, punctuation=())"
-
-
-def test_rows_are_in_the_order_of_the_texts() -> None:
-    """Whatever the trials do, a text's rows stand together: the cache is one row a text at last."""
-    model = tiny_model("llama", vocab_size=32)
-    ids, mask = left_pad(PROMPTS, 0)
-    for seed in itertools.islice(itertools.count(), 3):
-        torch.manual_seed(seed)
-        cache = DynamicCache(config=model.config)
-        method = CautiousDecoding(punctuation=MARKS, max_trials=5)
-        out = write(model, ids, mask, custom_generate=method, past_key_values=cache, eos_token_id=7)
-        assert cache.layers[0].keys.shape[0] == 3
-        lengths = [(row != 0).sum() for row in out]
-        assert max(lengths) >= min(lengths)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pertoken.decode.balanced import Balanced
     from pertoken.decode.byte_model import ByteEnsemble, ByteModel
     from pertoken.decode.cntp import CautiousDecoding
+    from pertoken.decode.consistency import SelfConsistency, majority, self_consistency
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
@@ -42,11 +43,14 @@ __all__ = [
     "Lookahead",
     "Plain",
     "PromptLookup",
+    "SelfConsistency",
     "SpeculativeOutput",
     "SuffixTree",
     "TokenRecycling",
     "TokenTree",
     "WeightedSamples",
+    "majority",
+    "self_consistency",
     "smc",
 ]
 
@@ -64,11 +68,14 @@ _HOME = {
     "Lookahead": "lookahead",
     "Plain": "plain",
     "PromptLookup": "prompt_lookup",
+    "SelfConsistency": "consistency",
     "SpeculativeOutput": "speculative",
     "SuffixTree": "suffix",
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
     "WeightedSamples": "weighted",
+    "majority": "consistency",
+    "self_consistency": "consistency",
     "smc": "particles",
 }
 

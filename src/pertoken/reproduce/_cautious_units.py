@@ -113,9 +113,7 @@ class Models:
         from pertoken.loading import load
 
         name = self._second_name
-        return _with_stops(
-            *load(name, device=context.device, dtype=context.dtype, kind="decoder")
-        )
+        return _with_stops(*load(name, device=context.device, dtype=context.dtype, kind="decoder"))
 
 
 def _with_stops(model: Any, tokenizer: Any) -> tuple[Any, Any, list[int]]:
