@@ -1,8 +1,8 @@
-"""What cautious decoding's reproduction does with one question: every method, from one cache.
+"""What cautious decoding's reproduction does with some questions: every method, from one cache.
 
-Questions are GSM8K's behind worked examples, the same for all: neither model follows the format
-without. An answer is one line. The prompt is read once; every method goes on from a copy of its
-cache, a row for each draw.
+Questions are GSM8K's behind worked examples, the same for all: a model that was never tuned does
+not follow the format without. An answer is one line. The prompts are read once, as one batch; every
+method goes on from a copy of their cache, a row for each draw.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from typing import Any
 import torch
 
 from pertoken._answers import number_in
+from pertoken._forward import text_logits
 from pertoken.decode import CautiousDecoding
 from pertoken.reproduce._context import Context
 from pertoken.stats_text import distinct_ngram_share, repeated_4gram_share
+from pertoken.testing.setups import left_pad
 
 __all__ = ["DRAWS", "METHODS", "Models", "Question", "equations", "measure", "questions"]
 
-SHOTS = 4
-DRAWS = 5  # of self-consistency; the paper takes 40
-BEAMS = 5
-RATED = 2  # draws of each question whose perplexity is measured
-NEW_TOKENS = 96
+SHOTS = 2
+DRAWS = 4  # of self-consistency; the paper takes 40
+BEAMS = 3  # the paper takes 5
+RATED = 1  # draws of each question whose perplexity is measured
+NEW_TOKENS = 64
 SAMPLED = {"do_sample": True, "temperature": 1.2, "top_p": 0.9, "top_k": 50}
 """The authors' settings for Llama on GSM8K; their `generate` has its default of top_k=50 too."""
 
@@ -126,58 +128,67 @@ def _with_stops(model: Any, tokenizer: Any) -> tuple[Any, Any, list[int]]:
 
 
 def measure(
-    models: Models, which: str, question: Question, seed: int, *, check: bool, tokens: int
-) -> Unit:
-    """Every method on a question. check: whether cautious decoding without trials is sampling."""
-    model, tokenizer, stops = models.get(which)
-    ids = torch.tensor([tokenizer(question.prompt)["input_ids"]], device=model.device)
-    read = _read(model, ids)
-    seed += 1000 * question.number
+    models: Models, which: str, asked: Sequence[Question], seed: int, *, check: bool, tokens: int
+) -> list[Unit]:
+    """Every method on some questions, a unit each.
 
-    def write(rows: int, **options: Any) -> list[list[int]]:
-        """New ids of every row, without their stop token."""
+    check: also whether cautious decoding without trials is sampling.
+    """
+    model, tokenizer, stops = models.get(which)
+    rows = [torch.tensor(tokenizer(question.prompt)["input_ids"]) for question in asked]
+    ids, mask = (each.to(model.device) for each in left_pad(rows, 0))
+    read = _read(model, ids, mask)
+
+    def write(draws: int, **options: Any) -> list[list[list[int]]]:
+        """New ids of every draw of every question, without their stop token."""
         cache = copy.deepcopy(read)
-        cache.batch_repeat_interleave(options.get("num_beams", rows))
-        text = ids.expand(rows, -1)
+        cache.batch_repeat_interleave(options.get("num_beams", draws))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed + 1000 * asked[0].number)
             out = model.generate(
-                text,
-                attention_mask=torch.ones_like(text),
+                ids.repeat_interleave(draws, 0),
+                attention_mask=mask.repeat_interleave(draws, 0),
                 past_key_values=cache,
                 max_new_tokens=tokens,
                 eos_token_id=stops,
                 pad_token_id=0,
                 **options,
             )
-        return [_without_stop(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+        texts = [_without_stop(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+        return [texts[place : place + draws] for place in range(0, len(texts), draws)]
 
-    runs: dict[str, list[list[int]]] = {
+    runs = {
         "greedy": write(1, do_sample=False),
         "beam": write(1, do_sample=False, num_beams=BEAMS),
         "sampling": write(DRAWS, **SAMPLED),
     }
-    unit: Unit = {}
+    units: list[Unit] = [{} for _ in asked]
     for name, (make, draws) in CAUTIOUS.items():
         method = make(tokenizer)
         runs[name] = write(draws, **SAMPLED, custom_generate=method)
-        unit[name] = {key: value for key, value in vars(method.stats).items() if key != "prefills"}
-    for name, texts in runs.items():
-        found = _rated(model, tokenizer, read, ids, texts, question.answer)
-        unit[name] = unit.get(name, {}) | found
+        # Counted over all questions: as much for each of them.
+        counts = {key: value / len(asked) for key, value in vars(method.stats).items()}
+        for unit in units:
+            unit[name] = dict(counts)
     if check:
         sure = CautiousDecoding(max_trials=1, punctuation=())
-        unit["same"] = write(DRAWS, **SAMPLED, custom_generate=sure) == runs["sampling"]
-    return unit
+        same = write(DRAWS, **SAMPLED, custom_generate=sure)
+        for unit, own, other in zip(units, same, runs["sampling"], strict=True):
+            unit["same"] = own == other
+    for name, found in runs.items():
+        for unit, question, row, texts in zip(units, asked, rows, found, strict=True):
+            rated = _rated(model, tokenizer, row.to(model.device), texts, question.answer)
+            unit[name] = unit.get(name, {}) | rated
+    return units
 
 
 @torch.no_grad()
-def _read(model: Any, ids: torch.Tensor) -> Any:
-    """The cache of a prompt [1, time] without its last token."""
+def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+    """The cache of prompts [batch, time] without their last token."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    model(input_ids=ids[:, :-1], past_key_values=cache, logits_to_keep=1)
+    text_logits(model, ids[:, :-1], mask[:, :-1], cache)
     return cache
 
 
@@ -187,14 +198,9 @@ def _without_stop(row: list[int], stops: Sequence[int]) -> list[int]:
 
 
 def _rated(
-    model: Any,
-    tokenizer: Any,
-    read: Any,
-    ids: torch.Tensor,
-    texts: list[list[int]],
-    answer: str,
+    model: Any, tokenizer: Any, prompt: torch.Tensor, texts: list[list[int]], answer: str
 ) -> Unit:
-    """What the texts of one method are like."""
+    """What the texts of one method behind one prompt [time] are like."""
     written = [tokenizer.decode(text, skip_special_tokens=True) for text in texts]
     right, count = map(sum, zip(*(equations(text) for text in written), strict=True))
     rated = [text for text in texts[:RATED] if text]
@@ -202,7 +208,7 @@ def _rated(
         "answers": [number_in(text) for text in written],
         "right": sum(number_in(text) == answer for text in written) / len(texts),
         "length": sum(map(len, texts)) / len(texts),
-        "loss": sum(_loss(model, read, ids, text) for text in rated),
+        "loss": sum(_loss(model, prompt, text) for text in rated),
         "rated": sum(map(len, rated)),
         "distinct": distinct_ngram_share(texts, 2),
         "repeated": sum(map(repeated_4gram_share, texts)) / len(texts),
@@ -212,9 +218,9 @@ def _rated(
 
 
 @torch.no_grad()
-def _loss(model: Any, read: Any, ids: torch.Tensor, text: list[int]) -> float:
+def _loss(model: Any, prompt: torch.Tensor, text: list[int]) -> float:
     """Minus the log-probability of a text behind a prompt under the model itself, nats."""
-    new = torch.cat((ids[:, -1:], ids.new_tensor([text])), -1)
-    logits = model(input_ids=new[:, :-1], past_key_values=copy.deepcopy(read)).logits[0]
-    chances = logits.float().log_softmax(-1)
-    return -float(chances.gather(-1, new[0, 1:, None]).sum())
+    new = prompt.new_tensor(text)
+    whole = torch.cat((prompt, new))[None]
+    logits = model(input_ids=whole, use_cache=False, logits_to_keep=len(text) + 1).logits[0, :-1]
+    return -float(logits.float().log_softmax(-1).gather(-1, new[:, None]).sum())
