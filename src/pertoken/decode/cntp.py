@@ -61,7 +61,7 @@ def trial_counts(
     rule: "code" or "paper", see the module; "inverted" is max_trials + 1 minus that of the code
     (the paper's ablation).
 
-    >>> entropy = torch.tensor([0.0, 0.176, 0.308, 1.0, 2.0])
+    >>> entropy = torch.tensor([0.0, 0.18, 0.31, 1.0, 2.0])
     >>> trial_counts(entropy).tolist()
     [1, 2, 2, 6, 10]
     >>> trial_counts(entropy, "paper").tolist()
@@ -166,9 +166,9 @@ class CautiousDecoding(Shown):
     or recurrent ones.
 
     >>> from pertoken.testing import MockModel
-    >>> model = MockModel([[0.0, 0.6, 0.3, 0.1]] * 3 + [[0.25] * 4])
+    >>> model = MockModel([[0.0, 0.6, 0.3, 0.1]] * 4)
     >>> cautious = CautiousDecoding(punctuation=[3], cap=4)
-    >>> ids = model.generate(torch.tensor([[0]]), do_sample=True, max_new_tokens=8,
+    >>> ids = model.generate(torch.tensor([[1]]), do_sample=True, max_new_tokens=8,
     ...                      custom_generate=cautious)
     >>> ids.shape, cautious.stats.mean_trials > 1, cautious.stats.new_tokens
     (torch.Size([1, 9]), True, 8)

@@ -3,9 +3,10 @@
 GSM8K, report half: greedy, beam search, sampling, self-consistency, the method, the method under
 self-consistency, and its ablations (six trials everywhere, few trials where unsure, whole answers).
 Temperature 1.2 and top-p 0.9 as in the paper; four draws for self-consistency, where the paper has
-forty, and three beams, where it has five. Models of this size solve next to none of these problems, so accuracy hardly tells methods
-apart; beside it stands the share of the equations in a text that are right (ours), which does. Both
-models get the same four worked examples, and an answer is one line.
+forty, and three beams, where it has five. Models of this size solve next to none of these problems,
+so accuracy hardly tells methods apart; beside it stands the share of the equations in a text that
+are right (ours), which does. Both models get the same two worked examples, and an answer is one
+line of at most 64 tokens.
 """
 
 from __future__ import annotations

@@ -17,73 +17,89 @@ from pertoken.testing.setups import processors, stop_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pertoken.decode.cntp import CautiousDecoding
-
 __all__ = ["trial_by_trial"]
+
+_Read = tuple[Any, torch.Tensor]
+"""The cache of a text, and the processed scores [vocab] behind it."""
 
 
 @torch.no_grad()
 def trial_by_trial(
-    method: CautiousDecoding,
+    method: Any,
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     *,
     max_new_tokens: int,
     **options: Any,
 ) -> list[int]:
-    """New ids behind one prompt [1, time]; options: further arguments of `generate`."""
-    change = processors(model, input_ids, max_new_tokens=max_new_tokens, **options)
-    stops, ends_trial = stop_ids(model, options), method.ends_trial()
-    cap = method.cap or max_new_tokens
-    prompt, new = input_ids[0].tolist(), list[int]()
+    """New ids behind one prompt [1, time], as a `CautiousDecoding` writes them.
 
-    def ended(tokens: list[int]) -> bool:
-        return len(tokens) == max_new_tokens or tokens[-1] in stops
+    options: further arguments of `generate`.
+    """
+    text = _Text(method, model, input_ids, max_new_tokens, options)
+    state = text.read(None, input_ids[0].tolist())
+    while True:
+        entropy = torch.distributions.Categorical(logits=state[1]).entropy()
+        count = method.counts(entropy[None])[0]
+        if count > 1:
+            cache, tokens = _best_trial(text, state, count)
+        else:
+            cache, tokens = state[0], [_token(state[1], bool(options.get("do_sample")))]
+        text.new += tokens
+        if text.ended([]):
+            return text.new
+        state = text.read(cache, tokens[-1:])
 
-    def read(cache: Any, tokens: list[int]) -> Any:
-        return model(
-            input_ids=torch.tensor([tokens], device=model.device),
+
+def _best_trial(text: _Text, state: _Read, count: int) -> tuple[Any, list[int]]:
+    """The cache and tokens of the trial of lowest perplexity, the first of equals."""
+    best, chosen = math.inf, (None, list[int]())
+    for seed in torch.randint(2**62, (count,)).tolist():
+        draw = torch.Generator().manual_seed(seed)
+        cache, scores = state
+        tokens: list[int] = []
+        loss = 0.0
+        while True:
+            token, surprise = _drawn(scores, draw)
+            tokens.append(token)
+            loss += surprise
+            if text.ended(tokens):
+                break
+            own = copy.deepcopy(cache) if len(tokens) == 1 else cache
+            cache, scores = text.read(own, [token], tokens)
+        if loss / len(tokens) < best:
+            best, chosen = loss / len(tokens), (cache, tokens)
+    return chosen
+
+
+class _Text:
+    """A prompt, what was written behind it, and what ends it or a trial."""
+
+    def __init__(
+        self, method: Any, model: Any, ids: torch.Tensor, most: int, options: dict[str, Any]
+    ) -> None:
+        self.model, self.prompt, self.most = model, ids[0].tolist(), most
+        self.new: list[int] = []
+        self.change = processors(model, ids, max_new_tokens=most, **options)
+        self.stops, self.ends_trial = stop_ids(model, options), method.ends_trial()
+        self.cap: int = method.cap or most
+
+    def read(self, cache: Any, tokens: list[int], trial: list[int] | None = None) -> _Read:
+        """Read tokens behind a cache; trial: what stands behind the committed text then."""
+        output = self.model(
+            input_ids=torch.tensor([tokens], device=self.model.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
+        text = torch.tensor([self.prompt + self.new + (trial or [])], device=self.model.device)
+        return output.past_key_values, self.change(text, output.logits[:, -1].float())[0]
 
-    def scores_of(output: Any, tokens: list[int]) -> torch.Tensor:
-        text = torch.tensor([prompt + tokens], device=model.device)
-        scores: torch.Tensor = change(text, output.logits[:, -1].float())[0]
-        return scores
-
-    state = read(None, prompt)
-    while True:
-        scores = scores_of(state, new)
-        entropy = torch.distributions.Categorical(logits=scores).entropy()
-        count = method.counts(entropy[None])[0]
-        if count == 1:
-            new.append(_token(scores, bool(options.get("do_sample"))))
-            cache = state.past_key_values
-        else:
-            best = math.inf
-            for seed in torch.randint(2**62, (count,)).tolist():
-                draw = torch.Generator().manual_seed(seed)
-                tokens: list[int] = []
-                loss, output, behind = 0.0, state, scores
-                copied = False
-                while True:
-                    token, surprise = _drawn(behind, draw)
-                    tokens.append(token)
-                    loss += surprise
-                    if ends_trial(token) or ended([*new, *tokens]) or len(tokens) == cap:
-                        break
-                    past = output.past_key_values
-                    output = read(past if copied else copy.deepcopy(past), [token])
-                    copied = True
-                    behind = scores_of(output, [*new, *tokens])
-                if loss / len(tokens) < best:
-                    best, chosen, cache = loss / len(tokens), tokens, output.past_key_values
-            new += chosen
-        if ended(new):
-            return new
-        state = read(cache, new[-1:])
+    def ended(self, trial: list[int]) -> bool:
+        """Whether a trial ends behind these tokens; of none, whether the text does."""
+        text = self.new + trial
+        over = len(text) == self.most or text[-1] in self.stops
+        return over or bool(trial and (self.ends_trial(trial[-1]) or len(trial) == self.cap))
 
 
 def _token(scores: torch.Tensor, sample: bool) -> int:
