@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
     from pertoken.decode.byte_model import ByteEnsemble, ByteModel
-    from pertoken.decode.cntp import CautiousDecoding
+    from pertoken.decode.cntp import CautiousDecoding, CautiousOutput, CautiousStats
     from pertoken.decode.consistency import SelfConsistency, majority, self_consistency
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
@@ -35,6 +35,8 @@ __all__ = [
     "ByteEnsemble",
     "ByteModel",
     "CautiousDecoding",
+    "CautiousOutput",
+    "CautiousStats",
     "Constrained",
     "ConstraintMask",
     "DecodeStats",
@@ -60,6 +62,8 @@ _HOME = {
     "ByteEnsemble": "byte_model",
     "ByteModel": "byte_model",
     "CautiousDecoding": "cntp",
+    "CautiousOutput": "cntp",
+    "CautiousStats": "cntp",
     "Constrained": "constrained",
     "ConstraintMask": "constrained",
     "DecodeStats": "stats",

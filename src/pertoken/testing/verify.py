@@ -71,6 +71,11 @@ def verify(
     if max_new_tokens < 1:
         raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     first, second = as_setup(a), as_setup(b)
+    if not getattr(first, "lossless", True):
+        raise PertokenError(
+            f"{titles[0]} is not lossless: its text need not be that of {titles[1]}; "
+            "`pertoken compare` shows how good it is"
+        )
     drafted: list[int | None] = []
     if sample:
         rows = [
