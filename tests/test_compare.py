@@ -117,6 +117,55 @@ def test_a_different_text_is_found_and_shown(
     assert found.results[0]["lookahead"].to_dict()["divergence"]["step"] == 5
 
 
+@pytest.fixture(scope="module")
+def with_lossy(pair: tuple[Any, Any]) -> Comparison:
+    prompts = [Prompt("abc abc", answer="#### 7"), Prompt("xyz 1 + 1 =")]
+    state = torch.get_rng_state()
+    found = compare(["cntp", "hf"], prompts=prompts, model=pair, max_new_tokens=9, budget="auto")
+    assert torch.equal(torch.get_rng_state(), state)
+    return found
+
+
+def test_a_method_that_is_not_lossless_is_marked_and_judged_by_quality(
+    with_lossy: Comparison,
+) -> None:
+    assert with_lossy.lossless  # of those that promise it
+    rows = {row.method: row for row in with_lossy.method_rows}
+    assert (rows["cntp"].lossless, rows["plain"].lossless) == (False, True)
+    assert (rows["cntp"].ties, rows["cntp"].different) == (0, 0)
+    table = with_lossy.table()
+    head = table.splitlines()[0]
+    assert all(word in head for word in ("perplexity", "distinct-2", "repeated", "right"))
+    assert any("not lossless" in line for line in table.splitlines() if line.startswith("cntp"))
+    assert "not lossless: cntp, seed 0" in table
+    assert "DIFFERENT" not in table
+    assert with_lossy.to_dict()["rows"][1]["lossless"] is False
+    page = with_lossy.to_html()
+    assert "not lossless" in page
+    assert "perplexity" in page
+
+
+@torch.no_grad()
+def test_quality_is_of_the_text_under_the_model(
+    pair: tuple[Any, Any], with_lossy: Comparison
+) -> None:
+    model, tokenizer = pair
+    for name in ("plain", "cntp"):
+        loss = tokens = 0
+        for prompt, by_method in zip(with_lossy.prompts, with_lossy.results, strict=True):
+            ids = tokenizer.encode(prompt.text)
+            for token in by_method[name].ids:
+                logits = model(torch.tensor([ids])).logits[0, -1]
+                loss -= float(logits.log_softmax(-1)[token])
+                tokens += 1
+                ids.append(token)
+        row = with_lossy.row(name)
+        assert row.perplexity == pytest.approx(math.exp(loss / tokens), rel=1e-4)
+        assert 0 < row.distinct_2 <= 1
+        assert row.right in (0.0, 1.0)
+    assert math.isnan(made(plain=[1.0, 2.0, 3.0]).method_rows[0].perplexity)
+
+
 def made(**seconds: list[float]) -> Comparison:
     """Three prompts with 10, 20 and 30 tokens, the last one looping, in given seconds."""
     lengths = [10, 20, 30]

@@ -2,7 +2,9 @@
 
 The methods take turns, each prompt once per method and with a fresh drafter; ids are held against
 our plain loop, and where they part the place is judged as a numerical tie or as different. `hf`
-and `hf-prompt-lookup` are transformers' own `generate`, as references from outside.
+and `hf-prompt-lookup` are transformers' own `generate`, as references from outside. A method with
+`lossless = False` is not held against the plain text; where there is one, texts are judged by their
+quality.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pertoken._answers import answers
 from pertoken._pieces import pieces
 from pertoken.compare_report import REFERENCE, Comparison, Decoded
 from pertoken.errors import PertokenError
@@ -56,6 +59,7 @@ def compare(
     limit: int | None = None,
     keep: bool = False,
     chat: bool = True,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Comparison:
     """Decode prompts greedily with each method in turn and return what they did, with a table.
@@ -67,6 +71,7 @@ def compare(
     budget: nodes drafted per step, "auto" for the drafter's own choice, None for the published
         default of each method.
     keep: one drafter per method for all prompts, which keeps what it learned.
+    seed: of what a method draws; torch's generator is left as it was.
 
     Raises `PertokenError`, before anything is decoded, for what the caller can mend.
 
@@ -77,10 +82,11 @@ def compare(
     check_numbers(max_new_tokens, budget)
     chosen = _prompts(prompts, limit)
     tell = progress or (lambda what, done, total: None)
-    makers = {name: _maker(name, budget, keep) for name in names}
-    for make in makers.values():
-        make()  # a wrong name is said before a model is loaded
+    for name in names:
+        _maker(name, budget, keep)()  # a wrong name is said before a model is loaded
     loaded, tokenizer = _loaded(model, dtype, tell)
+    makers = {name: _maker(name, budget, keep, tokenizer) for name in names}
+    lossy = frozenset(name for name in names if not getattr(makers[name](), "lossless", True))
     ids = [_encoded(tokenizer, loaded, p, max_new_tokens, chat) for p in chosen]
     settings = {
         "model": str(model) if isinstance(model, str | Path) else type(loaded).__name__,
@@ -91,9 +97,13 @@ def compare(
         "keep": keep,
         "chat": bool(chat and getattr(tokenizer, "chat_template", None)),
         "greedy": True,
+        "seed": seed,
     }
-    results, foreign = _decode_all(loaded, ids, makers, max_new_tokens, keep, tell)
-    _judge_all(loaded, ids, results, max_new_tokens, tell)
+    with _drawing(loaded, seed):
+        results, foreign = _decode_all(loaded, ids, makers, max_new_tokens, keep, tell)
+    _judge_all(loaded, ids, results, lossy, max_new_tokens, tell)
+    if lossy:
+        _rate_all(loaded, tokenizer, chosen, ids, results)
     settings |= {"foreign_share_max": foreign, **_versions()}
     return Comparison(
         methods=tuple(names),
@@ -102,6 +112,7 @@ def compare(
         results=results,
         settings=settings,
         pieces=partial(pieces, tokenizer),
+        lossy=lossy,
     )
 
 
@@ -126,27 +137,33 @@ def check_numbers(max_new_tokens: int, budget: Budget) -> None:
 def method_options(name: str, budget: Budget, **others: Any) -> dict[str, Any]:
     """What goes to the constructor of a method; for transformers' own ways: to `generate`.
 
-    A method of another package that has no budget is not given "auto".
+    A method that drafts nothing is given no budget, one of another package only a number.
     """
     from pertoken.catalog import methods
+    from pertoken.testing.verify import takes
 
     if name == "hf":
         return {}
     if name == "hf-prompt-lookup":
         return {"prompt_lookup_num_tokens": budget} if isinstance(budget, int) else {}
-    foreign = any(card.slug == name and card.package != "pertoken" for card in methods())
-    if foreign and budget == "auto":
-        from pertoken.testing.verify import takes
-
+    ours = {card.slug for card in methods() if card.package == "pertoken"}
+    if budget == "auto" or name in ours:
         budget = budget if takes(name, "budget") else None
     return others if budget is None or name == REFERENCE else {"budget": budget, **others}
 
 
-def _maker(name: str, budget: Budget, keep: bool) -> Callable[[], Setup]:
+def _maker(name: str, budget: Budget, keep: bool, tokenizer: Any = None) -> Callable[[], Setup]:
     def make() -> Setup:
-        from pertoken.testing.verify import as_setup
+        from pertoken.testing.verify import HF_SETUPS, as_setup, takes
 
-        own = {"keep": True} if keep and name != REFERENCE else {}
+        own: dict[str, Any] = {}
+        if name not in (*HF_SETUPS, REFERENCE):
+            own |= {"keep": True} if keep and takes(name, "keep") else {}
+            own |= (
+                {"tokenizer": tokenizer}
+                if tokenizer is not None and takes(name, "tokenizer")
+                else {}
+            )
         return as_setup(name, **method_options(name, budget, **own))
 
     return make
@@ -229,6 +246,7 @@ def _decode_all(
 
 def _decode(name: str, model: Any, setup: Setup, ids: torch.Tensor, max_new_tokens: int) -> Decoded:
     """One call; what a method raises is named as its own."""
+    from pertoken.decode.stats import DecodeStats
     from pertoken.testing.setups import decode
 
     try:
@@ -241,8 +259,8 @@ def _decode(name: str, model: Any, setup: Setup, ids: torch.Tensor, max_new_toke
     except Exception as error:
         raise PertokenError(f"{name} raised {type(error).__name__}: {error}") from error
     stats = getattr(setup, "stats", None)
-    if stats is None:
-        # Ways of decoding without statistics: one forward reads the prompt, the others decode.
+    if not isinstance(stats, DecodeStats):
+        # Ways of decoding that do not draft: one forward reads the prompt, the others decode.
         return Decoded(ids=new, seconds=seconds, forwards=count[0] - 1, committed=len(new) - 1)
     trace = setup.rows[0]  # type: ignore[union-attr]  # whoever has stats has rows
     return Decoded(
@@ -278,6 +296,7 @@ def _judge_all(
     model: Any,
     ids: Sequence[torch.Tensor],
     results: list[dict[str, Decoded]],
+    lossy: frozenset[str],
     max_new_tokens: int,
     tell: Progress,
 ) -> None:
@@ -288,9 +307,53 @@ def _judge_all(
     for prompt, by_method in zip(ids, results, strict=True):
         expected = by_method[REFERENCE].ids
         for name, result in by_method.items():
+            if name in lossy:
+                continue
             if result.ids != expected:
                 tell(f"checking {name}", total, total)
             result.verdict = judge(model, prompt[0], expected, result.ids, None, run)
+
+
+def _rate_all(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    ids: Sequence[torch.Tensor],
+    results: list[dict[str, Decoded]],
+) -> None:
+    """What the model thinks of every text, and whether it gives the prompt's answer."""
+    for prompt, row, by_method in zip(prompts, ids, results, strict=True):
+        known: dict[tuple[int, ...], float] = {}
+        for result in by_method.values():
+            text = tuple(result.ids)
+            if text not in known:
+                known[text] = _loss(model, row, result.ids)
+            result.loss = known[text]
+            if prompt.answer:
+                written = tokenizer.decode(result.ids, skip_special_tokens=True)
+                result.right = answers(written, prompt.answer)
+
+
+def _loss(model: Any, prompt: torch.Tensor, new: Sequence[int]) -> float:
+    """Minus the log-probability of new ids behind a prompt [1, time], nats."""
+    import torch
+
+    text = torch.cat((prompt, prompt.new_tensor([list(new)])), -1)
+    with torch.no_grad():
+        logits = model(input_ids=text, use_cache=False).logits[0, prompt.shape[1] - 1 : -1]
+    chances = logits.float().log_softmax(-1)
+    return -float(chances.gather(-1, text[0, prompt.shape[1] :, None]).sum())
+
+
+@contextlib.contextmanager
+def _drawing(model: Any, seed: int) -> Iterator[None]:
+    """Start torch's generators from a seed, and put them back."""
+    import torch
+
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def _versions() -> dict[str, str]:

@@ -87,6 +87,7 @@ def _table(comparison: Comparison) -> str:
     head = [
         "method",
         "identical",
+        *comparison.quality_head,
         "tokens/s",
         "x plain",
         "",
@@ -97,7 +98,7 @@ def _table(comparison: Comparison) -> str:
     longest = max(
         (row.speed_up for row in comparison.method_rows if math.isfinite(row.speed_up)), default=1.0
     )
-    body = "\n".join(_table_row(row, longest) for row in comparison.method_rows)
+    body = "\n".join(_table_row(comparison, row, longest) for row in comparison.method_rows)
     cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     return (
         f'<div class="wide"><table>\n<thead><tr>{cells}</tr></thead>\n'
@@ -105,11 +106,12 @@ def _table(comparison: Comparison) -> str:
     )
 
 
-def _table_row(row: MethodRow, longest: float) -> str:
+def _table_row(comparison: Comparison, row: MethodRow, longest: float) -> str:
     bad = ' class="bad"' if row.different else ""
     middle = f"{number(row.spread.low)} – {number(row.spread.high)}" if row.prompts > 1 else ""
+    quality = "".join(f"<td>{cell}</td>" for cell in comparison.quality_cells(row))
     return (
-        f'<tr><th scope="row">{escape(row.method)}</th><td{bad}>{identical(row)}</td>'
+        f'<tr><th scope="row">{escape(row.method)}</th><td{bad}>{identical(row)}</td>{quality}'
         f"<td>{number(row.tokens_per_second, 1)}</td><td>{number(row.speed_up)}</td>"
         f'<td class="bar">{_bar(row.speed_up, longest)}</td><td>{middle}</td>'
         f"<td>{number(row.accepted_per_forward)}</td><td>{percent(row.draft_share)}</td></tr>"
@@ -193,7 +195,7 @@ def _prompt(
             "text": texts.index(result.ids),
             "sources": [names.index(s) for s in result.sources or ()] if whole else None,
             "steps": result.step_lengths if whole else None,
-            "line": _line(method, result),
+            "line": _line(method, result, method in comparison.lossy),
         }
     return {
         "id": prompt.id,
@@ -205,7 +207,7 @@ def _prompt(
     }
 
 
-def _line(method: str, result: Decoded) -> str:
+def _line(method: str, result: Decoded, lossy: bool) -> str:
     """What one method did on one prompt, in one sentence."""
     passes = result.forwards + 1
     text = (
@@ -215,6 +217,8 @@ def _line(method: str, result: Decoded) -> str:
     outcome = result.verdict.outcome if result.verdict else "identical"
     if method == REFERENCE:
         return f"{text}; the reference"
+    if lossy:
+        return f"{text}; not lossless"
     if outcome == "identical":
         return f"{text}; identical to plain decoding"
     where = result.verdict.divergence.step if result.verdict and result.verdict.divergence else 0

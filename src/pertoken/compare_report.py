@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pertoken._extras import need
 from pertoken.prompts import Prompt
 from pertoken.result import Part, Result, figure, plain
-from pertoken.stats_text import LOOPING_SHARE, repeated_4gram_share
+from pertoken.stats_text import LOOPING_SHARE, distinct_ngram_share, repeated_4gram_share
 from pertoken.timing import FOREIGN_LIMIT, Spread, spread
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class Decoded:
     drafted: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, int] = field(default_factory=dict)
     verdict: Verdict | None = None
+    loss: float | None = None
+    """Minus the text's log-probability under the model (nats), where it was measured."""
+    right: bool | None = None
+    """Whether the text gives the prompt's answer, where it has one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -72,6 +76,16 @@ class MethodRow:
     """Drafting and bookkeeping over all the time behind the prompt."""
     speed_up_not_looping: float
     """The ratio over outputs that hardly repeat themselves."""
+    lossless: bool = True
+    """Whether the method promises the reference's text; if not, nothing is called different."""
+    perplexity: float = math.nan
+    """Of the texts under the model itself, as are the next two known where some method is lossy."""
+    distinct_2: float = math.nan
+    """Distinct pairs of tokens over all pairs, in all texts together."""
+    repeated_4: float = math.nan
+    """Share of the 4-grams of a text that occurred in it before, mean over the texts."""
+    right: float = math.nan
+    """Share of right answers among the prompts that have one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, None for what is unknown."""
@@ -91,6 +105,8 @@ class Comparison(Result):
     settings: dict[str, Any]
     pieces: Callable[[Sequence[int]], list[str]]
     """The text of each token of a list of ids."""
+    lossy: frozenset[str] = frozenset()
+    """Methods that do not promise the reference's text."""
 
     @cached_property
     def method_rows(self) -> list[MethodRow]:
@@ -99,7 +115,7 @@ class Comparison(Result):
 
     @property
     def lossless(self) -> bool:
-        """Whether no method gave a text that rounding does not explain."""
+        """Whether no method that promises the plain text wrote another, rounding aside."""
         return not any(row.different for row in self.method_rows)
 
     @property
@@ -119,8 +135,9 @@ class Comparison(Result):
         """What one method did over all prompts, or over those of one category."""
         chosen = [index for index, p in enumerate(self.prompts) if category in (None, p.category)]
         own = [self.results[index][method] for index in chosen]
-        outcomes = [d.verdict.outcome if d.verdict else "identical" for d in own]
+        outcomes = [d.verdict.outcome if d.verdict else "" for d in own]
         seconds = sum(d.seconds for d in own)
+        promised = method not in self.lossy
         steady = [index for index in chosen if not self.looping[index]]
         return MethodRow(
             method=method,
@@ -136,6 +153,8 @@ class Comparison(Result):
             ),
             draft_share=_draft_share(own),
             speed_up_not_looping=self._speed_up(method, steady),
+            lossless=promised,
+            **(_quality(own) if self.lossy else {}),
         )
 
     def rows(self) -> list[dict[str, Any]]:
@@ -159,13 +178,26 @@ class Comparison(Result):
     def _parts(self) -> list[Part]:
         """The table, by category below it where there are any, and notes."""
         some_loop = any(self.looping) and not all(self.looping)
-        head = ["method", "identical", "tokens/s", "x plain", "(middle half)"]
+        head = ["method", "identical", *self.quality_head, "tokens/s", "x plain", "(middle half)"]
         head += ["not looping"] if some_loop else []
         body = [self._cells(row, some_loop) for row in self.method_rows]
         parts = [Part("", [[*head, "tokens/forward", "drafting"], *body])]
         if len(self.categories) > 1:
             parts.append(Part("", self.category_cells()))
         return [*parts, Part("", [], self.notes())]
+
+    @property
+    def quality_head(self) -> list[str]:
+        """Heads of the columns of quality; none where all methods are lossless."""
+        if not self.lossy:
+            return []
+        answered = any(prompt.answer for prompt in self.prompts)
+        return ["perplexity", "distinct-2", "repeated", *(["right"] if answered else [])]
+
+    def quality_cells(self, row: MethodRow) -> list[str]:
+        """The cells under `quality_head`."""
+        found = [number(row.perplexity), number(row.distinct_2), percent(row.repeated_4)]
+        return [*found, percent(row.right)][: len(self.quality_head)]
 
     def category_cells(self) -> list[list[str]]:
         """Head and lines of the table by category: x plain of every method but the reference."""
@@ -195,6 +227,12 @@ class Comparison(Result):
             )
         if any(row.ties for row in self.method_rows):
             lines.append("tie: two tokens nearer to each other than this dtype's rounding")
+        if self.lossy:
+            names = ", ".join(name for name in self.methods if name in self.lossy)
+            lines.append(
+                f"not lossless: {names}, seed {run.get('seed', 0)}; judge the text by perplexity "
+                "under the model, distinct pairs of tokens and repeated 4-grams"
+            )
         if not self.lossless:
             names = ", ".join(row.method for row in self.method_rows if row.different)
             lines.append(f"DIFFERENT text from {names}: see `pertoken verify`")
@@ -249,14 +287,20 @@ class Comparison(Result):
 
     def _cells(self, row: MethodRow, some_loop: bool) -> list[str]:
         middle = f"{number(row.spread.low)} - {number(row.spread.high)}"
-        cells = [row.method, identical(row), number(row.tokens_per_second, 1)]
+        cells = [row.method, identical(row), *self.quality_cells(row)]
+        cells += [number(row.tokens_per_second, 1)]
         cells += [number(row.speed_up), middle if row.prompts > 1 else ""]
         cells += [number(row.speed_up_not_looping)] if some_loop else []
         return [*cells, number(row.accepted_per_forward), percent(row.draft_share)]
 
 
 def identical(row: MethodRow) -> str:
-    """How many texts are the reference's: "7 of 7", "6 of 7, 1 tie", "5 of 7, 2 DIFFERENT"."""
+    """How many texts are the reference's: "7 of 7", "6 of 7, 1 tie", "5 of 7, 2 DIFFERENT".
+
+    Of a method that does not promise it: "not lossless".
+    """
+    if not row.lossless:
+        return "not lossless"
     text = f"{row.identical} of {row.prompts}"
     if row.ties:
         text += f", {row.ties} tie" + ("s" if row.ties > 1 else "")
@@ -275,6 +319,19 @@ def percent(share: float | None) -> str:
     ('3.4 %', '-')
     """
     return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else "-"
+
+
+def _quality(results: Sequence[Decoded]) -> dict[str, float]:
+    """The figures of `MethodRow` that tell how good texts are."""
+    losses = [(d.loss, len(d.ids)) for d in results if d.loss is not None]
+    loss = _ratio(sum(one for one, _ in losses), sum(count for _, count in losses))
+    right = [d.right for d in results if d.right is not None]
+    return {
+        "perplexity": math.exp(loss) if math.isfinite(loss) else math.nan,
+        "distinct_2": distinct_ngram_share([d.ids for d in results], 2),
+        "repeated_4": _ratio(sum(repeated_4gram_share(d.ids) for d in results), len(results)),
+        "right": _ratio(sum(right), len(right)),
+    }
 
 
 def _draft_share(results: Sequence[Decoded]) -> float | None:

@@ -19,11 +19,12 @@ _TEXT_KEYS = ("prompt", "text", "turns")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt; category and id are empty where the file names none."""
+    """One prompt; category, id and the right answer are empty where the file names none."""
 
     text: str
     category: str = ""
     id: str = ""
+    answer: str = ""
 
 
 def read_prompts(path: str | Path | None, limit: int | None = None) -> list[Prompt]:
@@ -31,7 +32,8 @@ def read_prompts(path: str | Path | None, limit: int | None = None) -> list[Prom
 
     .txt: one prompt per line, blank lines skipped. .jsonl: one object per line with "prompt",
     "text" or "turns" (a list, of which the first is taken, as in Spec-Bench), and if you like
-    "category" and "id" or "question_id". Raises `PertokenError` that names the file and line.
+    "category", "id" or "question_id", and the right "answer". Raises `PertokenError` that names the
+    file and line.
     """
     if limit is not None and limit < 1:
         raise PertokenError(f"the limit of prompts must be 1 or more, got {limit}")
@@ -136,4 +138,6 @@ def _from_json(line: str, place: str, number: int) -> Prompt:
     if not text.strip():
         raise PertokenError(f"{place}: the prompt is empty")
     name = row.get("id", row.get("question_id", number))
-    return Prompt(text, category=str(row.get("category") or ""), id=str(name))
+    answer = row.get("answer")
+    answer = str(answer) if isinstance(answer, str | int | float) else ""
+    return Prompt(text, category=str(row.get("category") or ""), id=str(name), answer=answer)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["LOOPING_SHARE", "repeated_4gram_share", "repeated_ngram_share"]
+__all__ = [
+    "LOOPING_SHARE",
+    "distinct_ngram_share",
+    "repeated_4gram_share",
+    "repeated_ngram_share",
+]
 
 LOOPING_SHARE = 0.30
 """An output with at least this share of repeated 4-grams counts as looping.
@@ -35,3 +40,13 @@ def repeated_4gram_share(ids: Sequence[int]) -> float:
     True
     """
     return repeated_ngram_share(ids, 4)
+
+
+def distinct_ngram_share(texts: Iterable[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over all n-grams of several texts (distinct-n), 0 to 1; NaN without any.
+
+    >>> distinct_ngram_share([[1, 2, 3], [1, 2, 4]], n=2)
+    0.75
+    """
+    grams = [tuple(ids[i : i + n]) for ids in texts for i in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else float("nan")

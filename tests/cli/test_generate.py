@@ -155,6 +155,21 @@ def test_sampling_repeats_with_a_seed(run: list[str], capsys: Capture) -> None:
     assert first != sampled("--temperature", "5", "--seed", "3")
 
 
+def test_cautious_decoding_streams_its_spans_and_tells_its_cost(
+    run: list[str], capsys: Capture
+) -> None:
+    texts = []
+    for _ in range(2):
+        command = ["generate", "abc abc", *run, "--method", "cntp", "--temperature", "1.2"]
+        assert main([*command, "--seed", "3", "--stats"]) == 0
+        out, err = capsys.readouterr()
+        texts.append(out)
+        assert "24 new tokens" in err
+        assert "rows of them for each new token" in err
+        assert "unsure at" in err
+    assert texts[0] == texts[1]
+
+
 def test_chat_template_is_used_unless_declined(
     run: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

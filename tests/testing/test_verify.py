@@ -140,6 +140,8 @@ def test_mistakes_are_named(model: PreTrainedModel) -> None:
         verify(model, TOKENIZER, TEXTS, "hf", max_new_tokens=0)
     with pytest.raises(PertokenError, match="no prompt"):
         verify(model, TOKENIZER, [], "hf")
+    with pytest.raises(PertokenError, match="cntp is not lossless: its text need not be that of"):
+        verify(model, TOKENIZER, ["a"], "cntp")
     with pytest.raises(PertokenError, match="needs a model"):
         verify(None, TOKENIZER, TEXTS, "hf")
 

@@ -37,12 +37,17 @@ def compare(
     keep: _Keep = False,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
+    seed: shared.Seed = 0,
     limit: shared.Limit = None,
     max_new_tokens: shared.MaxNewTokens = 40,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:
-    """Decode the same prompts with each method in turn; check the text, show what each brought."""
+    """Decode the same prompts with each method in turn; check the text, show what each brought.
+
+    A method that is not lossless is marked, and columns of quality stand beside it; prompts that
+    have an "answer" are also counted right or wrong.
+    """
     from pertoken.cli.progress import progress_bar
     from pertoken.compare import compare as run
 
@@ -58,6 +63,7 @@ def compare(
             budget=number,
             limit=limit,
             keep=keep,
+            seed=seed,
             progress=progress,
         )
     if not output.write(result):
@@ -89,7 +95,8 @@ def parse_budget(text: str) -> int | Literal["auto"] | None:
 
 def _say(result: Comparison, html: str | None) -> None:
     """Two lines on what to try next; on stderr, since they are not the result."""
-    best = max(result.method_rows, key=lambda row: row.speed_up).method
+    lossless = [row for row in result.method_rows if row.lossless]
+    best = max(lossless, key=lambda row: row.speed_up).method
     first = (
         f"open {html}  to see which token came from where"
         if html

@@ -376,13 +376,15 @@ class Streamer:
 
 
 def stats_lines(tokens: int, seconds: float, stats: Any) -> list[str]:
-    """How it went; `stats` are a drafter's, None for transformers' own ways of decoding.
+    """How it went; `stats` are a drafter's, or tell it themselves, or None (transformers' own).
 
     >>> stats_lines(50, 2.0, None)
     ['50 new tokens in 2.00 s, 25.0 tokens/s']
     """
     speed = tokens / seconds if seconds else 0.0
     lines = [f"{tokens} new tokens in {seconds:.2f} s, {speed:.1f} tokens/s"]
+    if hasattr(stats, "lines"):
+        return [*lines, *stats.lines()]
     if stats is not None and stats.forwards:
         lines.append(
             f"{stats.forwards} forward passes behind the prompt, "

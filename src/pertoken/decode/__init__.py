@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
     from pertoken.decode.byte_model import ByteEnsemble, ByteModel
+    from pertoken.decode.cntp import CautiousDecoding, CautiousOutput, CautiousStats
+    from pertoken.decode.consistency import SelfConsistency, majority, self_consistency
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
@@ -34,6 +36,9 @@ __all__ = [
     "Balanced",
     "ByteEnsemble",
     "ByteModel",
+    "CautiousDecoding",
+    "CautiousOutput",
+    "CautiousStats",
     "Constrained",
     "ConstraintMask",
     "DecodeStats",
@@ -43,12 +48,15 @@ __all__ = [
     "NGramStyle",
     "Plain",
     "PromptLookup",
+    "SelfConsistency",
     "SpeculativeOutput",
     "StyleSweep",
     "SuffixTree",
     "TokenRecycling",
     "TokenTree",
     "WeightedSamples",
+    "majority",
+    "self_consistency",
     "smc",
     "style_sweep",
 ]
@@ -58,6 +66,9 @@ _HOME = {
     "Balanced": "balanced",
     "ByteEnsemble": "byte_model",
     "ByteModel": "byte_model",
+    "CautiousDecoding": "cntp",
+    "CautiousOutput": "cntp",
+    "CautiousStats": "cntp",
     "Constrained": "constrained",
     "ConstraintMask": "constrained",
     "DecodeStats": "stats",
@@ -67,12 +78,15 @@ _HOME = {
     "NGramStyle": "ngram_style",
     "Plain": "plain",
     "PromptLookup": "prompt_lookup",
+    "SelfConsistency": "consistency",
     "SpeculativeOutput": "speculative",
     "StyleSweep": "style_figures",
     "SuffixTree": "suffix",
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
     "WeightedSamples": "weighted",
+    "majority": "consistency",
+    "self_consistency": "consistency",
     "smc": "particles",
     "style_sweep": "style_figures",
 }

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pertoken.decode._ngram_counts import count
 from pertoken.decode.awrs import AWRS
 from pertoken.decode.balanced import Balanced
 from pertoken.decode.byte_model import ByteModel
+from pertoken.decode.cntp import CautiousDecoding
 from pertoken.decode.goose import Goose
 from pertoken.decode.lookahead import Lookahead
 from pertoken.decode.ngram_style import Corpus, NGramStyle
@@ -20,6 +22,12 @@ from pertoken.decode.sift import Wording, sift
 from pertoken.decode.suffix import SuffixTree
 from pertoken.decode.token_recycling import TokenRecycling
 from pertoken.testing.battery import Subject
+from pertoken.testing.laws import LawBroken
+from pertoken.testing.setups import decode
+from pertoken.testing.trace import check_leaves_no_trace
+
+if TYPE_CHECKING:
+    from pertoken.testing._case import Case
 
 __all__ = ["SUBJECTS"]
 
@@ -54,7 +62,35 @@ def _sift(model: Any, tokenizer: Any, prompt: str) -> Any:
     return sift(prompt[:20], model, tokenizer=tokenizer, max_new_tokens=5, wording=short)
 
 
+def _trials_together(case: Case) -> None:
+    """All trials in one forward write what they write one after the other."""
+    from pertoken.testing._trial_by_trial import trial_by_trial
+
+    assert case.model is not None
+    method = case.make()
+    run: dict[str, Any] = {"max_new_tokens": 8, "do_sample": True, "top_k": 0}
+    for number, prompt in enumerate(case.prompts):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(case.seed + number)
+            found = decode(case.model, method, prompt[None], **run)[0]
+            torch.manual_seed(case.seed + number)
+            expected = trial_by_trial(method, case.model, prompt[None], **run)
+        if found != expected:
+            raise LawBroken(f"together {found}, one after the other {expected}")
+
+
+def _no_trace_of_trials(case: Case) -> None:
+    ids = case.prompts[1][None]
+    run: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6}
+    run |= {"do_sample": True, "top_k": 0}
+    check_leaves_no_trace(
+        case.model, lambda model: model.generate(ids, custom_generate=case.make(), **run)
+    )
+
+
 _SAMPLES = "it samples: there is no greedy text"
+_KEEPS_THE_LIKELIEST = "it keeps the likeliest of several draws: not the model's own text"
+_MARKS = (3, 5, 9)  # tokens that stand for punctuation
 
 SUBJECTS = (
     Subject(
@@ -74,6 +110,27 @@ SUBJECTS = (
         settings={"branching=5": partial(Balanced, k=5)},
     ),
     Subject("byte-probabilities", "text", _bytes),
+    Subject(
+        "cntp",
+        "generate",
+        partial(CautiousDecoding, punctuation=_MARKS, max_trials=4, cap=6),
+        {
+            "lossless": _KEEPS_THE_LIKELIEST,
+            "lossless with processors": _KEEPS_THE_LIKELIEST,
+            "batch = single": "each row of a batch is a draw of its own",
+            "distribution": _KEEPS_THE_LIKELIEST,
+        },
+        laws={
+            "trials together = one by one": _trials_together,
+            "no trace": _no_trace_of_trials,
+        },
+        settings={
+            "max_trials=1": partial(CautiousDecoding, punctuation=_MARKS, max_trials=1),
+            "min_entropy=inf": partial(
+                CautiousDecoding, punctuation=_MARKS, min_entropy=float("inf")
+            ),
+        },
+    ),
     Subject(
         "goose",
         "generate",

@@ -59,7 +59,7 @@ class Chooser:
         """
         node, path, tokens = 0, [0], []
         while True:
-            scores = self._at(index, self.processor, ids[:, :length], logits[node])
+            scores = self.at(index, self.processor, ids[:, :length], logits[node])
             if not self.sample:
                 token = int(scores.argmax())
                 child = tree.child(node, token)
@@ -76,7 +76,7 @@ class Chooser:
             node = child
             path.append(node)
 
-    def _at(
+    def at(
         self, index: int, processor: Any, prefix: torch.Tensor, logits: torch.Tensor
     ) -> torch.Tensor:
         """Processed scores [vocab] of one row at one node; prefix: [1, time]."""

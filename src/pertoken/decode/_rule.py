@@ -214,10 +214,10 @@ class RuledChooser(Chooser):
         new: list[int] = prefix[0, self.start :].tolist()
         if self.rule.ended(new[-1:]):
             return new[-1]  # a drafted stop id was accepted; what stands behind it is cut
-        scores = self._at(index, self.processor, prefix, logits)
+        scores = self.at(index, self.processor, prefix, logits)
         if self.cuts:
             scores = self.rule.masked(new, scores)
-        scores = self._at(index, self.warpers, prefix, scores)
+        scores = self.at(index, self.warpers, prefix, scores)
         keys = gumbel(scores) if self.sample else scores
         first = int(keys.argmax())
         if float(keys[first]) == -math.inf:

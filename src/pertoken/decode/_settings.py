@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
     from transformers.cache_utils import Cache
 
+    from pertoken.decode.cntp import CautiousDecoding
     from pertoken.decode.drafter import Drafter
 
 _OTHER_WAYS = {  # settings by which transformers decodes in another way, which a callable replaces
@@ -37,7 +38,7 @@ _BY_STEP = {
 }
 
 
-def stops(criteria: Any, drafter: Drafter) -> tuple[frozenset[int], Any]:
+def stops(criteria: Any, method: Drafter | CautiousDecoding) -> tuple[frozenset[int], Any]:
     """Stop ids, and the criteria that must be asked token by token (the length limit is known)."""
     from transformers.generation import (
         EosTokenCriteria,
@@ -53,8 +54,8 @@ def stops(criteria: Any, drafter: Drafter) -> tuple[frozenset[int], Any]:
             stop_ids.update(one.eos_token_id.flatten().tolist())
         elif type(one) is not MaxLengthCriteria:
             others.append(one)
-    if drafter.stop_strings:
-        others.append(StopStringCriteria(drafter.tokenizer, drafter.stop_strings))
+    if method.stop_strings:
+        others.append(StopStringCriteria(method.tokenizer, method.stop_strings))
     return frozenset(stop_ids), others
 
 
@@ -108,6 +109,16 @@ def refuse_processors(processors: Any, drafter: Drafter, rows: int) -> None:
             )
 
 
+def refuse_states(processors: Any, method: object) -> None:
+    """Raise PertokenError for processors that hold a state of one text, where several are drawn."""
+    for one in processors or []:
+        if what := _BY_STEP.get(type(one).__name__):
+            raise PertokenError(
+                f"{type(method).__name__} draws several continuations of a text, and {what} can "
+                "follow only one; drop one of them"
+            )
+
+
 def refuse_filled_cache(cache: Cache, input_ids: torch.Tensor, method: object) -> None:
     """Raise PertokenError for a cache of other rows, or with nothing left to read behind it."""
     name = type(method).__name__
@@ -143,6 +154,14 @@ def cache_and_mask(
             "a static cache cannot hold rows that accept different numbers of tokens; use the "
             "default cache for a batch"
         )
+    return cache, prompt_mask(model, input_ids, given)
+
+
+def prompt_mask(
+    model: PreTrainedModel, input_ids: torch.Tensor, given: dict[str, Any]
+) -> torch.Tensor:
+    """The 2-D mask of the whole prompt; refuses one that is too long or padded on the right."""
+    text_config = model.config.get_text_config(decoder=True)
     length, longest = input_ids.shape[1], getattr(text_config, "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise PertokenError(
@@ -156,4 +175,4 @@ def cache_and_mask(
             "the batch is padded on the right; decoding continues at the right end, so set "
             'tokenizer.padding_side = "left"'
         )
-    return cache, mask
+    return mask

@@ -20,22 +20,28 @@ if TYPE_CHECKING:
 
 def refuse_unfit_cache(cache: Cache, method: object) -> None:
     """Raise PertokenError, naming both, if the cache cannot drop what the method's drafts left."""
-    if hasattr(cache, "keep_nodes"):
-        return
-    from transformers import cache_utils as known
-
-    fit = (known.DynamicLayer, known.DynamicSlidingWindowLayer, known.StaticLayer)
-    reason = "is offloaded" if getattr(cache, "offloading", False) else ""
-    for layer in cache.layers:
-        if type(layer) not in fit:
-            layers = f"has layers of type {type(layer).__name__}"
-            reason = getattr(cache, "keeps_no_drafts", layers)
-    if reason:
+    if reason := unfit(cache, static=True):
         raise PertokenError(
             f"{type(method).__name__} drops the rows of rejected drafts, which "
             f"{type(cache).__name__} cannot: it {reason}; use DynamicCache or KVDirectCache, or "
             "decode without a drafter"
         )
+
+
+def unfit(cache: Cache, *, static: bool) -> str:
+    """Why `keep_rows` cannot serve a cache, "" where it can; static: whether static layers do."""
+    if hasattr(cache, "keep_nodes"):
+        return ""
+    from transformers import cache_utils as known
+
+    fit = [known.DynamicLayer, known.DynamicSlidingWindowLayer]
+    fit += [known.StaticLayer] if static else []
+    reason = "is offloaded" if getattr(cache, "offloading", False) else ""
+    for layer in cache.layers:
+        if type(layer) not in fit:
+            layers = f"has layers of type {type(layer).__name__}"
+            reason = getattr(cache, "keeps_no_drafts", layers)
+    return reason
 
 
 def static_slots(cache: Cache) -> list[int]:

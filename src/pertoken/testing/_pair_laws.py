@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pertoken.errors import PertokenError
-from pertoken.testing._bench import STOP, Bench, best
+from pertoken.testing._bench import NEW, STOP, Bench, best
 from pertoken.testing._parts import Part, gradient
 from pertoken.testing.laws import LawBroken
 
@@ -154,6 +154,55 @@ def sampler_archive(bench: Bench, sampler: Part, archive: Part) -> None:
     cache.batch_repeat_interleave(2)
     found = attempt(bench, _sample, bench, sampler.make(bench), past_key_values=cache)
     same(found, _sample(bench, sampler.make(bench)), "samples without the archive")
+
+
+def _chosen(
+    bench: Bench, part: Part, ids: torch.Tensor, mask: Any = None, **options: Any
+) -> torch.Tensor:
+    """What a chooser writes under one seed."""
+    torch.manual_seed(0)
+    run = {"do_sample": True, "top_k": 0, "eos_token_id": STOP, **options}
+    return bench.write(ids, mask, custom_generate=part.make(bench), **run)
+
+
+def _as_one_by_one(bench: Bench, part: Part, make: Callable[[], list[Any]]) -> None:
+    """The text is that of one trial after the other, both behind these processors."""
+    from pertoken.testing._trial_by_trial import trial_by_trial
+
+    found = attempt(bench, _chosen, bench, part, bench.ids, logits_processor=make())
+    torch.manual_seed(0)
+    run: dict[str, Any] = {"do_sample": True, "top_k": 0, "eos_token_id": STOP}
+    run |= {"max_new_tokens": NEW, "logits_processor": make()}
+    expected = trial_by_trial(part.make(bench), bench.model, bench.ids, **run)
+    same(found, torch.cat((bench.ids, torch.tensor([expected])), -1), "one after the other")
+
+
+def chooser_constraint(bench: Bench, chooser: Part, _: Part) -> None:
+    _as_one_by_one(bench, chooser, lambda: [bench.mask()])
+
+
+def chooser_logits(bench: Bench, chooser: Part, logits: Part) -> None:
+    _as_one_by_one(bench, chooser, lambda: logits.make(bench))
+
+
+def chooser_cache(bench: Bench, chooser: Part, cache: Part) -> None:
+    """One text, the next turn of it in the same cache, and a batch."""
+    read = cache.make(bench)
+    text = attempt(bench, _chosen, bench, chooser, bench.ids, past_key_values=read)
+    same(text, _chosen(bench, chooser, bench.ids), "one row")
+    longer = torch.cat((text, bench.ids[:, :3]), -1)
+    again = attempt(bench, _chosen, bench, chooser, longer, past_key_values=read)
+    same(again, _chosen(bench, chooser, longer), "the next turn")
+    ids, mask = bench.batch
+    options = {"past_key_values": cache.make(bench)}
+    found = attempt(bench, _chosen, bench, chooser, ids, mask, **options)
+    same(found, _chosen(bench, chooser, ids, mask), "a batch")
+
+
+def chooser_archive(bench: Bench, chooser: Part, archive: Part) -> None:
+    options = {"past_key_values": archive.make(bench)}
+    found = attempt(bench, _chosen, bench, chooser, bench.ids, **options)
+    same(found, _chosen(bench, chooser, bench.ids), "restored")
 
 
 def constraint_logits(bench: Bench, _: Part, logits: Part) -> None:
@@ -298,6 +347,8 @@ def loss_decoding(bench: Bench, decoding: Part, loss: Part) -> None:
 def _text_of(bench: Bench, part: Part) -> torch.Tensor:
     if part.kind == "sampler":
         return _sample(bench, part.make(bench))[:1]
+    if part.kind == "chooser":
+        return _chosen(bench, part, bench.ids)
     if part.kind == "drafter":
         return bench.write(bench.ids, custom_generate=part.make(bench), do_sample=True, top_k=0)
     if part.kind == "constraint":
@@ -329,6 +380,8 @@ def alone(bench: Bench, part: Part) -> None:
         same(found, bench.plain, part.name)
     elif part.kind == "sampler":
         _weighed(bench, part, dict)
+    elif part.kind == "chooser":
+        _as_one_by_one(bench, part, list)
     elif part.kind == "constraint":
         same(bench.masked, bench.by_hand(best([bench.mask()]))[:, : bench.masked.shape[1]], "mask")
     elif part.kind == "logits":

@@ -17,6 +17,7 @@ from pertoken.testing.models import tiny_model
 Kind = Literal[
     "drafter",
     "sampler",
+    "chooser",
     "constraint",
     "logits",
     "cache",
@@ -31,6 +32,7 @@ Kind = Literal[
 KINDS: dict[Kind, str] = {
     "drafter": "drafts tokens, `custom_generate=`",
     "sampler": "draws texts, `custom_generate=`",
+    "chooser": "draws several ways to go on and keeps one, `custom_generate=`",
     "constraint": "`Constrained(drafter, constraint)`, or `ConstraintMask` as a processor",
     "logits": "any processor in `logits_processor=[...]`",
     "cache": "keys and values, `past_key_values=`",
@@ -128,6 +130,12 @@ def _awrs(bench: Bench) -> Any:
     return AWRS(bench.constraint, masked=True)
 
 
+def _cautious(bench: Bench) -> Any:
+    from pertoken.decode import CautiousDecoding
+
+    return CautiousDecoding(bench.tokenizer, trials=3, cap=4)
+
+
 def _archive(bench: Bench) -> Any:
     """A cache that has read the bench's text but for its last token, from a file."""
     from pertoken.cache import restore_cache, save_cache
@@ -221,6 +229,7 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "awrs": ("sampler", _awrs),
     "balanced": ("drafter", _balanced),
     "byte-probabilities": ("bytes", _bytes),
+    "cntp": ("chooser", _cautious),
     "fiberpo": ("loss", _fiberpo),
     "frugalprompt": ("text", _compress),
     "ngram-style": ("logits", _style),

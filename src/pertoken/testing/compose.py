@@ -218,9 +218,13 @@ _MEASURED = Rule("a tokenizer is measured on texts alone, before any model runs"
 _ASKS = Rule("it asks in messages and reads texts, whatever the model decodes them with")
 _TRAINED = Rule("a loss acts on ids in training, this before there are ids")
 
+_DECODING: tuple[Kind, ...] = ("drafter", "sampler", "chooser", "constraint", "logits")
+
 RULES: dict[tuple[Kind, Kind], Rule] = {
     ("drafter", "drafter"): _WAY,
     ("drafter", "sampler"): _WAY,
+    ("drafter", "chooser"): _WAY,
+    ("sampler", "chooser"): _WAY,
     ("drafter", "constraint"): Rule(
         "text as with the constraint's mask in plain decoding", laws.drafter_constraint
     ),
@@ -244,6 +248,19 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
         laws.sampler_cache,
     ),
     ("sampler", "archive"): Rule("samples as without the archive", laws.sampler_archive),
+    ("chooser", "constraint"): Rule(
+        "text as of one trial after the other, under the mask", laws.chooser_constraint
+    ),
+    ("chooser", "logits"): Rule(
+        "text as of one trial after the other, with the processor", laws.chooser_logits
+    ),
+    ("chooser", "cache"): Rule(
+        "text as with a full cache under the same seed, also in the next turn and in a batch",
+        laws.chooser_cache,
+    ),
+    ("chooser", "archive"): Rule(
+        "text as without the archive under the same seed", laws.chooser_archive
+    ),
     ("constraint", "logits"): Rule(
         "drafted text as with the mask in plain decoding, both with the processor",
         laws.constraint_logits,
@@ -282,9 +299,9 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
     ("measure", "loss"): _MEASURED,
     ("tokenizer", "tokenizer"): Rule("the same in either order", laws.tokenizer_tokenizer),
     ("tokenizer", "loss"): _TRAINED,
-    **{(kind, "text"): _ITS_TEXT for kind in ("drafter", "sampler", "constraint", "logits")},
-    **{(kind, "bytes"): _BYTES for kind in ("drafter", "sampler", "constraint", "logits")},
-    **{(kind, "loss"): _DRAWN for kind in ("drafter", "sampler", "constraint", "logits")},
+    **{(kind, "text"): _ITS_TEXT for kind in _DECODING},
+    **{(kind, "bytes"): _BYTES for kind in _DECODING},
+    **{(kind, "loss"): _DRAWN for kind in _DECODING},
     **{(kind, "chat"): _ASKS for kind in list(KINDS)[: list(KINDS).index("chat")]},
     **{("chat", kind): _ASKS for kind in list(KINDS)[list(KINDS).index("chat") :]},
     **{

@@ -71,6 +71,11 @@ def verify(
     if max_new_tokens < 1:
         raise PertokenError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     first, second = as_setup(a), as_setup(b)
+    if not getattr(first, "lossless", True):
+        raise PertokenError(
+            f"{titles[0]} is not lossless: its text need not be that of {titles[1]}; "
+            "`pertoken compare` shows how good it is"
+        )
     drafted: list[int | None] = []
     if sample:
         rows = [
@@ -152,14 +157,14 @@ def as_setup(setup: Setup | str, **options: Any) -> Setup:
 
 
 def takes(slug: str, option: str) -> bool:
-    """Whether the constructor of a method has an option; all of our own drafters have theirs.
+    """Whether the constructor of a method has an option; transformers' own ways take any.
 
-    >>> takes("goose", "streamer")
-    True
+    >>> takes("goose", "budget"), takes("plain", "budget")
+    (True, False)
     """
     from pertoken.catalog import card
 
-    if slug in HF_SETUPS or card(slug).package == "pertoken":
+    if slug in HF_SETUPS:
         return True
     parameters = inspect.signature(card(slug).load()).parameters.values()
     return any(p.name == option or p.kind == p.VAR_KEYWORD for p in parameters)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import math
 import operator
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 from typing import Any
 
+from pertoken._answers import last_number
 from pertoken.errors import PertokenError, nearest
 
 __all__ = ["TASKS", "Example", "Task", "rewards_of", "task"]
@@ -118,21 +118,9 @@ def _sum(random: Random) -> tuple[str, Example]:
     return _split_of(first, second), Example(prompt, str(answer))
 
 
-def _last_number(text: str) -> str | None:
-    r"""The last whole or decimal number of a text, thousands separators left out.
-
-    >>> _last_number("6 * 7 = 42, so the total is $1,042.")
-    '1042'
-    >>> _last_number("from 10-5 to -5")
-    '-5'
-    """
-    found = re.findall(r"(?<![\w.,])-?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?", text)
-    return found[-1].replace(",", "") if found else None
-
-
 def _equals(text: str, example: Example) -> float:
     """1 where the last number of the text is the answer."""
-    found = _last_number(text)
+    found = last_number(text)
     return float(found is not None and Fraction(found) == Fraction(example.answer))
 
 
