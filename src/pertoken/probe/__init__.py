@@ -12,6 +12,12 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.probe._addition_report import ArithmeticReport
+    from pertoken.probe.outliers import (
+        absorb_into_norm,
+        clip_dims,
+        rescale_dims,
+        rescale_factors,
+    )
     from pertoken.probe.patching import Patching, residual_patching
     from pertoken.probe.query_key import QueryKeyRank, query_key_rank
     from pertoken.probe.residual import (
@@ -27,9 +33,13 @@ __all__ = [
     "Patching",
     "QueryKeyRank",
     "Reconstruction",
+    "absorb_into_norm",
     "cache_free_decoding",
+    "clip_dims",
     "query_key_rank",
     "reconstruction_error",
+    "rescale_dims",
+    "rescale_factors",
     "residual_patching",
 ]
 
@@ -39,9 +49,13 @@ _HOME = {
     "Patching": "patching",
     "QueryKeyRank": "query_key",
     "Reconstruction": "residual",
+    "absorb_into_norm": "outliers",
     "cache_free_decoding": "residual",
+    "clip_dims": "outliers",
     "query_key_rank": "query_key",
     "reconstruction_error": "residual",
+    "rescale_dims": "outliers",
+    "rescale_factors": "outliers",
     "residual_patching": "patching",
 }
 

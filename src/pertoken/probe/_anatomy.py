@@ -182,11 +182,11 @@ def gain(norm: nn.Module) -> torch.Tensor | None:
         return None
     # So large that the norm's own small number under the root does not count.
     large = torch.full((len(weight),), 1e6, dtype=torch.float32, device=weight.device)
-    found: torch.Tensor = norm(large.to(weight.dtype)).double()
+    found: torch.Tensor = norm.forward(large.to(weight.dtype)).double()
     draw = torch.Generator().manual_seed(0)
     x = (1e3 * torch.randn(len(weight), generator=draw)).to(weight)
     wanted = found * x.double() * x.double().square().mean().rsqrt()
-    off = (norm(x).double() - wanted).abs().max()
+    off = (norm.forward(x).double() - wanted).abs().max()
     return found if off <= 0.05 * wanted.abs().max() else None
 
 

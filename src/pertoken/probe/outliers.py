@@ -82,9 +82,8 @@ def rescale_dims(
     True
     """
     parts, places = _checked(model, dims, at)
-    if factors is None:
-        _refuse_strange(model, parts)
-    elif len(factors) != len(parts.norms):
+    gains = _gains(model, parts) if factors is None else []
+    if factors is not None and len(factors) != len(parts.norms):
         raise PertokenError(
             f"factors are one for each of the {len(parts.norms)} norms on the stream, got "
             f"{len(factors)}"
@@ -92,7 +91,7 @@ def rescale_dims(
     with ExitStack() as stack:
         for place, norm in enumerate(parts.norms):
             if factors is None:
-                stack.enter_context(_changed_output(norm, _exact(places, at)))
+                stack.enter_context(_changed_output(norm, _exact(gains[place], places, at)))
                 continue
             stack.enter_context(changed_input(norm, _cutting(places, at)))
             stack.enter_context(_changed_output(norm, _constant(float(factors[place]))))
@@ -122,7 +121,7 @@ def rescale_factors(
     [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     parts, places = _checked(model, dims, at)
-    _refuse_strange(model, parts)
+    _gains(model, parts)
     tell = progress or (lambda what, done, total: None)
     sums = [0.0 for _ in parts.norms]
     count = 0
@@ -201,13 +200,18 @@ def _checked(model: PreTrainedModel, dims: Sequence[int], at: float) -> tuple[An
     return parts, places
 
 
-def _refuse_strange(model: PreTrainedModel, parts: Anatomy) -> None:
+def _gains(model: PreTrainedModel, parts: Anatomy) -> list[torch.Tensor]:
+    """λ of every norm; PertokenError where one has none."""
+    found = []
     for name, norm in zip(parts.names, parts.norms, strict=True):
-        if gain(norm) is None:
+        weight = gain(norm)
+        if weight is None:
             raise PertokenError(
                 f"{type(model).__name__}: {name} is a {type(norm).__name__}, neither RMSNorm nor "
                 "LayerNorm: how it rescales is not known"
             )
+        found.append(weight)
+    return found
 
 
 def _cut(hidden: torch.Tensor, places: list[int], at: float) -> torch.Tensor:
@@ -216,11 +220,15 @@ def _cut(hidden: torch.Tensor, places: list[int], at: float) -> torch.Tensor:
     return found
 
 
+def _cutting(places: list[int], at: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda hidden: _cut(hidden, places, at)
+
+
 Change = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """(module, what it read, what it gave) -> what it is to give."""
 
 
-def _exact(places: list[int], at: float) -> Change:
+def _exact(weight: torch.Tensor, places: list[int], at: float) -> Change:
     """The norm's output for the whole vector, less what it held of the part that is cut.
 
     A norm is linear but for its divisor, and that stays.
@@ -231,8 +239,6 @@ def _exact(places: list[int], at: float) -> Change:
         if not bool(taken.any()):
             return output
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        weight = gain(norm)
-        assert weight is not None
         read = centred(norm, hidden.to(wide))
         length = (read.square().mean(-1, keepdim=True) + _small(norm)).sqrt()
         found = output.clone()
