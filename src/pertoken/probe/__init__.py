@@ -12,6 +12,8 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.probe._addition_report import ArithmeticReport
+    from pertoken.probe._sinks_report import Sinks
+    from pertoken.probe.quantization import fake_quant, quantize_int4, quantize_nvfp4
     from pertoken.probe.outliers import (
         absorb_into_norm,
         clip_dims,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         cache_free_decoding,
         reconstruction_error,
     )
+    from pertoken.probe.sinks import find_sinks
 
 __all__ = [
     "ArithmeticReport",
@@ -33,9 +36,14 @@ __all__ = [
     "Patching",
     "QueryKeyRank",
     "Reconstruction",
+    "Sinks",
     "absorb_into_norm",
     "cache_free_decoding",
     "clip_dims",
+    "fake_quant",
+    "find_sinks",
+    "quantize_int4",
+    "quantize_nvfp4",
     "query_key_rank",
     "reconstruction_error",
     "rescale_dims",
@@ -49,9 +57,14 @@ _HOME = {
     "Patching": "patching",
     "QueryKeyRank": "query_key",
     "Reconstruction": "residual",
+    "Sinks": "_sinks_report",
     "absorb_into_norm": "outliers",
     "cache_free_decoding": "residual",
     "clip_dims": "outliers",
+    "fake_quant": "quantization",
+    "find_sinks": "sinks",
+    "quantize_int4": "quantization",
+    "quantize_nvfp4": "quantization",
     "query_key_rank": "query_key",
     "reconstruction_error": "residual",
     "rescale_dims": "outliers",
