@@ -1,4 +1,4 @@
-"""Norms that rescale by themselves: what they start as, their gradients, their sizes, their files."""
+"""Norms that rescale by themselves: their start, their gradients, their sizes, their files."""
 
 from __future__ import annotations
 

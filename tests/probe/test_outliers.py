@@ -63,7 +63,9 @@ def test_absorbing_keeps_the_function_and_shrinks_the_stream(name: str) -> None:
     model = planted(name, 3, 20.0, 0.5)
     last = anatomy(model).blocks[-1]
     seen: list[torch.Tensor] = []
-    handle = last.register_forward_hook(lambda _, __, out: seen.append(out))  # of IDS, and of what `anatomy` reads
+    handle = last.register_forward_hook(
+        lambda _, __, out: seen.append(out)
+    )  # of IDS, and of what `anatomy` reads
     plain = logits(model)
     with absorb_into_norm(model, [3], by=8.0):
         assert torch.equal(logits(model), plain)

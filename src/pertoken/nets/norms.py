@@ -18,7 +18,7 @@ __all__ = ["DynamicTanh", "GatedNorm", "PreAffine"]
 
 
 class _RMSNorm(nn.Module):
-    """λ ⊙ x / rms(x), as Llama has it; in float64 for a float64 model, in float32 for all others."""
+    """λ ⊙ x / rms(x), as Llama has it; in float64 for a float64 model, else in float32."""
 
     def __init__(self, hidden: int, *, eps: float = 1e-6) -> None:
         super().__init__()

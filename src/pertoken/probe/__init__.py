@@ -13,7 +13,6 @@ from pertoken._lazy import lazy
 if TYPE_CHECKING:
     from pertoken.probe._addition_report import ArithmeticReport
     from pertoken.probe._sinks_report import Sinks
-    from pertoken.probe.quantization import fake_quant, quantize_int4, quantize_nvfp4
     from pertoken.probe.outliers import (
         absorb_into_norm,
         clip_dims,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         rescale_factors,
     )
     from pertoken.probe.patching import Patching, residual_patching
+    from pertoken.probe.quantization import fake_quant, quantize_int4, quantize_nvfp4
     from pertoken.probe.query_key import QueryKeyRank, query_key_rank
     from pertoken.probe.residual import (
         CacheFree,

@@ -149,7 +149,9 @@ class Sinks(Result):
         return [self._attention(), self._stream(), self._dimensions(), self._bounds()]
 
     def _attention(self) -> Part:
-        lines = [["layer", "first token", "most in a head", "sink heads", "other token", "|v| first"]]
+        lines = [
+            ["layer", "first token", "most in a head", "sink heads", "other token", "|v| first"]
+        ]
         for layer, (own, other) in enumerate(zip(self.first, self.elsewhere, strict=True)):
             heads = sum(share > SINK for share in own)
             lines.append(
@@ -188,8 +190,8 @@ class Sinks(Result):
             figures = [f"{each.average:.2f}", f"{each.times:.1f}", f"{each.far:.0%}", weight]
             lines.append([str(each.dim), *figures, "yes" if each.sink else ""])
         notes = [
-            f"sink: above {self.times:g} medians without first tokens. far out: share of tokens and "
-            "layers in which it is above 10 medians. norm weight: over the norms' median."
+            f"sink: above {self.times:g} medians without first tokens. far out: share of tokens "
+            "and layers in which it is above 10 medians. norm weight: over the norms' median."
         ]
         if not self.dims:
             notes.append("No dimension is a residual sink by that measure.")
@@ -213,7 +215,9 @@ class Sinks(Result):
     def _page(self) -> str:
         tables = Result._repr_html_(self)
         lead = f'<p class="faint">{escape(self.model)}</p>'
-        return report(f"pertoken: {self._title}", self._title, _heat(self.first) + tables, lead=lead)
+        return report(
+            f"pertoken: {self._title}", self._title, _heat(self.first) + tables, lead=lead
+        )
 
 
 def _heat(shares: list[list[float]]) -> str:

@@ -71,8 +71,8 @@ def rescale_dims(
         `rescale_factors` finds; by default the right one for every token, sqrt(1 - r²) with r the
         share of what was cut, so that the other dimensions come out as if nothing had been cut. So
         what is lost then is what the outliers contribute by themselves.
-    Raises PertokenError as `clip_dims` does, for a number of factors that is not the norms', and for
-    norms that are neither RMSNorm nor LayerNorm.
+    Raises PertokenError as `clip_dims` does, for a number of factors that is not the norms', and
+    for norms that are neither RMSNorm nor LayerNorm.
 
     >>> from pertoken.testing import tiny_model
     >>> model, ids = tiny_model("llama"), torch.tensor([[5, 6, 7]])
@@ -128,7 +128,7 @@ def rescale_factors(
 
     def note(place: int, norm: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         def look(hidden: torch.Tensor) -> torch.Tensor:
-            whole = hidden[0, 1:].double()
+            whole = hidden.flatten(0, -2)[1:].double()  # OPT gives some norms [time, hidden]
             shares = centred(norm, _cut(whole, places, at)).norm(dim=-1) / centred(
                 norm, whole
             ).norm(dim=-1)

@@ -271,8 +271,8 @@ class _NormSums:
         self.tokens = self.texts = 0
 
     def note(self, norm: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
-        """A forward hook: what the norm read and gave, [1, time, hidden]."""
-        read, gave = centred(norm, args[0][0].double()), output[0].double()
+        """A forward hook: what the norm read and gave, [1, time, hidden]; OPT: [time, hidden]."""
+        read, gave = centred(norm, args[0].flatten(0, -2).double()), output.flatten(0, -2).double()
         bias = getattr(norm, "bias", None)
         gave = gave if bias is None else gave - bias.double()
         energy = read.square().sum(-1).clamp(min=1e-300)
