@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,11 +25,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention gate + GatedNorm": {"norm": "gated", "attn_gate": True},
     "attention gate + PreAffine": {"norm": "preaffine", "attn_gate": True},
 }
-
-
-def texts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The texts of the Brown corpus, a sentence a line."""
-    return ["\n".join(" ".join(words) for words in row["words"]) for row in rows]
 
 
 def train_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -118,6 +113,17 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
     return model.eval()
+
+
+@torch.no_grad()
+def losses(model: RescaledLlamaForCausalLM, rows: torch.Tensor) -> list[float]:
+    """Mean loss in nats per token of each row [pieces, length]."""
+    found = []
+    for some in rows.split(BATCH):
+        logits = model(input_ids=some, use_cache=False).logits[:, :-1]
+        own = torch.nn.functional.cross_entropy(logits.mT, some[:, 1:], reduction="none")
+        found += own.mean(-1).tolist()
+    return found
 
 
 def _schedule(step: int, steps: int) -> float:
