@@ -38,7 +38,7 @@ __all__ = [
 NORMS = ("plain", "gated", "preaffine", "tanh")
 
 
-class RescaledLlamaConfig(LlamaConfig):  # type: ignore[misc]  # transformers' base is untyped
+class RescaledLlamaConfig(LlamaConfig):
     """A Llama's config, with what is exchanged.
 
     norm: "plain", "gated" (`GatedNorm`), "preaffine" (`PreAffine`) or "tanh" (`DynamicTanh`), after

@@ -207,7 +207,7 @@ def _smoothing(
     finally:
         for handle in handles:
             handle.remove()
-    found = {}
+    found: dict[int, torch.Tensor] = {}
     for norm, layers in readers.items():
         weights = torch.stack([_weight(layer).abs().amax(0) for layer in layers]).amax(0)
         scale = (peaks[norm] / weights).sqrt()

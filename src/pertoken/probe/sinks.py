@@ -251,14 +251,14 @@ def _dims(sums: _Sums, parts: Anatomy, times: float) -> tuple[list[int], list[Si
     gains = [weight.abs() for norm in parts.norms if (weight := gain(norm)) is not None]
     relative = [weight / weight.median() for weight in gains]
     weights = torch.stack(relative).mean(0) if relative else None
-    ranked = []
+    ranked: list[SinkDim] = []
     for dim in average.argsort(descending=True).tolist():
         over = float(later[dim]) / middle
         if len(ranked) >= 8 and over <= times:
             continue
-        weight = None if weights is None else float(weights[dim])
+        own = None if weights is None else float(weights[dim])
         far = float(sums.far[dim]) / (layers * behind)
-        ranked.append(SinkDim(dim, float(average[dim]), over, far, weight, over > times))
+        ranked.append(SinkDim(dim, float(average[dim]), over, far, own, over > times))
     return [each.dim for each in ranked if each.sink], ranked
 
 

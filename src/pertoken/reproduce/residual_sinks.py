@@ -5,8 +5,8 @@ norm, and what it costs to cut the leading sink dimension to where it would be n
 the greatest median of a layer), with and without rescaling the others. Dimensions, limit and
 constants come from development texts, losses from others.
 
-Llamas small enough to train here (`_sinks_training`): baseline, attention gate, gate with GatedNorm,
-gate with PreAffine, as many parameters each, the same seeds and batches; 1 M tokens of Brown where
+Llamas small enough to train here (`_sinks_training`): baseline, attention gate, gate with
+GatedNorm, gate with PreAffine, as many parameters each, the same seeds and batches; 1 M tokens of Brown where
 the paper reads 120 B to 2 T. One baseline is trained three times as long, to see whether attention
 sinks come later.
 
@@ -86,12 +86,12 @@ def run(context: Context) -> Reproduction:
     trainings = [(variant, seed, 1) for seed in seeds for variant in training.VARIANTS]
     for one in dict.fromkeys([longer, *trainings]):  # the longest first
         units[one] = (["trained", *one], partial(_trained, context, *one))
-    for one in EMBEDDED:
-        units[(one,)] = (["embedded", one], partial(_embedded, context, one))
+    for which in EMBEDDED:
+        units[(which,)] = (["embedded", which], partial(_embedded, context, which))
     found = context.remember_all(units, "models")
     rows: list[Row] = []
-    for one, name in zip(EMBEDDED, (context.model, SECOND), strict=True):
-        rows += _embedded_rows(one, name, found[(one,)], context.seed)
+    for which, name in zip(EMBEDDED, (context.model, SECOND), strict=True):
+        rows += _embedded_rows(which, name, found[(which,)], context.seed)
     by_variant = {
         variant: [found[variant, seed, 1] for seed in seeds] for variant in training.VARIANTS
     }
