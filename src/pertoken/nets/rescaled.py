@@ -62,8 +62,8 @@ class GatedAttention(LlamaAttention):
     W is `gate_proj`, [heads · head_dim, hidden], drawn as every other weight.
     """
 
-    def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__(config, layer)
         self.gate_proj = nn.Linear(config.hidden_size, self.o_proj.in_features, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
