@@ -6,9 +6,9 @@ the greatest median of a layer), with and without rescaling the others. Dimensio
 constants come from development texts, losses from others.
 
 Llamas small enough to train here (`_sinks_training`): baseline, attention gate, gate with
-GatedNorm, gate with PreAffine, as many parameters each, the same seeds and batches; 1 M tokens of Brown where
-the paper reads 120 B to 2 T. One baseline is trained three times as long, to see whether
-attention sinks come later.
+GatedNorm, gate with PreAffine, as many parameters each, the same seeds and batches; about 1 M
+tokens of Brown where the paper reads 120 B to 2 T. One baseline is trained three times as long, to
+see whether attention sinks come later.
 
 What was looked at before the bars were written: SmolLM2 on four texts of the development half, with
 limits of 30 and 100, and one baseline of 800 steps with training seed 1000 (held-out loss 3.75, the
