@@ -82,6 +82,30 @@ def test_bad_input_is_one_line(tiny_folder: str, tmp_path: Path, capsys: Capture
         assert words in err
 
 
+def test_sinks_as_tables_json_and_page(tiny_folder: str, tmp_path: Path, capsys: Capture) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The cat sat on the mat.\nIt slept until noon.\nNot read.\n")
+    command = ["probe", "sinks", tiny_folder, "--texts", str(texts), "--limit", "2"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "of 2 texts" in out
+    page = tmp_path / "sinks.html"
+    assert main([*command, "--json", "-", "--html", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["name"] == tiny_folder
+    assert found["bound_holds"]
+    assert "<svg" in page.read_text()
+    for arguments, words in (
+        ([tiny_folder, "--texts", str(tmp_path / "none.txt")], "none.txt"),
+        ([tiny_folder, "--limit", "0"], "--limit must be 1 or more"),
+    ):
+        assert main(["probe", "sinks", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert words in err
+
+
 def test_the_group_alone_shows_its_help(capsys: Capture) -> None:
     assert main(["probe", "--help"]) == 0
     assert "residual" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,14 @@ _Dtypes = Annotated[
         show_default="that of the model",
     ),
 ]
+_SinkTexts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What is read: .txt (a text a line) or .jsonl.",
+        show_default="a built-in sample",
+    ),
+]
 _Layers = Annotated[
     bool, typer.Option("--layers", help="A row for every layer, not only a summary.")
 ]
@@ -38,6 +47,7 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode=None,
     )
     group.command("residual")(residual)
+    group.command("sinks")(sinks)
     app.add_typer(group, name="probe")
 
 
@@ -115,3 +125,30 @@ def residual(
     found = _Probes({"model": model, "prompt": text}, probes)
     if not output.write(found):
         print(found.table() if layers else found.summary())
+
+
+def sinks(
+    model: shared.ModelArgument = "smollm2",
+    texts: _SinkTexts = None,
+    dtype: shared.Dtype = None,
+    limit: shared.Limit = None,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
+) -> None:
+    """Find the tokens that take the attention and the dimensions that are always huge.
+
+    By layer and head: attention on the first token, massive activations, residual sinks with the
+    weight of the norms that read them, and what is left of them behind each norm.
+    """
+    output = shared.Output(as_json, html)
+    from pertoken.cli.progress import progress_bar
+    from pertoken.probe import find_sinks
+    from pertoken.prompts import read_prompts
+
+    read = [each.text for each in read_prompts(texts, limit)]
+    with progress_bar() as tell:
+        tell(f"loading {model}", 0, 0)
+        loaded, tokenizer = shared.load(model, dtype)
+        found = find_sinks(loaded, tokenizer, read, progress=tell)
+    if not output.write(found, {"name": model} | found.to_dict()):
+        print(found.table())

@@ -12,7 +12,15 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.probe._addition_report import ArithmeticReport
+    from pertoken.probe._sinks_report import Sinks
+    from pertoken.probe.outliers import (
+        absorb_into_norm,
+        clip_dims,
+        rescale_dims,
+        rescale_factors,
+    )
     from pertoken.probe.patching import Patching, residual_patching
+    from pertoken.probe.quantization import fake_quant, quantize_int4, quantize_nvfp4
     from pertoken.probe.query_key import QueryKeyRank, query_key_rank
     from pertoken.probe.residual import (
         CacheFree,
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
         cache_free_decoding,
         reconstruction_error,
     )
+    from pertoken.probe.sinks import find_sinks
 
 __all__ = [
     "ArithmeticReport",
@@ -27,9 +36,18 @@ __all__ = [
     "Patching",
     "QueryKeyRank",
     "Reconstruction",
+    "Sinks",
+    "absorb_into_norm",
     "cache_free_decoding",
+    "clip_dims",
+    "fake_quant",
+    "find_sinks",
+    "quantize_int4",
+    "quantize_nvfp4",
     "query_key_rank",
     "reconstruction_error",
+    "rescale_dims",
+    "rescale_factors",
     "residual_patching",
 ]
 
@@ -39,9 +57,18 @@ _HOME = {
     "Patching": "patching",
     "QueryKeyRank": "query_key",
     "Reconstruction": "residual",
+    "Sinks": "_sinks_report",
+    "absorb_into_norm": "outliers",
     "cache_free_decoding": "residual",
+    "clip_dims": "outliers",
+    "fake_quant": "quantization",
+    "find_sinks": "sinks",
+    "quantize_int4": "quantization",
+    "quantize_nvfp4": "quantization",
     "query_key_rank": "query_key",
     "reconstruction_error": "residual",
+    "rescale_dims": "outliers",
+    "rescale_factors": "outliers",
     "residual_patching": "patching",
 }
 

@@ -1,0 +1,14 @@
+"""How the probes are made for the laws of `pertoken.testing`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pertoken.probe.sinks import find_sinks
+from pertoken.testing.battery import Subject
+
+__all__ = ["SUBJECTS"]
+
+_TEXTS = ("The cat sat on the mat.", "It slept until noon, and then it ate.")
+
+SUBJECTS = (Subject("residual-sinks", "probe", partial(find_sinks, texts=_TEXTS)),)
