@@ -1,8 +1,9 @@
 """Function classes of a token's own vector, fitted to the updates of a layer.
 
 Each class predicts a token's update Δ = y - x (y: what the layer gives) from the token's own input
-x alone. All classes contain the identity (Δ = 0), towards which `ridge` pulls them; it is relative
-to the sizes of the inputs, so that a change of scale changes nothing:
+x alone. All classes contain the identity (Δ = 0). `ridge` pulls those that have more numbers to fit
+than tokens towards it (or towards the mean update b); it is relative to the sizes of the inputs, so
+that a change of scale changes nothing:
 
     identity    0
     scalar      a x
@@ -115,8 +116,8 @@ def fitted(
     """
     makers: dict[str, Callable[[], torch.Tensor]] = {
         "identity": lambda: torch.zeros_like(queries),
-        "scalar": lambda: _scaled(inputs, updates, queries, ridge, (1, 2)),
-        "diagonal": lambda: _scaled(inputs, updates, queries, ridge, (1,)),
+        "scalar": lambda: _scaled(inputs, updates, queries, (1, 2)),
+        "diagonal": lambda: _scaled(inputs, updates, queries, (1,)),
         "orthogonal": lambda: _rotated(inputs, updates, queries, ridge),
         "mlp": lambda: _mlp(inputs, updates, queries, seed),
     }
@@ -129,14 +130,10 @@ def fitted(
 
 
 def _scaled(
-    inputs: torch.Tensor,
-    updates: torch.Tensor,
-    queries: torch.Tensor,
-    ridge: float,
-    over: tuple[int, ...],
+    inputs: torch.Tensor, updates: torch.Tensor, queries: torch.Tensor, over: tuple[int, ...]
 ) -> torch.Tensor:
     """Least squares for one factor, or one per dimension."""
-    sizes = inputs.square().sum(over, keepdim=True) * (1 + ridge)
+    sizes = inputs.square().sum(over, keepdim=True)
     factors = (inputs * updates).sum(over, keepdim=True) / sizes.clamp(min=_tiny(inputs))
     return queries * factors
 
@@ -157,7 +154,10 @@ def _linear(
     middle, centre = inputs.mean(1, keepdim=True), updates.mean(1, keepdim=True)
     x, moved, asked = inputs - middle, updates - centre, queries - middle
     spread = x.square().mean(1, keepdim=True).sqrt()
-    spread = spread.masked_fill(spread <= _tiny(x), 1)
+    # A dimension that is the same for all but for rounding, as of equal tokens, tells nothing.
+    rounding = 16 * torch.finfo(x.dtype).eps * inputs.abs().amax(1, keepdim=True)
+    x = x.masked_fill(spread <= rounding, 0)
+    spread = spread.masked_fill(spread <= rounding, 1)
     x, asked = x / spread, asked / spread
     few = x.shape[1] <= x.shape[2]
     gram = x @ x.mT if few else x.mT @ x
@@ -178,7 +178,9 @@ def _linear(
         root = vectors * (values / (values + extra[..., 0])).sqrt()[:, None]
         energy, leading = torch.linalg.eigh(root.mT @ (moved @ moved.mT) @ root)
         energy, leading = energy[:, None, -rank:], leading[..., -rank:]
-        frame = moved.mT @ (root @ (leading / energy.clamp(min=_tiny(x)).sqrt()))
+        held = energy > torch.finfo(x.dtype).eps ** 0.5 * energy[..., -1:]
+        size = energy.masked_fill(~held, 1).sqrt()
+        frame = moved.mT @ (root @ (leading * held / size))
     else:
         frame = torch.linalg.eigh(cross.mT @ solved)[1][..., -rank:]
     return whole + centre, whole @ frame @ frame.mT + centre
