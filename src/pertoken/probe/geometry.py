@@ -20,7 +20,7 @@ everything, so the curve over classes is the result, not one point of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -49,7 +49,7 @@ def layer_geometry(
     tokenizer: Any,
     texts: Sequence[str],
     *,
-    fit: Literal["local", "global"] = "local",
+    fit: str = "local",
     classes: Sequence[str] | None = None,
     neighbours: int | Sequence[int] = 64,
     rank: int = 8,
@@ -64,6 +64,7 @@ def layer_geometry(
 
     model: any decoder, with attention or with a state; it is left as it was.
     texts: two documents or more; `length` tokens of each are read at most.
+    fit: "local", a map for each token, or "global", one for all.
     classes: of "identity" (always there), "scalar", "diagonal", "orthogonal", "low-rank", "affine"
         and, for a global fit, "mlp".
     neighbours: tokens of other documents that a local map is fitted on; several numbers show how
