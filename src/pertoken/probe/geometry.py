@@ -103,9 +103,7 @@ def layer_geometry(
         if fit == "local":
             maps = _local(x, y, reading, names, counts, rank, ridge)
         else:
-            places = reading.documents, reading.first
-            found = global_updates(x, y - x, *places, names, ridge, rank, seed)
-            maps = {(name, None): x + update for name, update in found.items()}
+            maps = _global(x, y, reading, names, rank, ridge, seed)
         large = outlier_dimensions(y[~reading.first])
         outliers.append(large.nonzero()[:, 0].tolist())
         for (name, count), mapped in maps.items():
@@ -114,17 +112,9 @@ def layer_geometry(
                 same = reading.first[:, None] & (not replace_first)
                 replaced[name, layer] = torch.where(same, y, mapped)
     per_token = effects(model, blocks, reading, replaced, replace_first, tell)
-    settings = {
-        "fit": fit,
-        "documents": len(ids),
-        "tokens": len(reading.first),
-        "neighbours": counts if fit == "local" else None,
-        "rank": rank,
-        "ridge": ridge,
-        "replace_first": replace_first,
-        "length": length,
-        "seed": seed,
-    }
+    settings: dict[str, Any] = {"fit": fit, "documents": len(ids), "tokens": len(reading.first)}
+    settings |= {"neighbours": counts if fit == "local" else None, "rank": rank, "ridge": ridge}
+    settings |= {"replace_first": replace_first, "length": length, "seed": seed}
     return LayerGeometry(
         settings=settings,
         fits=fits,
@@ -151,6 +141,21 @@ def _local(
         found = local_updates(x, y - x, near[:, :count], others, ridge, rank)
         maps |= {(name, count): x + update for name, update in found.items()}
     return maps
+
+
+def _global(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    reading: Reading,
+    names: Sequence[str],
+    rank: int,
+    ridge: float,
+    seed: int,
+) -> dict[tuple[str, int | None], torch.Tensor]:
+    """T(x) [tokens, hidden] by class."""
+    places = reading.documents, reading.first
+    found = global_updates(x, y - x, *places, names, ridge, rank, seed)
+    return {(name, None): x + update for name, update in found.items()}
 
 
 def _views(
