@@ -27,10 +27,10 @@ from pertoken._extras import need
 from pertoken._files import check_target, write_whole
 from pertoken._html import grid, report
 
-__all__ = ["Part", "Result", "aligned", "cells", "figure", "plain", "to_json"]
+__all__ = ["COLOURS", "Part", "Result", "aligned", "cells", "figure", "plain", "to_json"]
 
 # The colours of the lines on the pages (`_page/page.css`), so that figures look like them.
-_COLOURS = (
+COLOURS = (
     "#0068a6",
     "#9c6200",
     "#a13c7b",
@@ -218,5 +218,5 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 def figure(traces: Any, **layout: Any) -> Any:
     """A plotly figure of one or more traces in the look that all figures share (extra `plot`)."""
     found = need("plotly.graph_objects", "plot").Figure(traces)
-    found.update_layout(template="plotly_white", colorway=list(_COLOURS), **layout)
+    found.update_layout(template="plotly_white", colorway=list(COLOURS), **layout)
     return found

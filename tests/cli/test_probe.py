@@ -1,4 +1,4 @@
-"""`pertoken probe residual` as a user types it, with a tiny model in a folder."""
+"""`pertoken probe …` as a user types it, with a tiny model in a folder."""
 
 from __future__ import annotations
 
@@ -78,6 +78,64 @@ def test_bad_input_is_one_line(tiny_folder: str, tmp_path: Path, capsys: Capture
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert words in err
+
+
+def test_geometry_as_table_json_page_and_picture(
+    tiny_folder: str, tmp_path: Path, capsys: Capture
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a line is a document\nand this is another\nthe third and last\n")
+    paths = [tmp_path / name for name in ("out.json", "out.html", "out.svg")]
+    options = ["--texts", str(texts), "--neighbours", "8,4", "--classes", "diagonal,affine"]
+    options += ["--tested", "diagonal", "--json", str(paths[0]), "--html", str(paths[1])]
+    assert main(["probe", "geometry", tiny_folder, *options, "--svg", str(paths[2])]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "T diagonal, its output in the layer's place" in out
+    found = json.loads(paths[0].read_text())
+    assert found["settings"]["documents"] == 3
+    assert {(row["function"], row["neighbours"]) for row in found["summary"]} == {
+        ("identity", 8),
+        *((name, count) for name in ("diagonal", "affine") for count in (8, 4)),
+    }
+    assert [effect["layer"] for effect in found["effects"]] == [0, 1]
+    assert "<polyline" in paths[1].read_text()
+    assert paths[2].read_text().startswith("<svg")
+
+
+def test_geometry_of_a_model_with_a_state_and_the_sample(
+    tiny_folder: str, tmp_path: Path, capsys: Capture
+) -> None:
+    config = transformers.MambaConfig(
+        vocab_size=257, hidden_size=16, num_hidden_layers=1, state_size=4, pad_token_id=0
+    )
+    mamba = folder(transformers.MambaForCausalLM(config), tiny_folder, tmp_path / "mamba")
+    capsys.readouterr()
+    options = ["--fit", "global", "--limit", "4", "--tested", "none"]
+    assert main(["probe", "geometry", mamba, *options]) == 0
+    out = capsys.readouterr().out
+    assert "orthogonal" in out
+    assert "Spearman" not in out
+
+
+def test_geometry_says_mistakes_in_one_line(
+    tiny_folder: str, tmp_path: Path, capsys: Capture
+) -> None:
+    alone = tmp_path / "alone.txt"
+    alone.write_text("one document\n")
+    for options, words in (
+        (["--texts", str(alone)], "give two or more"),
+        (["--texts", str(tmp_path / "no.txt")], "no.txt"),
+        (["--neighbours", "many"], "--neighbours takes whole numbers"),
+        (["--neighbours", "100000"], "has only"),
+        (["--classes", "rotation"], "unknown function class 'rotation'"),
+        (["--svg", "same", "--html", "same"], "both want to write same"),
+    ):
+        assert main(["probe", "geometry", tiny_folder, *options]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
         assert err.count("\n") == 1
         assert words in err
 

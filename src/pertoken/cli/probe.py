@@ -25,16 +25,35 @@ _Dtypes = Annotated[
         show_default="that of the model",
     ),
 ]
-_SinkTexts = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="What is read: .txt (a text a line) or .jsonl.",
-        show_default="a built-in sample",
-    ),
-]
 _Layers = Annotated[
     bool, typer.Option("--layers", help="A row for every layer, not only a summary.")
+]
+_Texts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help=".txt (a document a line) or .jsonl; a built-in sample if not given."
+    ),
+]
+_Fit = Annotated[
+    str, typer.Option(metavar="local|global", help="A map for each token, or one for all.")
+]
+_Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME...]",
+        help="Of scalar, diagonal, orthogonal, low-rank, affine and mlp.",
+        show_default="those that are quick",
+    ),
+]
+_Neighbours = Annotated[
+    str, typer.Option(metavar="N[,N...]", help="Tokens that a local map is fitted on.")
+]
+_Tested = Annotated[
+    str,
+    typer.Option(metavar="NAME[,NAME...]", help="Put into the model in a layer's place; or none."),
+]
+_Svg = Annotated[
+    Path | None, typer.Option("--svg", metavar="PATH", help="Write the pictures as SVG.")
 ]
 
 
@@ -42,10 +61,11 @@ def register(app: typer.Typer) -> None:
     """Add the group and its commands."""
     group = typer.Typer(
         cls=Group,
-        help="Measure a model: what its residual stream holds.",
+        help="Measure a model: what its residual stream holds, what its layers do.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
+    group.command("geometry")(geometry)
     group.command("residual")(residual)
     group.command("sinks")(sinks)
     app.add_typer(group, name="probe")
@@ -127,9 +147,68 @@ def residual(
         print(found.table() if layers else found.summary())
 
 
+def geometry(
+    model: shared.ModelArgument = "smollm2",
+    texts: _Texts = None,
+    fit: _Fit = "local",
+    classes: _Classes = None,
+    neighbours: _Neighbours = "64",
+    tested: _Tested = "low-rank",
+    svg: _Svg = None,
+    dtype: shared.Dtype = None,
+    seed: shared.Seed = 0,
+    limit: shared.Limit = None,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
+) -> None:
+    """Split what each layer does into a tokenwise part and a residual (layer geometry).
+
+    The texts are documents: a token's map is fitted on other documents than its own.
+    """
+    output = shared.Output(as_json, html, svg=svg)
+    counts = _numbers(neighbours)
+    from pertoken.cli.progress import progress_bar
+    from pertoken.probe.geometry import layer_geometry
+    from pertoken.prompts import read_prompts
+
+    documents = [prompt.text for prompt in read_prompts(texts, limit)]
+    with progress_bar() as tell:
+        tell(f"loading {model}", 0, 0)
+        loaded, tokenizer = shared.load(model, dtype)
+        found = layer_geometry(
+            loaded,
+            tokenizer,
+            documents,
+            fit=fit,
+            classes=_names(classes) if classes is not None else None,
+            neighbours=counts,
+            tested=[] if tested == "none" else _names(tested),
+            seed=seed,
+            progress=tell,
+        )
+    if svg is not None:
+        found.to_svg(svg)
+    if not output.write(found):
+        print(found.table())
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    """The numbers of `--neighbours`."""
+    try:
+        return [int(word) for word in _names(text)]
+    except ValueError:
+        raise PertokenError(
+            f"--neighbours takes whole numbers with commas between, got {text!r}"
+        ) from None
+
+
 def sinks(
     model: shared.ModelArgument = "smollm2",
-    texts: _SinkTexts = None,
+    texts: _Texts = None,
     dtype: shared.Dtype = None,
     limit: shared.Limit = None,
     as_json: shared.Json = None,

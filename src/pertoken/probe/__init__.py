@@ -1,4 +1,4 @@
-"""Measure a model: what its residual stream holds, and how it adds.
+"""Measure a model: what its residual stream holds, what its layers do to it, and how it adds.
 
 Each probe is a function of a model that returns a result with ``.table()`` to read and
 ``.to_dict()`` for programs.
@@ -12,7 +12,9 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.probe._addition_report import ArithmeticReport
+    from pertoken.probe._geometry_result import LayerGeometry
     from pertoken.probe._sinks_report import Sinks
+    from pertoken.probe.geometry import layer_geometry
     from pertoken.probe.outliers import (
         absorb_into_norm,
         clip_dims,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArithmeticReport",
     "CacheFree",
+    "LayerGeometry",
     "Patching",
     "QueryKeyRank",
     "Reconstruction",
@@ -42,6 +45,7 @@ __all__ = [
     "clip_dims",
     "fake_quant",
     "find_sinks",
+    "layer_geometry",
     "quantize_int4",
     "quantize_nvfp4",
     "query_key_rank",
@@ -54,6 +58,7 @@ __all__ = [
 _HOME = {
     "ArithmeticReport": "_addition_report",
     "CacheFree": "residual",
+    "LayerGeometry": "_geometry_result",
     "Patching": "patching",
     "QueryKeyRank": "query_key",
     "Reconstruction": "residual",
@@ -63,6 +68,7 @@ _HOME = {
     "clip_dims": "outliers",
     "fake_quant": "quantization",
     "find_sinks": "sinks",
+    "layer_geometry": "geometry",
     "quantize_int4": "quantization",
     "quantize_nvfp4": "quantization",
     "query_key_rank": "query_key",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken.errors import PertokenError
+from pertoken.loading import is_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,8 +21,8 @@ Progress = Callable[[str, int, int], None]
 """Called with (what goes on now, steps done, steps in all)."""
 
 
-def refuse_unfit(model: Any) -> None:
-    """Raise PertokenError for what is not a decoder-only transformer with keys and values."""
+def refuse_unfit(model: Any, *, attention: bool = True) -> None:
+    """Raise PertokenError for what is not a decoder-only model, with keys and values if needed."""
     name = type(model).__name__
     if not hasattr(model, "get_decoder") or not hasattr(model, "config"):
         raise PertokenError(
@@ -32,18 +33,20 @@ def refuse_unfit(model: Any) -> None:
         raise PertokenError(
             f"{name} is an encoder-decoder model; the probe needs a decoder-only model"
         )
-    if getattr(model, "_is_stateful", False):
+    if is_encoder(model.config):
+        raise PertokenError(f"{name} is an encoder; the probe needs a decoder-only model")
+    if attention and getattr(model, "_is_stateful", False):
         raise PertokenError(
             f"{name} keeps a recurrent state instead of keys and values; the probe needs attention "
             "in every block"
         )
 
 
-def blocks_of(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """The blocks of the decoder, in order."""
+def blocks_of(model: PreTrainedModel, *, attention: bool = True) -> list[torch.nn.Module]:
+    """The blocks of the decoder, in order; attention: whether each must have keys and values."""
     from pertoken._blocks import Blocks
 
-    refuse_unfit(model)
+    refuse_unfit(model, attention=attention)
     return Blocks(model).modules
 
 
