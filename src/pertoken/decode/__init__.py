@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
+    from pertoken.decode.knn_continuations import knn_continuations
+    from pertoken.decode.knn_datastore import KNNDatastore
+    from pertoken.decode.knn_evaluation import knn_evaluation
+    from pertoken.decode.knn_lm import KNNMemory, fit_temperature
     from pertoken.decode.lookahead import Lookahead
     from pertoken.decode.particles import smc
     from pertoken.decode.plain import Plain
@@ -37,6 +41,8 @@ __all__ = [
     "DecodeStats",
     "Drafter",
     "Goose",
+    "KNNDatastore",
+    "KNNMemory",
     "Lookahead",
     "Plain",
     "PromptLookup",
@@ -45,6 +51,9 @@ __all__ = [
     "TokenRecycling",
     "TokenTree",
     "WeightedSamples",
+    "fit_temperature",
+    "knn_continuations",
+    "knn_evaluation",
     "smc",
 ]
 
@@ -58,6 +67,8 @@ _HOME = {
     "DecodeStats": "stats",
     "Drafter": "drafter",
     "Goose": "goose",
+    "KNNDatastore": "knn_datastore",
+    "KNNMemory": "knn_lm",
     "Lookahead": "lookahead",
     "Plain": "plain",
     "PromptLookup": "prompt_lookup",
@@ -66,6 +77,9 @@ _HOME = {
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
     "WeightedSamples": "weighted",
+    "fit_temperature": "knn_lm",
+    "knn_continuations": "knn_continuations",
+    "knn_evaluation": "knn_evaluation",
     "smc": "particles",
 }
 
