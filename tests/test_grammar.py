@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import pytest
@@ -33,7 +34,16 @@ FAMILIES = ("attribute", "cache", "decode", "probe", "prune", "tokenize", "train
 
 # ---------------------------------------------------------------- what is an exception, and why
 
-POSITIONAL = {"model", "tokenizer", "constraint", "drafter", "members", "budget", "direction"}
+POSITIONAL = {
+    "model",
+    "tokenizer",
+    "constraint",
+    "datastore",
+    "drafter",
+    "members",
+    "budget",
+    "direction",
+}
 """Arguments of a method object that it cannot do without, or that say what it is."""
 
 OTHER_POSITIONAL = {
@@ -43,6 +53,7 @@ OTHER_POSITIONAL = {
 NOT_SHOWN = {
     "ByteTokenizer": "a tokenizer",
     "FiberPOTrainer": "a Trainer of TRL, made as TRL makes its own",
+    "KNNDatastore": "a folder on disk that is open",
     "MockModel": "a model",
     "SelfEmbedder": "a function of strings with a memory, handed on as an argument",
     "TokenTree": "the data of a draft",
@@ -173,6 +184,17 @@ class Any3:
         return True
 
 
+@cache
+def store() -> Any:
+    """A KNN-LM store of one text, which has the 64 entries that are looked up by default."""
+    from pertoken.decode import KNNDatastore
+    from pertoken.testing import ByteTokenizer
+
+    model = tiny_model("llama", vocab_size=258, layers=1)
+    with TemporaryDirectory() as folder:
+        return KNNDatastore.build(model, ByteTokenizer(), ["ab" * 33], f"{folder}/store")
+
+
 def made(kind: type) -> Any:
     """A method object of a class, with what it cannot do without."""
     from pertoken.decode import Plain
@@ -183,6 +205,7 @@ def made(kind: type) -> Any:
         "constraint": Any3,
         "drafter": Plain,
         "stop_ids": lambda: 3,
+        "datastore": store,
         "direction": lambda: "r2l",
     }
     given = [p.name for p in parameters(kind) if p.default is p.empty]

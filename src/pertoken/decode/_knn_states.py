@@ -8,7 +8,7 @@ part a norm of the block's input; that is the key there.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,11 +76,15 @@ class Watch:
             if self.ids is not None:
                 self.keys = hidden.detach().reshape(*self.ids.shape, hidden.shape[-1])
 
-        handles = (
+        self._handles = (
             decoder.register_forward_pre_hook(begins, with_kwargs=True),
             place.register_forward_pre_hook(passes, with_kwargs=True),
         )
-        self.remove: Callable[[], None] = lambda: [each.remove() for each in handles] and None
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
 
     def key_of(self, input_ids: torch.Tensor) -> torch.Tensor | None:
         """Keys [batch, hidden] of whole texts [batch, time] if the last forward made them.

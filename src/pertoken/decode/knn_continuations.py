@@ -156,7 +156,7 @@ def knn_continuations(
     for number, each in enumerate(ids, 1):
         if store.spans(each):
             raise PertokenError(
-                f"text {number} is in {store.path}, where its continuation would be looked up: take "
+                f"text {number} is in {store.path}: its continuation would be looked up; take "
                 "texts that are held out"
             )
     ids = [each[: prompt + max_new_tokens] for each in ids if len(each) >= prompt + max_new_tokens]

@@ -126,6 +126,16 @@ def _awrs(bench: Bench) -> Any:
     return AWRS(bench.constraint, masked=True)
 
 
+def _knn(bench: Bench) -> list[Any]:
+    """A memory of the bench's own text and a few words more."""
+    from pertoken.decode import KNNDatastore, KNNMemory
+
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [bench.text, "the dog saw 12 cats"]
+        store = KNNDatastore.build(bench.model, bench.tokenizer, texts, f"{folder}/store")
+    return [KNNMemory(store, k=8, temperature=20.0)]
+
+
 def _archive(bench: Bench) -> Any:
     """A cache that has read the bench's text but for its last token, from a file."""
     from pertoken.cache import restore_cache, save_cache
@@ -209,6 +219,7 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "byte-probabilities": ("bytes", _bytes),
     "fiberpo": ("loss", _fiberpo),
     "frugalprompt": ("text", _compress),
+    "knn-lm": ("logits", _knn),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "reagent": ("text", _reagent),
