@@ -29,6 +29,7 @@ COMMANDS = (
     "caches",
     "cache",
     "verify",
+    "knn",
     "explain",
     "compress",
     "audit",

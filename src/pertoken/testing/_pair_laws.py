@@ -197,6 +197,14 @@ def logits_cache(bench: Bench, logits: Part, cache: Part) -> None:
     same(found, bench.by_hand(best(logits.make(bench)), cache.make(bench)), "by hand")
 
 
+def logits_logits(bench: Bench, one: Part, other: Part) -> None:
+    for first, second in ((one, other), (other, one)):
+        processors = [*first.make(bench), *second.make(bench)]
+        found = attempt(bench, bench.write, bench.ids, logits_processor=processors)
+        by_hand = bench.by_hand(best([*first.make(bench), *second.make(bench)]))
+        same(found, by_hand, f"{first.name} first")
+
+
 def cache_archive(bench: Bench, cache: Part, archive: Part) -> None:
     """A conversation is read through the cache, saved and restored."""
     import tempfile

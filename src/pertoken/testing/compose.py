@@ -253,6 +253,9 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
         laws.constraint_cache,
     ),
     ("constraint", "archive"): Rule("text as without the archive", laws.constraint_archive),
+    ("logits", "logits"): Rule(
+        "text as chosen by hand behind both, in either order", laws.logits_logits
+    ),
     ("logits", "cache"): Rule(
         "text as chosen by hand, step by step, through that cache and behind the processor",
         laws.logits_cache,
