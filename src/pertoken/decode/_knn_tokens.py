@@ -15,7 +15,7 @@ from pertoken.errors import PertokenError
 if TYPE_CHECKING:
     from pertoken.decode.knn_datastore import KNNDatastore
 
-__all__ = ["TokenReads", "read_ids", "read_texts"]
+__all__ = ["TokenReads", "joined", "read_ids", "read_texts"]
 
 _NUMBERS = 1 << 24  # numbers of a tensor that is made on the way
 _LOGITS = 256  # rows of logits that are made float64 at a time
@@ -26,7 +26,7 @@ class TokenReads:
     """The tokens of a text but the first, each as it was predicted.
 
     targets: ids [n]; base: log p_LM of them, nats [n]; entropy: of p_LM, nats [n]; distances,
-    values: of their neighbours, [n, k].
+    values: of their neighbours, [n, k]; last: the last key, [hidden].
     """
 
     targets: torch.Tensor
@@ -34,6 +34,7 @@ class TokenReads:
     entropy: torch.Tensor
     distances: torch.Tensor
     values: torch.Tensor
+    last: torch.Tensor
 
     @property
     def hit(self) -> torch.Tensor:
@@ -84,9 +85,16 @@ def read_ids(datastore: KNNDatastore, ids: Sequence[int], k: int, first: int = 0
         targets = torch.tensor(ids[start + 1 : stop + 1])
         base, entropy = _scores(logits[0, start - begin :].cpu(), targets)
         near = datastore.search(keys[0, start - begin :], k, spared=spared)
-        found.append(TokenReads(targets, base, entropy, near.distances, near.values))
+        last = keys[0, -1].float().cpu()
+        found.append(TokenReads(targets, base, entropy, near.distances, near.values, last))
+    return joined(found)
+
+
+def joined(reads: Sequence[TokenReads]) -> TokenReads:
+    """Texts, or parts of one, as one."""
     names = ("targets", "base", "entropy", "distances", "values")
-    return TokenReads(*(torch.cat([getattr(each, name) for each in found]) for name in names))
+    parts = (torch.cat([getattr(each, name) for each in reads]) for name in names)
+    return TokenReads(*parts, last=reads[-1].last)
 
 
 def _scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

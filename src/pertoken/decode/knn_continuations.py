@@ -8,7 +8,7 @@ store was made of real text, and the text at hand is less and less like it.
 
 Quality is told by MAUVE (extra `mauve`), repetition (seq-rep-n: mean share of a text's n-grams that
 it had before) and distinct-n (share of different n-grams among all of a source). The features of
-MAUVE are the model's own: the key of a text's last token. The metric was made with GPT-2 large, so
+MAUVE are the model's own: the last key of a text. The metric was made with GPT-2 large, so
 that its figures compare the sources here and nothing else.
 """
 
@@ -24,7 +24,6 @@ import torch
 from pertoken._bootstrap import bootstrap_mean
 from pertoken._extras import need
 from pertoken.decode._knn_build import encode
-from pertoken.decode._knn_states import read
 from pertoken.decode._knn_tokens import read_ids
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, figure, plain
@@ -45,6 +44,7 @@ __all__ = [
 
 SOURCES = ("gold", "with the store", "model")
 TOP_P = 0.8
+AT_ONCE = 8  # prompts that are continued together
 N_GRAMS = (1, 4)
 _FEWEST_FOR_MAUVE = 20
 Interval = tuple[float, float]
@@ -166,22 +166,23 @@ def knn_continuations(
             "or continuation, or longer texts (a continuation has two tokens or more)"
         )
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SOURCES}
-    for number, gold in enumerate(ids):
+    for start in range(0, len(ids), AT_ONCE):
         if progress is not None:
-            progress("continuations", number, len(ids))
-        for name, whole in continuations(memory, gold, prompt, seed + number).items():
-            found[name].append(entropies(memory, whole, prompt))
+            progress("continuations", start, len(ids))
+        some = ids[start : start + AT_ONCE]
+        for name, own in continuations(memory, some, prompt, seed + start).items():
+            found[name] += [entropies(memory, whole, prompt) for whole in own]
     return summary(found, seed)
 
 
 def continuations(
-    memory: KNNMemory, gold: Sequence[int], prompt: int, seed: int
-) -> dict[str, list[int]]:
-    """A text's ids by source: itself, and its beginning continued with the store and without."""
+    memory: KNNMemory, gold: Sequence[Sequence[int]], prompt: int, seed: int
+) -> dict[str, list[list[int]]]:
+    """Texts of one length by source: themselves, and continued with the store and without."""
     model = memory.datastore.model
-    ids = torch.tensor([gold[:prompt]], device=model.device)
-    new = len(gold) - prompt
-    found = {"gold": list(gold)}
+    ids = torch.tensor([each[:prompt] for each in gold], device=model.device)
+    new = len(gold[0]) - prompt
+    found = {"gold": [list(each) for each in gold]}
     for name in SOURCES[1:]:
         torch.manual_seed(seed)
         written = model.generate(
@@ -194,21 +195,18 @@ def continuations(
             top_k=0,
             logits_processor=[memory] if name == "with the store" else [],
         )
-        found[name] = written[0].tolist()
+        found[name] = written.tolist()
     return found
 
 
 def entropies(memory: KNNMemory, ids: Sequence[int], prompt: int) -> dict[str, Any]:
     """A continuation as plain values: its ids, both entropies at each token, its feature."""
     reads = read_ids(memory.datastore, ids, memory.k, prompt - 1)
-    keys, _ = read(
-        memory.datastore.model, torch.tensor([ids], device=memory.datastore.model.device)
-    )
     return {
         "ids": list(ids[prompt:]),
         "retrieval": reads.retrieval_entropy(memory.temperature).tolist(),
         "model": reads.entropy.tolist(),
-        "feature": keys[0, -1].float().tolist(),
+        "feature": reads.last.tolist(),
     }
 
 

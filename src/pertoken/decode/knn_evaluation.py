@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pertoken.decode._knn_tokens import TokenReads, read_texts
+from pertoken.decode._knn_tokens import TokenReads, joined, read_texts
 from pertoken.result import Part, Result, figure, plain
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def knn_evaluation(
     vocab = store.model.get_output_embeddings().weight.shape[0]
     counts = torch.from_numpy(np.bincount(store.values, minlength=vocab))
     classes = _classes(store.tokenizer, torch.cat([each.targets for each in reads]))
-    groups = list(_groups(_joined(reads), torch.cat(mixed), counts, classes))
+    groups = list(_groups(joined(reads), torch.cat(mixed), counts, classes))
     per_text = [
         _group("text", str(number), each, own, slice(None))
         for number, (each, own) in enumerate(zip(reads, mixed, strict=True), 1)
@@ -146,11 +146,6 @@ def knn_evaluation(
     settings = (memory.weight, memory.k, memory.temperature)
     histogram = (edges.tolist(), numbers.tolist())
     return KNNEvaluation(tuple(groups), tuple(per_text), *settings, *histogram)
-
-
-def _joined(reads: Sequence[TokenReads]) -> TokenReads:
-    names = ("targets", "base", "entropy", "distances", "values")
-    return TokenReads(*(torch.cat([getattr(each, name) for each in reads]) for name in names))
 
 
 def _groups(
