@@ -56,7 +56,7 @@ def test_command_is_there(words: list[str], capsys: pytest.CaptureFixture[str]) 
         targets = re.findall(r"^([\w-]+):", (TREE / "Makefile").read_text(), re.M)
         assert words[1] in targets
         return
-    path = words[1:3] if words[1] in ("cache", "premiums", "probe") else words[1:2]
+    path = words[1:3] if words[1] in ("cache", "knn", "premiums", "probe") else words[1:2]
     assert main([*path, "--help"]) == 0
     shown = capsys.readouterr().out
     for word in words[2:]:
