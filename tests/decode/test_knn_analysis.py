@@ -17,7 +17,7 @@ from pertoken.decode import (
     knn_evaluation,
 )
 from pertoken.decode._knn_states import read
-from pertoken.decode.knn_continuations import distinct, entropies, mauve_score, slope, summary
+from pertoken.decode.knn_writing import distinct, entropies, mauve_score, slope, summary
 from pertoken.errors import PertokenError
 from pertoken.testing import ByteTokenizer, tiny_model
 

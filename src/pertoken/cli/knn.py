@@ -107,7 +107,7 @@ def evaluate(
 ) -> None:
     """Which tokens gain and which lose, by frequency in the store and by class."""
     from pertoken.cli.progress import progress_bar
-    from pertoken.decode.knn_evaluation import knn_evaluation
+    from pertoken.decode.knn_analysis import knn_evaluation
 
     output = shared.Output(as_json, html)
     corpus = read_texts(texts, limit)
@@ -136,7 +136,7 @@ def continue_texts(
 ) -> None:
     """Continue the beginnings of texts with the store and without: entropies and quality."""
     from pertoken.cli.progress import progress_bar
-    from pertoken.decode.knn_continuations import knn_continuations
+    from pertoken.decode.knn_writing import knn_continuations
 
     output = shared.Output(as_json, html)
     corpus = read_texts(texts, limit)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
-    from pertoken.decode.knn_continuations import knn_continuations
+    from pertoken.decode.knn_analysis import knn_evaluation
     from pertoken.decode.knn_datastore import KNNDatastore
-    from pertoken.decode.knn_evaluation import knn_evaluation
     from pertoken.decode.knn_lm import KNNMemory, fit_temperature
+    from pertoken.decode.knn_writing import knn_continuations
     from pertoken.decode.lookahead import Lookahead
     from pertoken.decode.particles import smc
     from pertoken.decode.plain import Plain
@@ -78,8 +78,8 @@ _HOME = {
     "TokenTree": "tree",
     "WeightedSamples": "weighted",
     "fit_temperature": "knn_lm",
-    "knn_continuations": "knn_continuations",
-    "knn_evaluation": "knn_evaluation",
+    "knn_continuations": "knn_writing",
+    "knn_evaluation": "knn_analysis",
     "smc": "particles",
 }
 

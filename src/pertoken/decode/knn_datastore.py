@@ -44,6 +44,7 @@ INDEXES = {
     "flat": "every key is read: exact, and linear in the entries",
     "ivfpq": "an inverted file of product-quantised keys (extra `knn`), for large stores",
 }
+"""How a store can be searched, by name."""
 _QUERIES = 256  # that are searched for at a time
 _OTHER = {
     "fingerprint": "another model, other weights or another dtype",

@@ -32,7 +32,7 @@ from pertoken.reproduce._tokenadapt_texts import prose
 
 if TYPE_CHECKING:
     from pertoken.decode import KNNMemory
-    from pertoken.decode.knn_continuations import KNNContinuations, KNNSource
+    from pertoken.decode.knn_writing import KNNContinuations, KNNSource
 
 VERSION = 1
 DTYPE = "float32"
@@ -55,7 +55,7 @@ SMOKE = [{"words": [["the", "cat", letter, "sat", "and", "sat", "."] * 4]} for l
 
 def run(context: Context) -> Reproduction:
     """All rows; about an hour of one slow core, a quarter of it for the store."""
-    from pertoken.decode.knn_continuations import summary
+    from pertoken.decode.knn_writing import summary
 
     texts = _texts(context)
     with _folder(context) as folder:
@@ -150,7 +150,7 @@ def _cut(tokenizer: Any, text: str, tokens: int) -> str:
 
 def _units(context: Context, memory: KNNMemory, texts: Sequence[str]) -> dict[Any, Any]:
     """What is measured: every token of the report's texts, and batches of continuations."""
-    from pertoken.decode.knn_continuations import AT_ONCE
+    from pertoken.decode.knn_writing import AT_ONCE
 
     tokenizer = memory.datastore.tokenizer
     corpus = [_cut(tokenizer, text, TOKENS) for text in texts]
@@ -166,7 +166,7 @@ def _units(context: Context, memory: KNNMemory, texts: Sequence[str]) -> dict[An
 
 
 def _evaluate(memory: KNNMemory, texts: Sequence[str]) -> dict[str, Any]:
-    from pertoken.decode.knn_evaluation import knn_evaluation
+    from pertoken.decode.knn_analysis import knn_evaluation
 
     return knn_evaluation(memory, texts).to_dict()
 
@@ -174,7 +174,7 @@ def _evaluate(memory: KNNMemory, texts: Sequence[str]) -> dict[str, Any]:
 def _continue(
     memory: KNNMemory, gold: Sequence[Sequence[int]], prompt: int, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    from pertoken.decode.knn_continuations import continuations, entropies
+    from pertoken.decode.knn_writing import continuations, entropies
 
     written = continuations(memory, gold, prompt, seed)
     return {name: [entropies(memory, ids, prompt) for ids in own] for name, own in written.items()}
@@ -234,7 +234,7 @@ def _text_rows(
     found: KNNContinuations, texts: Mapping[str, Sequence[Mapping[str, Any]]], seed: int
 ) -> list[Row]:
     """Entropies along the continuations of each source, and their quality."""
-    from pertoken.decode.knn_continuations import slope
+    from pertoken.decode.knn_writing import slope
 
     own, model = found["with the store"], found["model"]
     difference = [
