@@ -174,7 +174,8 @@ def test_search_over_many_blocks_is_the_definition(
     for first, stop in spared:
         distances[:, first:stop] = torch.inf
     expected = distances.argsort(dim=1)[:, :40]
-    found = _knn_search.search_all(queries, keys.numpy(), 40, spared)
+    norms = _knn_search.squared_norms(keys.numpy())
+    found = _knn_search.search_all(queries, keys.numpy(), norms, 40, spared)
     assert torch.equal(found, expected)
     exact = _knn_search.exact_distances(queries, keys.numpy(), found)
     assert torch.allclose(exact, distances.gather(1, expected))
@@ -191,7 +192,7 @@ def test_an_inverted_file_finds_most_of_it_and_spares(
     _knn_search.write_inverted(tmp_path / "index", keys)
     index = _knn_search.open_inverted(tmp_path / "index")
     queries = torch.from_numpy(keys[::60])
-    exact = _knn_search.search_all(queries, keys, 8)
+    exact = _knn_search.search_all(queries, keys, _knn_search.squared_norms(keys), 8)
     near = _knn_search.search_inverted(queries, index, 8)
     common = [len({*a} & {*b}) for a, b in zip(exact.tolist(), near.tolist(), strict=True)]
     assert sum(common) >= 0.8 * exact.numel()

@@ -12,7 +12,14 @@ import torch
 from pertoken._extras import need
 from pertoken.errors import PertokenError
 
-__all__ = ["exact_distances", "open_inverted", "search_all", "search_inverted", "write_inverted"]
+__all__ = [
+    "exact_distances",
+    "open_inverted",
+    "search_all",
+    "search_inverted",
+    "squared_norms",
+    "write_inverted",
+]
 
 Span = tuple[int, int]  # entries first … stop - 1
 
@@ -25,19 +32,35 @@ _TRAINED_ON = 64  # keys per list; faiss samples them itself above 256
 _NUMBERS = 1 << 24  # numbers of a tensor that is made on the way
 
 
+def squared_norms(keys: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Squared length of every key, [entries], in the dtype that keys are compared in."""
+    blocks = (_block(keys, start) for start in range(0, len(keys), ROWS))
+    return torch.cat([block.square().sum(-1) for block in blocks])
+
+
+def _block(keys: np.ndarray[Any, Any], start: int) -> torch.Tensor:
+    block = torch.from_numpy(np.asarray(keys[start : start + ROWS]))
+    return block if block.dtype == torch.float64 else block.float()
+
+
 def search_all(
-    queries: torch.Tensor, keys: np.ndarray[Any, Any], k: int, spared: Sequence[Span] = ()
+    queries: torch.Tensor,
+    keys: np.ndarray[Any, Any],
+    norms: torch.Tensor,
+    k: int,
+    spared: Sequence[Span] = (),
 ) -> torch.Tensor:
     """Numbers [n, k] of the keys nearest to queries [n, hidden] in squared L2; every key is read.
 
-    spared: entries that are left out.
+    norms: `squared_norms` of the keys, which would take longer than one query's search. spared:
+    entries that are left out.
     """
     best = queries.new_full((len(queries), 0), torch.inf)
     found = torch.zeros(len(queries), 0, dtype=torch.long)
     for start in range(0, len(keys), ROWS):
-        block = torch.from_numpy(np.asarray(keys[start : start + ROWS])).to(queries.dtype)
+        block = _block(keys, start)
         # |q - k|² without |q|², which is the same for all keys
-        distances = torch.addmm(block.square().sum(-1), queries, block.T, alpha=-2)
+        distances = torch.addmm(norms[start : start + ROWS], queries, block.T, alpha=-2)
         for first, stop in spared:
             distances[:, max(0, first - start) : max(0, stop - start)] = torch.inf
         numbers = torch.arange(start, start + len(block)).expand(len(queries), -1)

@@ -93,8 +93,8 @@ def read_ids(datastore: KNNDatastore, ids: Sequence[int], k: int, first: int = 0
 def joined(reads: Sequence[TokenReads]) -> TokenReads:
     """Texts, or parts of one, as one."""
     names = ("targets", "base", "entropy", "distances", "values")
-    parts = (torch.cat([getattr(each, name) for each in reads]) for name in names)
-    return TokenReads(*parts, last=reads[-1].last)
+    parts = {name: torch.cat([getattr(each, name) for each in reads]) for name in names}
+    return TokenReads(**parts, last=reads[-1].last)
 
 
 def _scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

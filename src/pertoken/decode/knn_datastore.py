@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +32,7 @@ from pertoken.decode._knn_search import (
     open_inverted,
     search_all,
     search_inverted,
+    squared_norms,
 )
 from pertoken.decode._knn_states import key_place
 from pertoken.errors import PertokenError, nearest
@@ -72,7 +74,8 @@ class Neighbours:
 class KNNDatastore:
     """A store on disk, opened for the model and tokenizer that made it.
 
-    path: the folder. Nothing of it is read into memory but the index of an ivfpq store.
+    path: the folder. Nothing of it stays in memory but a number per entry, or the index of an ivfpq
+    store.
 
     Raises PertokenError for a folder that is no store or is damaged, and for another model (its
     weights and dtype count) or tokenizer.
@@ -112,6 +115,10 @@ class KNNDatastore:
         inverted = self.header["index"] == "ivfpq"
         self._index = open_inverted(self.path / "index.faiss") if inverted else None
 
+    @cached_property
+    def _norms(self) -> torch.Tensor:
+        return squared_norms(self.keys)
+
     def __len__(self) -> int:
         return int(self.header["entries"])
 
@@ -149,7 +156,7 @@ class KNNDatastore:
         for start in range(0, len(queries), _QUERIES):
             some = queries[start : start + _QUERIES]
             if self._index is None:
-                parts.append(search_all(some, self.keys, k, spared))
+                parts.append(search_all(some, self.keys, self._norms, k, spared))
             else:
                 parts.append(search_inverted(some, self._index, k, spared))
         entries = torch.cat(parts)

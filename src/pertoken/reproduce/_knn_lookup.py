@@ -13,6 +13,7 @@ import numpy as np
 
 ROWS = 1 << 16
 CONTEXT = 128  # tokens in front of the timed step
+WARM_UP = 3  # turns that bring the pages in and are not counted
 
 
 def fill(path: Path, keys: np.ndarray[Any, Any], entries: int, seed: int = 0) -> None:
@@ -41,52 +42,54 @@ def lookup_times(
     the stored keys, votes, mixture over the vocabulary. store: of real text; its keys are filled up
     (see `fill`) in a folder that is gone afterwards. Also the seconds in which the index was made.
     """
+    from pertoken.decode import KNNMemory
+
+    class Given(KNNMemory):
+        """Looks a key up that is given."""
+
+        key: Any = None
+
+        def keys(self, input_ids: Any) -> Any:
+            return self.key
+
     with TemporaryDirectory(dir=store.path.parent) as folder:
         made = time.perf_counter()
-        large = _Large(store, Path(folder), entries, index, seed)
+        large = _filled(store, Path(folder), entries, index, seed)
         made = time.perf_counter() - made
-        step = _decoding(store, turns + 3)
+        step = _decoding(store)
         looks, steps = [], []
-        for number in range(turns + 3):
-            seconds, ids, scores, key = step()
-            if number >= 3:  # the first ones bring the pages in
+        with Given(large, k=min(64, entries)) as memory:
+            for _ in range(WARM_UP + turns):
+                seconds, ids, scores, memory.key = step()
                 steps.append(seconds)
-            began = time.perf_counter()
-            large.look(ids, scores, key)
-            if number >= 3:
+                began = time.perf_counter()
+                memory(ids, scores)
                 looks.append(time.perf_counter() - began)
+    looks, steps = looks[WARM_UP:], steps[WARM_UP:]
     found = {"lookup": median(looks), "step": median(steps), "lookups": looks, "steps": steps}
     return {**found, "entries": entries, "index": index, "index_seconds": made}
 
 
-class _Large:
-    """A store with more keys than were read: a memory of it, without a model's hooks."""
+def _filled(store: Any, folder: Path, entries: int, index: str, seed: int) -> Any:
+    """The store with more keys than were read; it is not written as one."""
+    import copy
 
-    def __init__(self, store: Any, folder: Path, entries: int, index: str, seed: int) -> None:
-        import copy
+    from pertoken.decode._knn_search import open_inverted, write_inverted
 
-        from pertoken.decode import KNNMemory
-        from pertoken.decode._knn_search import open_inverted, write_inverted
-
-        fill(folder / "keys.bin", store.keys, entries, seed)
-        large = copy.copy(store)
-        large.header = store.header | {"entries": entries}
-        large.keys = np.memmap(folder / "keys.bin", "float32", "c").reshape(entries, -1)
-        large.values = np.resize(np.asarray(store.values), entries)
-        large._index = None
-        if index == "ivfpq":
-            write_inverted(folder / "index.faiss", large.keys)
-            large._index = open_inverted(folder / "index.faiss")
-        self.memory = KNNMemory(large, k=min(64, entries))
-        self.memory.close()
-
-    def look(self, ids: Any, scores: Any, key: Any) -> None:
-        """All of a step but the state itself, which the model has computed anyway."""
-        self.memory.keys = lambda _: key  # type: ignore[method-assign]
-        self.memory(ids, scores)
+    fill(folder / "keys.bin", store.keys, entries, seed)
+    large = copy.copy(store)
+    large.header = store.header | {"entries": entries}
+    large.keys = np.memmap(folder / "keys.bin", "float32", "c").reshape(entries, -1)
+    large.values = np.resize(np.asarray(store.values), entries)
+    large._index = None
+    vars(large).pop("_norms", None)  # of the store's own keys
+    if index == "ivfpq":
+        write_inverted(folder / "index.faiss", large.keys)
+        large._index = open_inverted(folder / "index.faiss")
+    return large
 
 
-def _decoding(store: Any, steps: int) -> Callable[[], tuple[float, Any, Any, Any]]:
+def _decoding(store: Any) -> Callable[[], tuple[float, Any, Any, Any]]:
     """A function that decodes a token: (seconds, text, scores, key)."""
     import torch
     from transformers import DynamicCache
@@ -97,7 +100,8 @@ def _decoding(store: Any, steps: int) -> Callable[[], tuple[float, Any, Any, Any
     first = np.resize(np.asarray(store.values), CONTEXT)
     text = torch.tensor(first[None], dtype=torch.long)
     cache = DynamicCache(config=model.config)
-    model(input_ids=text[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with torch.no_grad():
+        model(input_ids=text[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     @torch.no_grad()
     def step() -> tuple[float, Any, Any, Any]:

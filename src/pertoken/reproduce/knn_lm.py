@@ -102,9 +102,9 @@ def _folder(context: Context) -> Iterator[Path]:
         return
     from pertoken._fetch import cache_root
 
-    folder = cache_root() / "reproduce" / "knn-lm-store"
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
+    kept = cache_root() / "reproduce" / "knn-lm-store"
+    kept.mkdir(parents=True, exist_ok=True)
+    yield kept
 
 
 def _memory(context: Context, texts: Mapping[str, Sequence[str]], folder: Path) -> KNNMemory:
