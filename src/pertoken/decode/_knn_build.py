@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -142,10 +143,14 @@ class Build:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # while it is held, so that nobody else's goes
+            os.unlink(self._lock.lock_file)
         self._lock.release()
 
     def run(self, model: PreTrainedModel, ids: Sequence[Sequence[int]], tell: Progress) -> None:
         """Write what is not written yet, and move the folder to its place."""
+        if self.path.exists():  # another process was faster
+            return
         parts = [
             (text, *window)
             for text, own in enumerate(ids)

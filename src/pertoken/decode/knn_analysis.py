@@ -1,4 +1,4 @@
-"""Which tokens retrieval helps: the analysis of 2305.14625, sections 4 and 5.
+"""Which tokens retrieval helps: the analysis of 2305.14625.
 
 Every token of held-out texts is predicted by the model alone and with the store. Their difference
 Δ = log p - log p_LM is above 0 where retrieval helps; the paper finds that it seldom does, and that

@@ -1,4 +1,4 @@
-"""A corpus as keys and next tokens on disk, for KNN-LM (1911.00172, section 3).
+"""A corpus as keys and next tokens on disk, for KNN-LM (1911.00172, section 2).
 
 For every token of every text but the first: the key is the model's state before it predicts that
 token (the input of the last block's feed-forward part), the value is the token. A store is a
@@ -198,12 +198,11 @@ class KNNDatastore:
             encode(model, tokenizer, text, f"text {number}") for number, text in enumerate(texts, 1)
         ]
         header = header_of(model, tokenizer, ids, context, index, dtype)
-        with Build(place, header) as build:
-            if place.exists():
-                there = read_header(place)
-                for name, what in _OTHER.items():
-                    if there[name] != header[name]:
-                        raise PertokenError(f"{place} is a store of {what}: name another place")
-            else:
+        if not place.exists():
+            with Build(place, header) as build:
                 build.run(model, ids, progress or (lambda what, done, total: None))
+        there = read_header(place)
+        for name, what in _OTHER.items():
+            if there[name] != header[name]:
+                raise PertokenError(f"{place} is a store of {what}: name another place")
         return cls(model, tokenizer, place)

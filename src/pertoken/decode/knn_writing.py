@@ -1,4 +1,4 @@
-"""What retrieval does to text that a model writes: 2305.14625, sections 3 and 6.
+"""What retrieval does to text that a model writes: the other half of 2305.14625.
 
 Prompts are continued three ways: by the held-out text itself ("gold"), by the model with the store
 ("with the store") and without ("model"). Each continuation is then read by the same model and
@@ -147,7 +147,7 @@ def knn_continuations(
     """Continue the beginnings of held-out texts with the store and without, and compare.
 
     texts: those of `prompt` + `max_new_tokens` tokens or more are used, the others left out.
-    prompt: tokens of the beginning. Drawn with top-p 0.8, as in the paper, without stop tokens, so
+    prompt: tokens of the beginning. Drawn with top-p 0.8 (our reading) and without stop tokens, so
     that all are of one length; seed: of the draws. progress: called with (what, texts done, in
     all). Raises PertokenError where no text is long enough.
     """
