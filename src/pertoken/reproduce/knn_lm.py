@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 VERSION = 1
 DTYPE = "float32"
 STORE_TEXTS, STORE_TOKENS, CONTEXT = 200, 512, 512
-DEV_TEXTS, REPORT_TEXTS, TOKENS = 16, 48, 256
+DEV_TEXTS, REPORT_TEXTS, TOKENS = 16, 48, 320
 K, WEIGHT = 64, 0.25
-PROMPT, NEW_TOKENS = 64, 128
+PROMPT, NEW_TOKENS = 64, 192
 MILLION = 1_000_000
 
 LOWER = "perplexity with the store over the model's"
@@ -54,7 +54,7 @@ SMOKE = [{"words": [["the", "cat", letter, "sat", "and", "sat", "."] * 4]} for l
 
 
 def run(context: Context) -> Reproduction:
-    """All rows; about an hour of one slow core, a quarter of it for the store."""
+    """All rows; about 45 minutes of one slow core, a quarter of it for the store."""
     from pertoken.decode.knn_writing import summary
 
     texts = _texts(context)
