@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import pytest
@@ -47,6 +48,7 @@ POSITIONAL = {
     "budget",
     "constraint",
     "corpus",
+    "datastore",
     "direction",
     "drafter",
     "members",
@@ -65,6 +67,7 @@ NOT_SHOWN = {
     "FiberPOTrainer": "a Trainer of TRL, made as TRL makes its own",
     "GatedAttention": "a module to build models of",
     "GatedNorm": "a module to build models of",
+    "KNNDatastore": "a folder on disk that is open",
     "MockModel": "a model",
     "PreAffine": "a module to build models of",
     "RescaledLlamaConfig": "a config of transformers",
@@ -199,6 +202,17 @@ class Any3:
         return True
 
 
+@cache
+def store() -> Any:
+    """A KNN-LM store of one text, which has the 64 entries that are looked up by default."""
+    from pertoken.decode import KNNDatastore
+    from pertoken.testing import ByteTokenizer
+
+    model = tiny_model("llama", vocab_size=258, layers=1)
+    with TemporaryDirectory() as folder:
+        return KNNDatastore.build(model, ByteTokenizer(), ["ab" * 33], f"{folder}/store")
+
+
 def made(kind: type) -> Any:
     """A method object of a class, with what it cannot do without."""
     from pertoken.decode import Plain
@@ -213,6 +227,7 @@ def made(kind: type) -> Any:
         "corpus": lambda: Corpus(count([[1, 2, 3]], 4, 3), **about),
         "drafter": Plain,
         "stop_ids": lambda: 3,
+        "datastore": store,
         "direction": lambda: "r2l",
     }
     given = [p.name for p in parameters(kind) if p.default is p.empty]

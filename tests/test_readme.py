@@ -49,6 +49,9 @@ def test_page_runs(page: str, smollm2: object) -> None:
         exec(compile(example, page, "exec"), names)
 
 
+_GROUPS = ("cache", "cascade", "knn", "premiums", "probe", "style")
+
+
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_command_is_there(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if words[0] == "make":
@@ -56,7 +59,7 @@ def test_command_is_there(words: list[str], capsys: pytest.CaptureFixture[str]) 
         targets = re.findall(r"^([\w-]+):", (TREE / "Makefile").read_text(), re.M)
         assert words[1] in targets
         return
-    path = words[1:3] if words[1] in ("cache", "premiums", "probe", "style") else words[1:2]
+    path = words[1:3] if words[1] in _GROUPS else words[1:2]
     assert main([*path, "--help"]) == 0
     shown = capsys.readouterr().out
     for word in words[2:]:

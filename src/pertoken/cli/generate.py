@@ -23,6 +23,7 @@ _CONSTRAINTS = ("json_schema", "regex", "grammar", "constraint")
 
 Held = tuple[str, int] | None  # name and budget of a cache
 Styled = tuple[Path, float] | None  # file and strength of a style
+Memory = tuple[Path, dict[str, Any]] | None  # folder of a KNN-LM store, settings of its memory
 _Prompt = Annotated[
     str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
 ]
@@ -74,6 +75,17 @@ _Bytes = Annotated[
         "a word or a character.",
     ),
 ]
+_Knn = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="STORE",
+        help="Look each token up in a store of `pertoken knn build`; --method is hf then.",
+    ),
+]
+_KnnWeight = Annotated[float | None, typer.Option(help="With --knn: of the retrieval; 0.25.")]
+_KnnTemperature = Annotated[
+    float | None, typer.Option(help="With --knn: of the vote; `pertoken knn eval --fit` finds it.")
+]
 _Cache = Annotated[
     str | None,
     typer.Option(
@@ -122,6 +134,9 @@ def generate(
     cache_budget: _CacheBudget = None,
     style: _Style = None,
     strength: _Strength = None,
+    knn: _Knn = None,
+    knn_weight: _KnnWeight = None,
+    knn_temperature: _KnnTemperature = None,
     json_schema: _JsonSchema = None,
     regex: _Regex = None,
     grammar: _Grammar = None,
@@ -159,6 +174,7 @@ def generate(
         "style": check_style(style, strength),
     }
     held = _held(cache, cache_budget, particles)
+    memory = _memory(knn, knn_weight, knn_temperature, method, given)
     text = shared.read_prompt(prompt, 'pertoken generate "Once upon a time"')
     if given:
         from pertoken.cli.constrained import run as constrained
@@ -168,7 +184,8 @@ def generate(
             raise typer.Exit(1)
         return
     arguments = shared.sampling(sample, temperature)
-    _decode(text, method or "goose", drafted, held, stop=stop or (), **run, **arguments)
+    method = method or ("hf" if memory else "goose")
+    _decode(text, method, drafted, held, memory=memory, stop=stop or (), **run, **arguments)
 
 
 def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
@@ -196,6 +213,47 @@ def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
     if options["budget"] != "auto":
         raise PertokenError(f"nothing is drafted under {name}; leave out --budget")
     return name, value
+
+
+def _memory(
+    store: Path | None,
+    weight: float | None,
+    temperature: float | None,
+    method: str | None,
+    constraint: tuple[str, Any] | None,
+) -> Memory:
+    """The store that was asked for and its settings; refuses what does not go with it."""
+    if store is None:
+        if weight is not None or temperature is not None:
+            raise PertokenError("--knn-weight and --knn-temperature go with --knn STORE")
+        return None
+    if constraint:
+        raise PertokenError(
+            f"--knn mixes two distributions and {constraint[0]} is sampled from one; leave one out"
+        )
+    if method not in (None, "hf"):
+        raise PertokenError(
+            f"--knn decodes with hf: what {method} drafts would be read again token by token; "
+            "leave --method out"
+        )
+    from pertoken.decode._knn_build import read_header
+
+    read_header(store)  # no model is loaded for a folder that is no store
+    settings = {"weight": weight, "temperature": temperature}
+    return store, {name: value for name, value in settings.items() if value is not None}
+
+
+@contextmanager
+def processors_of(memory: Memory, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """The argument of `generate` with the store that was asked for, taken off the model after."""
+    if memory is None:
+        yield {}
+        return
+    from pertoken.decode import KNNDatastore, KNNMemory
+
+    store = KNNDatastore(model, tokenizer, memory[0])
+    with KNNMemory(store, k=min(64, len(store)), **memory[1]) as looked_up:
+        yield {"logits_processor": [looked_up]}
 
 
 def _held(name: str | None, budget: int | None, particles: int | None) -> Held:
@@ -256,6 +314,7 @@ def _decode(
     budget: Budget,
     held: Held,
     *,
+    memory: Memory,
     model: str,
     dtype: str | None,
     output: shared.Output,
@@ -279,7 +338,11 @@ def _decode(
         ours = {"streamer": streamer, "tokenizer": tokenizer}
         ours = {name: value for name, value in ours.items() if takes(method, name)}
         setup = as_setup(method, **options, **ours)
-    with cache_of(held, loaded) as given:
+    with (
+        cache_of(held, loaded) as cache,
+        processors_of(memory, loaded, tokenizer) as lookups,
+    ):
+        given = cache | lookups
         ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **given, **run)
     if not streamer.used:  # a method of another package that does not stream
         streamer.whole(ids)

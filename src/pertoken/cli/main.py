@@ -27,6 +27,7 @@ COMMANDS = {
     "chat": ("chat",),
     "sift": ("sift",),
     "style": ("style",),
+    "knn": ("knn",),
     "compare": ("compare",),
     "caches": ("compare-caches",),
     "cache": ("cache",),

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pertoken.decode.constrained import Constrained, ConstraintMask
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
+    from pertoken.decode.knn_analysis import knn_evaluation
+    from pertoken.decode.knn_datastore import KNNDatastore
+    from pertoken.decode.knn_lm import KNNMemory, fit_temperature
+    from pertoken.decode.knn_writing import knn_continuations
     from pertoken.decode.lookahead import Lookahead
     from pertoken.decode.ngram_style import NGramStyle
     from pertoken.decode.particles import smc
@@ -44,6 +48,8 @@ __all__ = [
     "DecodeStats",
     "Drafter",
     "Goose",
+    "KNNDatastore",
+    "KNNMemory",
     "Lookahead",
     "NGramStyle",
     "Plain",
@@ -55,6 +61,9 @@ __all__ = [
     "TokenRecycling",
     "TokenTree",
     "WeightedSamples",
+    "fit_temperature",
+    "knn_continuations",
+    "knn_evaluation",
     "majority",
     "self_consistency",
     "smc",
@@ -74,6 +83,8 @@ _HOME = {
     "DecodeStats": "stats",
     "Drafter": "drafter",
     "Goose": "goose",
+    "KNNDatastore": "knn_datastore",
+    "KNNMemory": "knn_lm",
     "Lookahead": "lookahead",
     "NGramStyle": "ngram_style",
     "Plain": "plain",
@@ -87,6 +98,9 @@ _HOME = {
     "WeightedSamples": "weighted",
     "majority": "consistency",
     "self_consistency": "consistency",
+    "fit_temperature": "knn_lm",
+    "knn_continuations": "knn_writing",
+    "knn_evaluation": "knn_analysis",
     "smc": "particles",
     "style_sweep": "style_figures",
 }

@@ -136,6 +136,16 @@ def _cautious(bench: Bench) -> Any:
     return CautiousDecoding(bench.tokenizer, trials=3, cap=4)
 
 
+def _knn(bench: Bench) -> list[Any]:
+    """A memory of the bench's own text and a few words more."""
+    from pertoken.decode import KNNDatastore, KNNMemory
+
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [bench.text, "the dog saw 12 cats"]
+        store = KNNDatastore.build(bench.model, bench.tokenizer, texts, f"{folder}/store")
+    return [KNNMemory(store, k=8, temperature=20.0)]
+
+
 def _archive(bench: Bench) -> Any:
     """A cache that has read the bench's text but for its last token, from a file."""
     from pertoken.cache import restore_cache, save_cache
@@ -233,6 +243,7 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "fiberpo": ("loss", _fiberpo),
     "frugalprompt": ("text", _compress),
     "ngram-style": ("logits", _style),
+    "knn-lm": ("logits", _knn),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "reagent": ("text", _reagent),
