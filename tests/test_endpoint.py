@@ -101,7 +101,7 @@ def ask(server: Server, **options: Any) -> Reply:
 def test_a_request_says_what_was_asked_and_the_reply_what_was_answered(server: Server) -> None:
     server.script = [(200, {}, good("hi", [-0.5, -1e-9, 1e-9]))]
     found = Endpoint(server.url, model="m", key="k3y").reply(
-        ASK, max_new_tokens=7, temperature=0.5, seed=3, logprobs=True
+        ASK, max_new_tokens=7, temperature=0.5, seed=3, logprobs=True, stop=["\n"]
     )
     assert found == Reply("hi", ("t0", "t1", "t2"), (-0.5, -1e-9, 0.0), "stop")
     assert server.headers[0]["authorization"] == "Bearer k3y"
@@ -114,6 +114,7 @@ def test_a_request_says_what_was_asked_and_the_reply_what_was_answered(server: S
             "temperature": 0.5,
             "seed": 3,
             "logprobs": True,
+            "stop": ["\n"],
         }
     ]
 

@@ -111,11 +111,12 @@ class Endpoint:
         temperature: float = 0.0,
         seed: int | None = None,
         logprobs: bool = False,
+        stop: Sequence[str] = (),
     ) -> Reply:
         """The model's answer to a conversation of {"role", "content"} messages.
 
         temperature: 0 takes the best token. seed: for the server's draws, where it knows it.
-        logprobs: also the log-probability of each token, in nats.
+        logprobs: also the log-probability of each token, in nats. stop: texts that end the answer.
 
         Raises PertokenError, one line: the server is down, silent or busy after all tries; it
         refuses the key, the model or the request; the reply is malformed or has no
@@ -131,6 +132,8 @@ class Endpoint:
             body["seed"] = seed
         if logprobs:
             body["logprobs"] = True
+        if stop:
+            body["stop"] = list(stop)
         return self._read(self._ask(json.dumps(body).encode()), logprobs)
 
     def replies(
@@ -141,6 +144,7 @@ class Endpoint:
         temperature: float = 0.0,
         seed: int | None = None,
         logprobs: bool = False,
+        stop: Sequence[str] = (),
         threads: int = 4,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> list[Reply]:
@@ -162,6 +166,7 @@ class Endpoint:
                 temperature=temperature,
                 seed=None if seed is None else seed + place,
                 logprobs=logprobs,
+                stop=stop,
             )
             with lock:
                 done += 1
