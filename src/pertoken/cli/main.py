@@ -28,6 +28,7 @@ COMMANDS = (
     "compare",
     "caches",
     "cache",
+    "cascade",
     "verify",
     "explain",
     "compress",

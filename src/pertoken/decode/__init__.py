@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
+    from pertoken.decode.answers import Answer
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
     from pertoken.decode.byte_model import ByteEnsemble, ByteModel
+    from pertoken.decode.cascade import Cascade, CascadeRun, Pair
     from pertoken.decode.constrained import Constrained, ConstraintMask
+    from pertoken.decode.deferral import DeferralCurves, deferral_curves
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
     from pertoken.decode.lookahead import Lookahead
@@ -29,15 +32,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AWRS",
+    "Answer",
     "Balanced",
     "ByteEnsemble",
     "ByteModel",
+    "Cascade",
+    "CascadeRun",
     "Constrained",
     "ConstraintMask",
     "DecodeStats",
+    "DeferralCurves",
     "Drafter",
     "Goose",
     "Lookahead",
+    "Pair",
     "Plain",
     "PromptLookup",
     "SpeculativeOutput",
@@ -45,20 +53,26 @@ __all__ = [
     "TokenRecycling",
     "TokenTree",
     "WeightedSamples",
+    "deferral_curves",
     "smc",
 ]
 
 _HOME = {
     "AWRS": "awrs",
+    "Answer": "answers",
     "Balanced": "balanced",
     "ByteEnsemble": "byte_model",
     "ByteModel": "byte_model",
+    "Cascade": "cascade",
+    "CascadeRun": "cascade",
     "Constrained": "constrained",
     "ConstraintMask": "constrained",
     "DecodeStats": "stats",
+    "DeferralCurves": "deferral",
     "Drafter": "drafter",
     "Goose": "goose",
     "Lookahead": "lookahead",
+    "Pair": "cascade",
     "Plain": "plain",
     "PromptLookup": "prompt_lookup",
     "SpeculativeOutput": "speculative",
@@ -66,6 +80,7 @@ _HOME = {
     "TokenRecycling": "token_recycling",
     "TokenTree": "tree",
     "WeightedSamples": "weighted",
+    "deferral_curves": "deferral",
     "smc": "particles",
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 from pertoken.decode.awrs import AWRS
 from pertoken.decode.balanced import Balanced
 from pertoken.decode.byte_model import ByteModel
+from pertoken.decode.cascade import Cascade
 from pertoken.decode.goose import Goose
 from pertoken.decode.lookahead import Lookahead
 from pertoken.decode.prompt_lookup import PromptLookup
@@ -31,6 +32,14 @@ class Anything:
 
 def _bytes(model: Any, tokenizer: Any, prompt: str, seed: int) -> bytes:
     return ByteModel(model, tokenizer).sample(prompt[:9], 4, seed=seed)
+
+
+def _cascade(model: Any, tokenizer: Any, prompt: str, seed: int) -> tuple[str, ...]:
+    """Half of what is left of a prompt, of itself."""
+    member = (model, tokenizer)
+    made = Cascade(member, member, "chow-average", max_new_tokens=4, seed=seed)
+    questions = [prompt[:size] for size in (3, 5, 7, 9)]
+    return made.fit(made.answer(questions)).generate(questions, rate=0.5).texts
 
 
 _SAMPLES = "it samples: there is no greedy text"
@@ -62,6 +71,7 @@ SUBJECTS = (
             "shape=paper": partial(Goose, shape="paper"),
         },
     ),
+    Subject("lm-cascades", "text", _cascade),
     *(
         Subject(kind.slug, "generate", kind, settings={"budget=7": partial(kind, budget=7)})
         for kind in (Lookahead, PromptLookup, SuffixTree, TokenRecycling)
