@@ -37,6 +37,9 @@ POSITIONAL = {"model", "tokenizer", "constraint", "drafter", "members", "budget"
 """Arguments of a method object that it cannot do without, or that say what it is."""
 
 OTHER_POSITIONAL = {
+    ("Cascade", "small"): "a cascade is of two models",
+    ("Cascade", "large"): "a cascade is of two models",
+    ("Cascade", "rule"): "what a cascade decides by",
     ("ConstraintMask", "stop_ids"): "a mask has to know what ends a text",
 }
 
@@ -184,6 +187,9 @@ def made(kind: type) -> Any:
         "drafter": Plain,
         "stop_ids": lambda: 3,
         "direction": lambda: "r2l",
+        "small": lambda: len,
+        "large": lambda: len,
+        "rule": lambda: "chow-sum",
     }
     given = [p.name for p in parameters(kind) if p.default is p.empty]
     return kind(*(needed[name]() for name in given))

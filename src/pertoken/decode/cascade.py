@@ -186,9 +186,24 @@ class Cascade(Shown):
             small,
             large,
             lengths=[len(pair.small.logprobs) for pair in pairs],
-            overhead={self.rule: self._overhead(pairs)},
+            overhead={self.rule: self.overhead(pairs)},
             seed=self.seed,
         )
+
+    def overhead(self, pairs: Sequence[Pair]) -> float:
+        """What the rule asks of the large model for every question: the early layers' share of all
+        that it reads and writes to answer, 0 for rules that leave it alone.
+        """
+        if not self._rule.reads_large:
+            return 0.0
+        model, tokenizer = self._large_model()
+        read = whole = 0
+        for pair in pairs:
+            assert pair.large is not None
+            tokens = encode_prompt(tokenizer, model, pair.prompt, 0, self.chat).shape[1]
+            read += tokens
+            whole += tokens + max(len(pair.large.logprobs) - 1, 0)  # the last one is not read
+        return (self._layer() + 1) / self._blocks() * read / whole
 
     def threshold(self, rate: float) -> tuple[float, float]:
         """(score, share): to defer `rate` of the questions, defer all below the score, and this
@@ -318,19 +333,6 @@ class Cascade(Shown):
 
     def _layer(self) -> int:
         return self._blocks() // 4 if self.layer is None else self.layer
-
-    def _overhead(self, pairs: Sequence[Pair]) -> float:
-        """The early layers' share of what a whole answer of the large model reads and writes."""
-        if not self._rule.reads_large:
-            return 0.0
-        model, tokenizer = self._large_model()
-        read = whole = 0
-        for pair in pairs:
-            assert pair.large is not None
-            tokens = encode_prompt(tokenizer, model, pair.prompt, 0, self.chat).shape[1]
-            read += tokens
-            whole += tokens + max(len(pair.large.logprobs) - 1, 0)  # the last one is not read
-        return (self._layer() + 1) / self._blocks() * read / whole
 
 
 @dataclass(frozen=True)
