@@ -80,8 +80,10 @@ def fit(
     output = shared.Output(as_json, None, out=out, answers=answers)
     prompts, references = _read(data, limit)
     judge = _quality(quality)
+    first, second = _members(small, large, dtype)
     made = Cascade(
-        *_members(small, large, dtype),
+        first,
+        second,
         rule,
         net=net,
         layer=layer,
@@ -161,7 +163,7 @@ def generate(
         print(found.table())
 
 
-def _members(small: str, large: str, dtype: str | None) -> list[Any]:
+def _members(small: str, large: str, dtype: str | None) -> tuple[Any, Any]:
     """What SMALL and LARGE name; every endpoint before any model is loaded."""
     from pertoken.endpoint import Endpoint
 
@@ -177,7 +179,7 @@ def _members(small: str, large: str, dtype: str | None) -> list[Any]:
     for name in (small, large):
         if name not in found:
             found[name] = shared.load(name, dtype)
-    return [found[small], found[large]]
+    return found[small], found[large]
 
 
 def _quality(name: str) -> Any:
@@ -193,7 +195,8 @@ def _read(path: Path, limit: int | None) -> tuple[list[str], list[str]]:
     """Prompts and answers of a file; PertokenError that names the line."""
     from pertoken.prompts import read_utf8
 
-    prompts, references = [], []
+    prompts: list[str] = []
+    references: list[str] = []
     for number, line in enumerate(read_utf8(path, "data file").splitlines(), 1):
         if not line.strip():
             continue
@@ -201,7 +204,7 @@ def _read(path: Path, limit: int | None) -> tuple[list[str], list[str]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise PertokenError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        texts = [row.get(key) for key in ("prompt", "answer")] if isinstance(row, dict) else []
+        texts: list[Any] = [row.get("prompt"), row.get("answer")] if isinstance(row, dict) else []
         if len([each for each in texts if isinstance(each, str) and each.strip()]) < 2:
             raise PertokenError(
                 f'{path}, line {number}: {{"prompt": "…", "answer": "…"}} is wanted'

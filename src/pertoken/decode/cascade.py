@@ -45,7 +45,7 @@ from pertoken.errors import PertokenError
 from pertoken.prompts import encode_prompt, read_utf8
 from pertoken.result import Part, Result
 
-__all__ = ["RULES", "Cascade", "CascadeRun", "Member"]
+__all__ = ["RULES", "Cascade", "CascadeRun", "Member", "Pair"]
 
 Member = tuple[Any, Any] | Endpoint | Callable[[Sequence[str]], Sequence[Answer]]
 """(model, tokenizer), an endpoint, or a function from prompts to answers."""

@@ -120,7 +120,8 @@ class _Models:
     """The cascade whose rule reads all there is to read, made when a unit needs it."""
 
     def __init__(self, context: Context) -> None:
-        self._context, self._cascade = context, None
+        self._context = context
+        self._cascade: Cascade | None = None
 
     def cascade(self) -> Cascade:
         """Both models, with a rule that reads all layers that any rule reads."""
