@@ -34,7 +34,7 @@ KINDS: dict[Kind, str] = {
     "logits": "any processor in `logits_processor=[...]`",
     "cache": "keys and values, `past_key_values=`",
     "archive": "a cache from a file, `past_key_values=`",
-    "text": "a function that shortens or explains a text",
+    "text": "a function that shortens, explains or answers a text",
     "bytes": "a model over bytes",
     "measure": "a measure of a tokenizer",
     "tokenizer": "a changed tokenizer, with its model",
@@ -149,6 +149,17 @@ def _compress(bench: Bench) -> tuple[str, torch.Tensor]:
     return found.text, torch.tensor([float(word.kept) for word in found.words])
 
 
+def _cascade(bench: Bench) -> tuple[str, torch.Tensor]:
+    """A text and the answer to it, with the scores it was judged by."""
+    from pertoken.decode import Cascade
+
+    member = (bench.model, bench.tokenizer)
+    asked = [bench.text, bench.text[:20]]
+    made = Cascade(member, member, "chow-average", max_new_tokens=4, chat=False)
+    run = made.fit(made.answer(asked)).generate(asked, rate=0.5)
+    return bench.text + run.texts[0], torch.tensor(run.scores)
+
+
 def _reagent(bench: Bench) -> tuple[str, torch.Tensor]:
     from pertoken.attribute import attribute
 
@@ -209,6 +220,7 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "byte-probabilities": ("bytes", _bytes),
     "fiberpo": ("loss", _fiberpo),
     "frugalprompt": ("text", _compress),
+    "lm-cascades": ("text", _cascade),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "reagent": ("text", _reagent),
