@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
+from pertoken.decode import _learned
 from pertoken.decode._learned import DECAYS, Learned, _logistic, fit
 from pertoken.decode.deferral import (
     _areas,
@@ -100,6 +101,7 @@ def test_random_and_oracle_are_the_ends_of_the_scale() -> None:
     assert found.charged("mine") == pytest.approx(0.25 * small.mean() + paid, abs=2e-3)
     assert found.charged("oracle") == found.area("oracle")
     assert "mine" in found.table()
+    assert [each.name.split()[0] for each in found.plot().data] == ["mine", "random", "oracle"]
     assert {row["rule"] for row in found.rows()} == {"mine", "random", "oracle"}
 
 
@@ -135,7 +137,10 @@ def test_the_logistic_rule_is_the_minimum_with_more_features_than_items() -> Non
 
 
 @pytest.mark.parametrize("net", ["logistic", "mlp"])
-def test_a_learned_rule_finds_the_order_of_the_gains(net: str) -> None:
+def test_a_learned_rule_finds_the_order_of_the_gains(
+    net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_learned, "STEPS", (10, 25))  # enough here
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 3, dtype=torch.float64, generator=generator)
     features[:, 2] = 7.0  # says nothing, and has no spread to divide by

@@ -128,7 +128,8 @@ def _mlp(inputs: torch.Tensor, targets: torch.Tensor, seed: int) -> list[Layers]
         torch.manual_seed(seed)
         sides = zip(sizes, (*HIDDEN, 1), strict=True)
         linear = [torch.nn.Linear(a, b, dtype=dtype) for a, b in sides]
-        norms = [torch.nn.BatchNorm1d(size, dtype=dtype) for size in HIDDEN]
+        # All items are one batch, so its statistics are the ones to keep.
+        norms = [torch.nn.BatchNorm1d(size, momentum=1.0, dtype=dtype) for size in HIDDEN]
         pairs = list(zip(linear[:-1], norms, strict=True))
         blocks = [part for pair in pairs for part in (*pair, torch.nn.ReLU())]
         model = torch.nn.Sequential(*blocks, linear[-1])
