@@ -58,6 +58,9 @@ POSITIONAL = {
 """Arguments of a method object that it cannot do without, or that say what it is."""
 
 OTHER_POSITIONAL = {
+    ("Cascade", "small"): "a cascade is of two models",
+    ("Cascade", "large"): "a cascade is of two models",
+    ("Cascade", "rule"): "what a cascade decides by",
     ("ConstraintMask", "stop_ids"): "a mask has to know what ends a text",
 }
 
@@ -229,6 +232,9 @@ def made(kind: type) -> Any:
         "stop_ids": lambda: 3,
         "datastore": store,
         "direction": lambda: "r2l",
+        "small": lambda: len,
+        "large": lambda: len,
+        "rule": lambda: "chow-sum",
     }
     given = [p.name for p in parameters(kind) if p.default is p.empty]
     return kind(*(needed[name]() for name in given))

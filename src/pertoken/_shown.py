@@ -8,7 +8,8 @@ from typing import Any
 
 __all__ = ["Shown"]
 
-_OBJECTS = ("model", "tokenizer", "streamer", "proposal", "predictor")  # shown by their class
+# Shown by their class, of (model, tokenizer) that of the model.
+_OBJECTS = ("model", "tokenizer", "streamer", "proposal", "predictor", "small", "large")
 
 
 class Shown:
@@ -29,7 +30,8 @@ class Shown:
             value = getattr(self, name)
             if parameter.default is not parameter.empty and _same(value, parameter.default):
                 continue
-            text = type(value).__name__ if name in _OBJECTS else repr(value)
+            shown = value[0] if isinstance(value, tuple) and value else value
+            text = type(shown).__name__ if name in _OBJECTS else repr(value)
             needed = parameter.default is parameter.empty
             parts.append(text if needed else f"{name}={text}")
         return f"{type(self).__name__}({', '.join(parts)})"

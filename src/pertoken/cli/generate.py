@@ -244,16 +244,16 @@ def _memory(
 
 
 @contextmanager
-def processors_of(memory: Memory, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """The argument of `generate` with the store that was asked for, taken off the model after."""
+def memory_of(memory: Memory, model: Any, tokenizer: Any) -> Iterator[list[Any]]:
+    """The logits processors of --knn: one, or none; taken off the model after."""
     if memory is None:
-        yield {}
+        yield []
         return
     from pertoken.decode import KNNDatastore, KNNMemory
 
     store = KNNDatastore(model, tokenizer, memory[0])
     with KNNMemory(store, k=min(64, len(store)), **memory[1]) as looked_up:
-        yield {"logits_processor": [looked_up]}
+        yield [looked_up]
 
 
 def _held(name: str | None, budget: int | None, particles: int | None) -> Held:
@@ -329,8 +329,7 @@ def _decode(
     options = method_options(method, budget)
     as_setup(method, **options)  # a wrong name is said before the model is loaded
     loaded, tokenizer = shared.load(model, dtype)
-    if processors := style_of(style, tokenizer):
-        run["logits_processor"] = processors
+    styled = style_of(style, tokenizer)
     streamer = Streamer(tokenizer, silent=output.quiet)
     if method in HF_SETUPS:
         setup: Setup = {**_mapping(as_setup(method, **options)), "streamer": streamer}
@@ -340,9 +339,11 @@ def _decode(
         setup = as_setup(method, **options, **ours)
     with (
         cache_of(held, loaded) as cache,
-        processors_of(memory, loaded, tokenizer) as lookups,
+        memory_of(memory, loaded, tokenizer) as looked_up,
     ):
-        given = cache | lookups
+        # The memory mixes with what the model says; the style pulls on the mixture.
+        processors = {"logits_processor": [*looked_up, *styled]} if looked_up or styled else {}
+        given = cache | processors
         ids, seconds = decode_prompt(loaded, tokenizer, setup, text, **given, **run)
     if not streamer.used:  # a method of another package that does not stream
         streamer.whole(ids)

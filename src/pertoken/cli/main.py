@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": ("generate",),
     "chat": ("chat",),
     "sift": ("sift",),
+    "cascade": ("cascade",),
     "style": ("style",),
     "knn": ("knn",),
     "compare": ("compare",),

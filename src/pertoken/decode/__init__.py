@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
+    from pertoken.decode.answers import Answer
     from pertoken.decode.awrs import AWRS
     from pertoken.decode.balanced import Balanced
     from pertoken.decode.byte_model import ByteEnsemble, ByteModel
+    from pertoken.decode.cascade import Cascade, CascadeRun, Pair
     from pertoken.decode.cntp import CautiousDecoding, CautiousOutput, CautiousStats
     from pertoken.decode.consistency import SelfConsistency, majority, self_consistency
     from pertoken.decode.constrained import Constrained, ConstraintMask
+    from pertoken.decode.deferral import DeferralCurves, deferral_curves
     from pertoken.decode.drafter import Drafter
     from pertoken.decode.goose import Goose
     from pertoken.decode.knn_analysis import knn_evaluation
@@ -37,21 +40,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AWRS",
+    "Answer",
     "Balanced",
     "ByteEnsemble",
     "ByteModel",
+    "Cascade",
+    "CascadeRun",
     "CautiousDecoding",
     "CautiousOutput",
     "CautiousStats",
     "Constrained",
     "ConstraintMask",
     "DecodeStats",
+    "DeferralCurves",
     "Drafter",
     "Goose",
     "KNNDatastore",
     "KNNMemory",
     "Lookahead",
     "NGramStyle",
+    "Pair",
     "Plain",
     "PromptLookup",
     "SelfConsistency",
@@ -61,6 +69,7 @@ __all__ = [
     "TokenRecycling",
     "TokenTree",
     "WeightedSamples",
+    "deferral_curves",
     "fit_temperature",
     "knn_continuations",
     "knn_evaluation",
@@ -72,21 +81,26 @@ __all__ = [
 
 _HOME = {
     "AWRS": "awrs",
+    "Answer": "answers",
     "Balanced": "balanced",
     "ByteEnsemble": "byte_model",
     "ByteModel": "byte_model",
     "CautiousDecoding": "cntp",
     "CautiousOutput": "cntp",
     "CautiousStats": "cntp",
+    "Cascade": "cascade",
+    "CascadeRun": "cascade",
     "Constrained": "constrained",
     "ConstraintMask": "constrained",
     "DecodeStats": "stats",
+    "DeferralCurves": "deferral",
     "Drafter": "drafter",
     "Goose": "goose",
     "KNNDatastore": "knn_datastore",
     "KNNMemory": "knn_lm",
     "Lookahead": "lookahead",
     "NGramStyle": "ngram_style",
+    "Pair": "cascade",
     "Plain": "plain",
     "PromptLookup": "prompt_lookup",
     "SelfConsistency": "consistency",
@@ -101,6 +115,7 @@ _HOME = {
     "fit_temperature": "knn_lm",
     "knn_continuations": "knn_writing",
     "knn_evaluation": "knn_analysis",
+    "deferral_curves": "deferral",
     "smc": "particles",
     "style_sweep": "style_figures",
 }

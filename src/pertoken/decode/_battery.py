@@ -14,6 +14,7 @@ from pertoken.decode._ngram_counts import count
 from pertoken.decode.awrs import AWRS
 from pertoken.decode.balanced import Balanced
 from pertoken.decode.byte_model import ByteModel
+from pertoken.decode.cascade import Cascade
 from pertoken.decode.cntp import CautiousDecoding
 from pertoken.decode.goose import Goose
 from pertoken.decode.knn_datastore import KNNDatastore
@@ -127,6 +128,14 @@ def _knn_trace(case: Case) -> None:
     check_leaves_no_trace(case.model, decode, rng=True)
 
 
+def _cascade(model: Any, tokenizer: Any, prompt: str, seed: int) -> tuple[str, ...]:
+    """Half of what is left of a prompt, of itself."""
+    member = (model, tokenizer)
+    made = Cascade(member, member, "chow-average", max_new_tokens=4, seed=seed)
+    questions = [prompt[:size] for size in (3, 5, 7, 9)]
+    return made.fit(made.answer(questions)).generate(questions, rate=0.5).texts
+
+
 _SAMPLES = "it samples: there is no greedy text"
 _KEEPS_THE_LIKELIEST = "it keeps the likeliest of several draws: not the model's own text"
 _MARKS = (3, 5, 9)  # tokens that stand for punctuation
@@ -187,6 +196,7 @@ SUBJECTS = (
         _memory,
         laws={"scores": _knn_scores, "batch = single": _knn_rows, "no trace": _knn_trace},
     ),
+    Subject("lm-cascades", "text", _cascade),
     *(
         Subject(kind.slug, "generate", kind, settings={"budget=7": partial(kind, budget=7)})
         for kind in (Lookahead, PromptLookup, SuffixTree, TokenRecycling)

@@ -311,10 +311,17 @@ def decode_its_text(bench: Bench, decoding: Part, text: Part) -> None:
 
 
 def text_text(bench: Bench, one: Part, other: Part) -> None:
-    """Attribution and compression: each takes what the other gives."""
+    """Each takes the text that the other gives, and compression an attribution's scores too."""
     from pertoken.attribute import attribute
     from pertoken.prune import compress
 
+    if "lm-cascades" in (one.name, other.name):
+        for first, second in ((one, other), (other, one)):
+            behind = Bench(bench.model, bench.tokenizer)
+            behind.text = first.make(bench)[0]
+            found = attempt(bench, second.make, behind)
+            same(second.make(behind)[1], found[1], second.name)
+        return
     signal = attribute(bench.model, bench.tokenizer, bench.text, "!", "occlusion")
     kept = attempt(bench, compress, bench.text, 0.6, salience=signal)
     count = round(len(kept.words) * 0.6)
@@ -399,5 +406,6 @@ def alone(bench: Bench, part: Part) -> None:
         words, values = attempt(bench, part.make, bench)
         same(values, part.make(bench)[1], part.name)
         known = bench.text.split()
-        if part.kind == "text" and not set(words.split()) <= set(known):
+        answered = part.name == "lm-cascades" and words.startswith(bench.text)
+        if part.kind == "text" and not answered and not set(words.split()) <= set(known):
             raise LawBroken(f"{part.name}: {words!r} holds words that the text has not")

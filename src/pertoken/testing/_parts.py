@@ -169,6 +169,17 @@ def _compress(bench: Bench) -> tuple[str, torch.Tensor]:
     return found.text, torch.tensor([float(word.kept) for word in found.words])
 
 
+def _cascade(bench: Bench) -> tuple[str, torch.Tensor]:
+    """A text and the answer to it, with the scores it was judged by."""
+    from pertoken.decode import Cascade
+
+    member = (bench.model, bench.tokenizer)
+    asked = [bench.text, bench.text[:20]]
+    made = Cascade(member, member, "chow-average", max_new_tokens=4, chat=False)
+    run = made.fit(made.answer(asked)).generate(asked, rate=0.5)
+    return bench.text + run.texts[0], torch.tensor(run.scores)
+
+
 def _reagent(bench: Bench) -> tuple[str, torch.Tensor]:
     from pertoken.attribute import attribute
 
@@ -244,6 +255,7 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "frugalprompt": ("text", _compress),
     "ngram-style": ("logits", _style),
     "knn-lm": ("logits", _knn),
+    "lm-cascades": ("text", _cascade),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "reagent": ("text", _reagent),
