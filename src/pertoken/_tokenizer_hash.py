@@ -11,7 +11,8 @@ __all__ = ["tokenizer_hash", "tokenizer_name"]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """32 hexadecimal digits (128 bits of sha256) of a tokenizer's rules and vocabulary.
+    """32 hexadecimal digits (128 bits of sha256) of a tokenizer's rules and vocabulary; of
+    one without a backend, of its class and vocabulary.
 
     Padding and truncation do not count: calls change them.
 
@@ -20,7 +21,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     True
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    parts: Any = tokenizer.get_vocab()
+    parts: Any = [type(tokenizer).__name__, getattr(tokenizer, "get_vocab", dict)()]
     if backend is not None:
         rules = json.loads(backend.to_str())
         parts = [rules[key] for key in sorted(rules) if key not in ("padding", "truncation")]

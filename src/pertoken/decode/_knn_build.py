@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pertoken._files import write_whole
+from pertoken._tokenizer_hash import tokenizer_hash
 from pertoken.cache.fingerprint import model_fingerprint, model_name
 from pertoken.decode._knn_search import write_inverted
 from pertoken.decode._knn_states import read, windows
@@ -56,18 +57,7 @@ def encode(model: PreTrainedModel, tokenizer: Any, text: Any, what: str = "a tex
 
 def made_with(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
     """What a store is only good for: fingerprints of the model and of the tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        known = json.loads(backend.to_str())
-        known |= {"padding": None, "truncation": None}  # left by the last call with padding
-    else:
-        known = {"class": type(tokenizer).__name__}
-        known["vocabulary"] = getattr(tokenizer, "get_vocab", dict)()
-    text = json.dumps(known, sort_keys=True)
-    return {
-        "fingerprint": model_fingerprint(model),
-        "tokenizer": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32],
-    }
+    return {"fingerprint": model_fingerprint(model), "tokenizer": tokenizer_hash(tokenizer)}
 
 
 def header_of(

@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pertoken.decode._answer import answer_of, equivalent, number_of
+from pertoken._answers import answer_of, equivalent, number_of
 from pertoken.decode._chat import Said, asker
 from pertoken.decode._sift_wording import HEADING, WORDING, Wording
 from pertoken.errors import PertokenError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pertoken.decode._answer import answer_of, equivalent, number_of
+from pertoken._answers import answer_of, equivalent, number_of
 
 
 @pytest.mark.parametrize(
