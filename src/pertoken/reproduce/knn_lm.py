@@ -1,12 +1,18 @@
 """Reproduction of the critique of KNN-LM (arXiv 2305.14625) on SmolLM2-135M-Instruct.
 
-A store of prose, and other texts of the same corpus that it has not seen: does perplexity fall
-while most tokens get worse; does the entropy of the retrieval grow along text that is written with
-the store, and faster than the model's; is what is written any better? The corpus is Brown, split by
-document: numbers 0 and 1 of every four into the store, 2 for the temperature, 3 for the report. The
-paper has WikiText-103, a model trained on it and a store a thousand times as large, so that gains
-are smaller here. Documents are cut to their beginnings. MAUVE of so few texts, with this model's
-own states as features, tells no small differences.
+A store of mails, and other mails that it has not seen: does perplexity fall while most tokens get
+worse; does the entropy of the retrieval grow along text that is written with the store, and faster
+than the model's; is what is written any better? The corpus is the ham of SpamAssassin without pages
+of HTML, split by document: numbers 0 and 1 of every four into the store, 2 for the temperature, 3
+for the report. Mails answer and quote each other across the splits, as a user's would. Documents
+are cut to their beginnings. The paper has WikiText-103, a model trained on it and a store a
+thousand times as large.
+
+The corpus was chosen on development texts, and that is a finding: with 15,000 entries of Brown
+prose perplexity rose at weights 0.1 and 0.25 (k 16, 64, 256), with as many of mails it fell. This
+model was not trained on either, and general prose gives it nothing that it does not know.
+
+MAUVE of so few texts, with this model's own states as features, tells no small differences.
 
 Last, a look-up among a million entries beside a decoding step, both timed in turns; keys that were
 not read are real ones with noise.
@@ -15,6 +21,7 @@ not read are real ones with noise.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +35,6 @@ from pertoken._bootstrap import bootstrap, bootstrap_mean
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._knn_lookup import lookup_times
 from pertoken.reproduce._report import Reproduction, Row
-from pertoken.reproduce._tokenadapt_texts import prose
 
 if TYPE_CHECKING:
     from pertoken.decode import KNNMemory
@@ -38,6 +44,7 @@ VERSION = 1
 DTYPE = "float32"
 STORE_TEXTS, STORE_TOKENS, CONTEXT = 200, 512, 512
 DEV_TEXTS, REPORT_TEXTS, TOKENS = 16, 48, 320
+LETTERS = 1500  # of a mail, at least
 K, WEIGHT = 64, 0.25
 PROMPT, NEW_TOKENS = 64, 192
 MILLION = 1_000_000
@@ -48,9 +55,10 @@ GROWS = "retrieval entropy along text written with the store, growth per 100 tok
 FASTER = "the same minus the growth of the model's entropy"
 LOOK_UP = "a look-up among 1,000,000 entries over a decoding step"
 BARS = {LOWER: "< 1", WORSE: "> 0.5", GROWS: "> 0", FASTER: "> 0", LOOK_UP: "<= 0.2"}
+_HTML = r"(?i)<html|=\d\d"
 REASONS: dict[str, str] = {}
 
-SMOKE = [{"words": [["the", "cat", letter, "sat", "and", "sat", "."] * 4]} for letter in "abcdefgh"]
+SMOKE = [{"label": "ham", "text": f"the cat {letter} sat and sat. " * 80} for letter in "abcdefgh"]
 
 
 def run(context: Context) -> Reproduction:
@@ -69,7 +77,7 @@ def run(context: Context) -> Reproduction:
     rows = [*_token_rows(evaluation, context.seed), *_text_rows(continued, written, context.seed)]
     return context.reproduction(
         [*rows, *_timed_rows(timed)],
-        corpus="Brown, without blanks before marks; numbers modulo 4: 0, 1 store, 2 dev, 3 report",
+        corpus="spam-assassin, ham of 1,500 letters or more; modulo 4: 0, 1 store, 2 dev, 3 report",
         entries=len(memory.datastore),
         store={"texts": STORE_TEXTS, "tokens": STORE_TOKENS, "context": CONTEXT},
         texts={"dev": DEV_TEXTS, "report": REPORT_TEXTS, "tokens": TOKENS},
@@ -82,12 +90,14 @@ def run(context: Context) -> Reproduction:
 
 def _texts(context: Context) -> dict[str, list[str]]:
     """Texts of each split, spread evenly over the corpus."""
-    rows = context.data("brown", smoke_rows=SMOKE)
+    rows = context.data("spam-assassin", smoke_rows=SMOKE)
+    mails = [str(row["text"]).strip() for row in rows if row["label"] == "ham"]
+    mails = [mail for mail in mails if len(mail) >= LETTERS and not re.search(_HTML, mail)]
     splits = {"store": (0, 1), "dev": (2,), "report": (3,)}
     wanted = {"store": STORE_TEXTS, "dev": DEV_TEXTS, "report": REPORT_TEXTS}
     found = {}
     for name, rests in splits.items():
-        members = [prose(row["words"]) for n, row in enumerate(rows) if n % 4 in rests]
+        members = [mail for n, mail in enumerate(mails) if n % 4 in rests]
         count = min(wanted[name], len(members))
         found[name] = [members[i * len(members) // count] for i in range(count)]
     return found
