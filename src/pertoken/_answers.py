@@ -2,9 +2,9 @@
 
 `answer_of` and `equivalent` are SIFT's evaluation (2502.14922, Section 4). The last \\boxed{…} is
 the answer. Where a model boxes nothing, the last number behind the last "answer" is taken, else
-the last number of the text (ours: small models seldom box). Two answers are the same if they are the
-same text once money, units, spaces and thousands separators are gone, or numbers less than 1e-6
-apart; a fraction is a number. `number_in` and `answers` ask for less: the last number of the text.
+the last number of the text (ours: small models seldom box). Two answers are the same if they are
+the same text once money, units, spaces and thousands separators are gone, or numbers less than
+1e-6 apart; a fraction is a number. `number_in` and `answers` ask for less: the text's last number.
 """
 
 from __future__ import annotations

@@ -157,11 +157,7 @@ def generate(
     if any(not one for one in stop or []):
         raise PertokenError("--stop needs some text to stop at")
     if as_bytes or max_new_bytes is not None:
-        from pertoken.cli.bytes import check_options, generate_bytes
-
-        check_options(context)
-        generate_bytes(context)
-        return
+        return _bytes(context)
     given = _constraint(context.params)
     run: dict[str, Any] = {
         "model": model,
@@ -186,6 +182,14 @@ def generate(
     arguments = shared.sampling(sample, temperature)
     method = method or ("hf" if memory else "goose")
     _decode(text, method, drafted, held, memory=memory, stop=stop or (), **run, **arguments)
+
+
+def _bytes(context: typer.Context) -> None:
+    """--bytes: its own loop, with the options that it has."""
+    from pertoken.cli.bytes import check_options, generate_bytes
+
+    check_options(context)
+    generate_bytes(context)
 
 
 def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
