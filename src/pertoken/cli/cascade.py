@@ -165,19 +165,9 @@ def generate(
 
 def _members(small: str, large: str, dtype: str | None) -> tuple[Any, Any]:
     """What SMALL and LARGE name; every endpoint before any model is loaded."""
-    from pertoken.endpoint import Endpoint
-
-    found: dict[str, Any] = {}
-    for name in (small, large):
-        if "://" in name:
-            url, _, model = name.partition("#")
-            if not model:
-                raise PertokenError(
-                    f"{name}: name the endpoint's model behind it, as in {url}#NAME"
-                )
-            found[name] = Endpoint(url, model=model)
-    for name in (small, large):
-        if name not in found:
+    found = {name: shared.endpoint(name) for name in (small, large)}
+    for name, there in found.items():
+        if there is None:
             found[name] = shared.load(name, dtype)
     return found[small], found[large]
 

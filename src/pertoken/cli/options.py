@@ -173,6 +173,18 @@ def load(model: str, dtype: str | None = None) -> tuple[Any, Any]:
     return pertoken.load(model, dtype=dtype, kind="decoder")
 
 
+def endpoint(name: str) -> Any:
+    """The `Endpoint` that URL#NAME means; None for the name of a model here."""
+    if not name.startswith(("http://", "https://")):
+        return None
+    from pertoken.endpoint import Endpoint
+
+    url, _, model = name.partition("#")
+    if not model:
+        raise PertokenError(f"{name}: name the endpoint's model behind it, as in {url}#NAME")
+    return Endpoint(url, model=model)
+
+
 def sampling(sample: bool, temperature: float | None) -> dict[str, Any]:
     """What `--sample` and `--temperature` mean to `generate`.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,11 +118,8 @@ def _question(line: str, place: str) -> tuple[str, str | None]:
 
 def _chat(model: str, dtype: str | None) -> tuple[Any, dict[str, Any]]:
     """The model to ask, local or behind an address, and what belongs to it."""
-    if model.startswith(("http://", "https://")):
-        address, _, name = model.partition("#")
-        if not name:
-            raise PertokenError(f"name the endpoint's model behind it, as in {address}#NAME")
-        return import_module("pertoken.endpoint").Endpoint(address, model=name), {}
+    if (found := shared.endpoint(model)) is not None:
+        return found, {}
     loaded, tokenizer = shared.load(model, dtype)
     return loaded, {"tokenizer": tokenizer}
 
