@@ -21,17 +21,18 @@ BARS = {"ivfpq: a look-up among the entries over a decoding step": "<= 0.2"}  # 
 
 
 def report(found: list[dict[str, Any]], **about: Any) -> dict[str, Any]:
-    """The written form: each index beside the step, the bars, all seconds, settings."""
+    """The written form: the bar, each index with its share of a step and all seconds, settings."""
     from pertoken.reproduce._bars import Bar
 
     comparisons = []
     for each in found:
         metric = f"{each['index']}: a look-up among the entries over a decoding step"
         share = each["lookup"] / each["step"]
-        row: dict[str, Any] = {"metric": metric, "here": share}
         if metric in BARS:
-            row |= {"bar": BARS[metric], "holds": Bar.parse(BARS[metric]).holds(share)}
-        comparisons.append(row)
+            holds = Bar.parse(BARS[metric]).holds(share)
+            row = {"metric": metric, "here": share, "bar": BARS[metric], "holds": holds}
+            comparisons.append(row)
+        each["share"] = share
     return {"comparisons": comparisons, "figures": {each["index"]: each for each in found}, **about}
 
 
