@@ -26,6 +26,7 @@ Kind = Literal[
     "chat",
     "bytes",
     "measure",
+    "probe",
     "tokenizer",
     "loss",
 ]
@@ -41,6 +42,7 @@ KINDS: dict[Kind, str] = {
     "chat": "a function that asks a model in messages",
     "bytes": "a model over bytes",
     "measure": "a measure of a tokenizer",
+    "probe": "a measure of a model",
     "tokenizer": "a changed tokenizer, with its model",
     "loss": "a loss on sampled texts",
 }
@@ -53,7 +55,7 @@ BUDGET = 8
 class Part:
     """One side of a pair.
 
-    make: a new object for a bench; of the kinds "text", "bytes", "measure" and "loss" what it
+    make: a new object for a bench; of the kinds "text", "bytes", "measure", "probe" and "loss" what it
     finds there, a string and a tensor; of "tokenizer" the bench with that tokenizer. said: what an
     error may call it.
     """
@@ -180,6 +182,21 @@ def _cascade(bench: Bench) -> tuple[str, torch.Tensor]:
     return bench.text + run.texts[0], torch.tensor(run.scores)
 
 
+def _geometry(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.probe import layer_geometry
+
+    texts = [bench.text, bench.text[::-1]]
+    found = layer_geometry(bench.model, bench.tokenizer, texts, neighbours=4, tested=None)
+    return found.table(), torch.zeros(0)
+
+
+def _sinks(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.probe import find_sinks
+
+    found = find_sinks(bench.model, bench.tokenizer, bench.text)
+    return found.table(), torch.tensor(found.first)
+
+
 def _reagent(bench: Bench) -> tuple[str, torch.Tensor]:
     from pertoken.attribute import attribute
 
@@ -255,10 +272,12 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "frugalprompt": ("text", _compress),
     "ngram-style": ("logits", _style),
     "knn-lm": ("logits", _knn),
+    "layer-geometry": ("probe", _geometry),
     "lm-cascades": ("text", _cascade),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "reagent": ("text", _reagent),
+    "residual-sinks": ("probe", _sinks),
     "sift": ("chat", _sift),
     "token-premiums": ("measure", _premiums),
     "tokenadapt": ("tokenizer", _transplant),

@@ -216,6 +216,7 @@ _CHANGED = Rule(
 )
 _MEASURED = Rule("a tokenizer is measured on texts alone, before any model runs")
 _ASKS = Rule("it asks in messages and reads texts, whatever the model decodes them with")
+_READS = Rule("a probe reads a model by itself, with nothing else on it")
 _TRAINED = Rule("a loss acts on ids in training, this before there are ids")
 
 _DECODING: tuple[Kind, ...] = ("drafter", "sampler", "chooser", "constraint", "logits")
@@ -307,12 +308,14 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
     **{
         (kind, "measure"): _MEASURED
         for kind in KINDS
-        if kind not in ("measure", "tokenizer", "loss", "chat")
+        if kind not in ("measure", "probe", "tokenizer", "loss", "chat")
     },
+    **{(kind, "probe"): _READS for kind in list(KINDS)[: list(KINDS).index("probe")]},
+    **{("probe", kind): _READS for kind in list(KINDS)[list(KINDS).index("probe") :]},
     **{
         (kind, "tokenizer"): _CHANGED
         for kind in KINDS
-        if kind not in ("measure", "tokenizer", "loss", "chat")
+        if kind not in ("measure", "probe", "tokenizer", "loss", "chat")
     },
 }
 
