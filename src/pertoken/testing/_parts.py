@@ -55,9 +55,9 @@ BUDGET = 8
 class Part:
     """One side of a pair.
 
-    make: a new object for a bench; of the kinds "text", "bytes", "measure", "probe" and "loss" what it
-    finds there, a string and a tensor; of "tokenizer" the bench with that tokenizer. said: what an
-    error may call it.
+    make: a new object for a bench; of the kinds "text", "bytes", "measure", "probe" and "loss" what
+    it finds there, a string and a tensor; of "tokenizer" the bench with that tokenizer. said: what
+    an error may call it.
     """
 
     name: str
