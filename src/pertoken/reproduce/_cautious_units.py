@@ -30,7 +30,7 @@ SHOTS = 2
 DRAWS = 4  # of self-consistency; the paper takes 40
 BEAMS = 3  # the paper takes 5
 RATED = 1  # draws of each question whose perplexity is measured
-NEW_TOKENS = 64
+NEW_TOKENS = 48
 SAMPLED = {"do_sample": True, "temperature": 1.2, "top_p": 0.9, "top_k": 50}
 """The authors' settings for Llama on GSM8K; their `generate` has its default of top_k=50 too."""
 

@@ -6,7 +6,7 @@ Temperature 1.2 and top-p 0.9 as in the paper; four draws for self-consistency, 
 forty, and three beams, where it has five. Models of this size solve next to none of these problems,
 so accuracy hardly tells methods apart; beside it stands the share of the equations in a text that
 are right (ours), which does. Both models get the same two worked examples, and an answer is one
-line of at most 64 tokens.
+line of at most 48 tokens.
 """
 
 from __future__ import annotations
