@@ -18,7 +18,13 @@ from pertoken.probe import _tokenwise as tokenwise
 from pertoken.probe import layer_geometry
 from pertoken.probe._geometry_measures import over_documents, spearman
 from pertoken.probe._stream import blocks_of
-from pertoken.testing import ARCHITECTURES, ByteTokenizer, check_leaves_no_trace, tiny_model
+from pertoken.testing import (
+    ARCHITECTURES,
+    EXTRA_ARCHITECTURES,
+    ByteTokenizer,
+    check_leaves_no_trace,
+    tiny_model,
+)
 
 TEXTS = [
     "A layer reads one token.",
@@ -229,44 +235,83 @@ def test_a_model_of_tokenwise_layers_has_residual_0() -> None:
     assert min(attending.curve("affine", "error")) > 1e-3
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba"])
-def test_the_true_output_in_its_own_place_changes_nothing(name: str) -> None:
-    model = mamba() if name == "mamba" else model_of(name)
+def started(model: Any, texts: list[str]) -> tuple[Any, replace.Reading]:
+    """(blocks, reading) of a model that has read texts."""
     blocks = blocks_of(model, attention=False)
-    ids = [torch.tensor([ByteTokenizer().encode(text)]) for text in TEXTS[:2]]
-    with torch.no_grad():
-        reading = replace.read(model, blocks, ids, lambda *_: None)
-        replace.refuse_other_paths(model, blocks, reading)
-        true = {("true", layer): reading.stream(layer + 1) for layer in range(2)}
-        moved = reading.stream(1) + drawn(*reading.states[1].shape).to(reading.states[1])
-        other = {("other", 0): moved}
-        found = replace.effects(model, blocks, reading, true | other, True, lambda *_: None)
-        hidden = model(ids[0], output_hidden_states=True).hidden_states
-    # Mamba's list begins behind the first block, the others' in front of it.
-    behind = hidden[0 if name == "mamba" else 1][0]
-    assert torch.equal(reading.stream(1)[: ids[0].shape[1]], behind)
-    assert all(each.kl.max() < 1e-7 and each.logit_change.max() == 0 for each in found[:2])
-    assert found[2].kl.min() > 1e-9
+    ids = [torch.tensor([ByteTokenizer().encode(text)]) for text in texts]
+    return blocks, replace.read(model, blocks, ids, lambda *_: None)
 
 
-def test_the_change_of_the_output_equals_blocks_run_by_hand() -> None:
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *EXTRA_ARCHITECTURES, "mamba"])
+@torch.no_grad()
+def test_a_true_output_changes_nothing_and_tokens_are_replaced_alone(name: str) -> None:
+    """25 bytes are three windows of the models with sliding windows."""
+    model = mamba() if name == "mamba" else model_of(name)
+    blocks, reading = started(model, TEXTS[:1])
+    hows = [kind(model, blocks, reading) for kind in (replace.AtOnce, replace.AloneByCopies)]
+    assert type(replace.replacing(model, blocks, reading, False)) is replace.AtOnce
+    best = replace.replacing(model, blocks, reading, True)
+    assert isinstance(best, replace.AloneByCopies if name == "mamba" else replace.AloneByKeys)
+    moved = drawn(*reading.states[1].shape).to(reading.states[1])
+    tolerance = 1e-4 if name == "mamba" else 1e-9
+    answers = []
+    for how in [*hows, best]:
+        replace.refuse_other_paths(how)
+        true = how.start(0)
+        for layer in range(2):
+            assert (how.replaced(layer, how.true(layer)) - true).abs().max() < tolerance
+        answers.append(how.replaced(0, how.true(0) + moved))
+    at_once, copies, keys = answers
+    assert (copies - keys).abs().max() < tolerance
+    assert (at_once - copies)[2:].abs().max() > 0.01
+    # Alone, a token's answer knows nothing of what the others would have given.
+    other = moved.clone()
+    other[:-1] *= -1
+    again = best.replaced(0, best.true(0) + other)
+    assert (again - keys)[-1].abs().max() < tolerance
+    assert (again - keys)[1:-1].abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_copies_run_in_parts_are_the_same(monkeypatch: Any) -> None:
+    model = model_of()
+    blocks, reading = started(model, TEXTS[:1])
+    how = replace.AloneByCopies(model, blocks, reading)
+    how.start(0)
+    moved = how.true(0) + 1
+    whole = how.replaced(0, moved)
+    monkeypatch.setattr(replace, "_LOGITS", 4 * 258 * len(moved))
+    assert torch.allclose(how.replaced(0, moved), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@torch.no_grad()
+def test_the_change_of_the_output_equals_blocks_run_by_hand(alone: bool) -> None:
     model = model_of(layers=3)
     found = layer_geometry(
-        model, ByteTokenizer(), TEXTS, fit="global", classes=["identity"], tested=["identity"]
+        model,
+        ByteTokenizer(),
+        TEXTS[:2],
+        fit="global",
+        classes=[],
+        tested=["identity"],
+        alone=alone,
     )
     kl: list[torch.Tensor] = []
-    with torch.no_grad():
-        for text in TEXTS:
-            ids = torch.tensor([ByteTokenizer().encode(text)])
-            output = model(ids, output_hidden_states=True)
-            hidden = output.hidden_states[1].clone()  # layer 1 left out, but for the first token
-            hidden[:, 0] = output.hidden_states[2][:, 0]
-            rotation = model.model.rotary_emb(hidden, torch.arange(ids.shape[1])[None])
+    for text in TEXTS[:2]:
+        ids = torch.tensor([ByteTokenizer().encode(text)])
+        output = model(ids, output_hidden_states=True)
+        before, behind = output.hidden_states[1:3]  # layer 1 is left out
+        rotation = model.model.rotary_emb(before, torch.arange(ids.shape[1])[None])
+        true = output.logits[0].log_softmax(-1)
+        for token in range(1, ids.shape[1]):
+            hidden = behind.clone()
+            some = slice(token, token + 1) if alone else slice(1, None)
+            hidden[:, some] = before[:, some]
             hidden = model.model.layers[2](hidden, position_embeddings=rotation)
-            other = model.lm_head(model.model.norm(hidden)).log_softmax(-1)
-            true = output.logits.log_softmax(-1)
-            kl.append((true.exp() * (true - other)).sum(-1)[0, 1:])
-    assert found.effects[1].kl == pytest.approx(float(torch.cat(kl).mean()), rel=1e-9)
+            other = model.lm_head(model.model.norm(hidden))[0, token].log_softmax(-1)
+            kl.append((true[token].exp() * (true[token] - other)).sum())
+    assert found.effects[1].kl == pytest.approx(float(torch.stack(kl).mean()), rel=1e-9)
 
 
 def test_what_is_measured_of_vectors_written_out(found: Any) -> None:
@@ -353,7 +398,7 @@ def test_the_identity_is_always_there_and_views_are_named(found: Any) -> None:
     assert len(rows) == len(found.fits) == 3 * 3 * (1 + 2 * len(LINEAR))
     tested = [row for row in rows if "kl" in row]
     assert {(row["function"], row["neighbours"]) for row in tested} == {
-        ("identity", 16),
+        ("identity", None),
         ("low-rank", 16),
     }
     assert set(found.over_layers) == {"identity", "low-rank"}

@@ -2,6 +2,11 @@
 
 Works for every model whose blocks hand on one stream: a forward pass in which the blocks up to a
 layer answer with given vectors is the model with that layer's output replaced.
+
+A token is replaced alone: its answer is read at its own position, behind the true vectors of the
+tokens in front. With attention that is one pass for all tokens of a text: a token reads the true
+keys and values of those in front, and its own new ones. Elsewhere it takes a copy of the text for
+each token.
 """
 
 from __future__ import annotations
@@ -14,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken._blocks import replaced
+from pertoken._takeover import Takeover, layer_windows, refuse_unfit, sdpa, visible
 from pertoken.errors import PertokenError
 from pertoken.probe._geometry_result import PerToken
 from pertoken.probe._stream import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_LOGITS = 2**24  # entries held at once where a text is copied for each of its tokens
 
 
 @dataclass(frozen=True)
@@ -96,83 +104,173 @@ def _watched(blocks: Sequence[torch.nn.Module]) -> Iterator[list[Any]]:
             handle.remove()
 
 
+class AtOnce:
+    """All tokens of a text are replaced in one pass, but for the first, which stays true."""
+
+    def __init__(
+        self, model: PreTrainedModel, blocks: Sequence[torch.nn.Module], reading: Reading
+    ) -> None:
+        self.model, self.blocks, self.reading = model, blocks, reading
+        self.number = 0
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """Of the text [1, time]."""
+        return self.reading.ids[self.number]
+
+    def start(self, number: int) -> torch.Tensor:
+        """Turn to a text; the model's own logits [time, vocab]."""
+        self.number = number
+        return _logits(self.model, self.ids)[0]
+
+    def true(self, layer: int) -> torch.Tensor:
+        """What block `layer` gives for the text, [time, hidden]."""
+        lengths = [one.shape[1] for one in self.reading.ids]
+        return self.reading.states[layer + 1].split(lengths)[self.number]
+
+    def replaced(self, layer: int, vectors: torch.Tensor) -> torch.Tensor:
+        """Logits [time, vocab] where block `layer` gives vectors [time, hidden]."""
+        value = torch.cat((self.true(layer)[:1].to(vectors), vectors[1:]))
+        return self._run(layer, value[None], self.ids)[0]
+
+    def _run(self, layer: int, value: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, time, vocab] where block `layer` gives value [batch, time, hidden]."""
+        value = value.to(self.reading.states[layer + 1].dtype)
+
+        def given(_: torch.nn.Module) -> Callable[..., Any]:
+            return lambda *args, **kwargs: (value,) if self.reading.as_tuple else value
+
+        # The blocks in front are not needed: nothing reads what they give.
+        with replaced(list(self.blocks[: layer + 1]), given):
+            return _logits(self.model, ids)
+
+
+class AloneByCopies(AtOnce):
+    """Each token alone, in a copy of its text: for every model."""
+
+    def replaced(self, layer: int, vectors: torch.Tensor) -> torch.Tensor:
+        """Logits [time, vocab]: each row where only its own vector is replaced."""
+        true, time = self.true(layer), len(vectors)
+        rows = max(1, _LOGITS // (time * self.model.config.get_text_config().vocab_size))
+        found = []
+        for some in torch.arange(time, device=vectors.device).split(rows):
+            value = true.to(vectors).expand(len(some), -1, -1).clone()
+            value[torch.arange(len(some), device=some.device), some] = vectors[some]
+            logits = self._run(layer, value, self.ids.expand(len(some), -1))
+            found.append(logits[torch.arange(len(some), device=some.device), some])
+        return torch.cat(found)
+
+
+class AloneByKeys(AtOnce):
+    """Each token alone, in one pass: for models whose attention can be answered from outside."""
+
+    def __init__(
+        self, model: PreTrainedModel, blocks: Sequence[torch.nn.Module], reading: Reading
+    ) -> None:
+        super().__init__(model, blocks, reading)
+        self.takeover, self.windows = Takeover(model), layer_windows(model)
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def start(self, number: int) -> torch.Tensor:
+        """Turn to a text, and keep its keys and values."""
+        self.number, self.kept = number, []
+        layers = iter(range(len(self.blocks)))
+
+        def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, **kwargs: Any) -> Any:
+            self.kept.append((key, value))
+            return sdpa(module, query, key, value, self._before(next(layers), 0), **kwargs)
+
+        with self.takeover(attend):
+            return _logits(self.model, self.ids)[0]
+
+    def replaced(self, layer: int, vectors: torch.Tensor) -> torch.Tensor:
+        """Logits [time, vocab]: each row where only its own vector is replaced."""
+        layers = iter(range(layer + 1, len(self.blocks)))
+
+        def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, **kwargs: Any) -> Any:
+            at = next(layers)
+            before = self._before(at, 1)
+            own = torch.eye(key.shape[2], dtype=torch.bool, device=key.device)
+            keys, values = (
+                torch.cat(pair, 2) for pair in zip(self.kept[at], (key, value), strict=True)
+            )
+            return sdpa(module, query, keys, values, torch.cat((before, own), -1), **kwargs)
+
+        with self.takeover(attend):
+            return self._run(layer, vectors[None], self.ids)[0]
+
+    def _before(self, layer: int, least: int) -> torch.Tensor:
+        """Which tokens at least so far in front each token sees: bool [time, time]."""
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return visible(places, places, self.windows[layer]).tril(-least)
+
+
+def replacing(
+    model: PreTrainedModel, blocks: Sequence[torch.nn.Module], reading: Reading, alone: bool
+) -> AtOnce:
+    """How this model's layers are replaced."""
+    if not alone:
+        return AtOnce(model, blocks, reading)
+    try:
+        refuse_unfit(model, "attention")
+    except PertokenError:
+        return AloneByCopies(model, blocks, reading)
+    return AloneByKeys(model, blocks, reading)
+
+
 def effects(
-    model: PreTrainedModel,
-    blocks: Sequence[torch.nn.Module],
-    reading: Reading,
-    mapped: Mapping[tuple[str, int], torch.Tensor],
-    with_first: bool,
-    tell: Progress,
+    how: AtOnce, mapped: Mapping[tuple[str, int], torch.Tensor], tell: Progress
 ) -> list[PerToken]:
     """The size of the residual and the change of the output, by token, for each map in turn.
 
-    mapped: T(x) [tokens, hidden] of a class at a layer. with_first: whether first tokens count.
+    mapped: T(x) [tokens, hidden] of a class at a layer. First tokens are left out.
     The model reads each text anew for each map, so that its logits are held for one text at once.
     """
+    reading = how.reading
     changes: dict[tuple[str, int], list[torch.Tensor]] = {key: [] for key in mapped}
     lengths = [one.shape[1] for one in reading.ids]
     pieces = {key: vectors.split(lengths) for key, vectors in mapped.items()}
-    for number, one in enumerate(reading.ids if mapped else []):
-        true = _logits(model, one)
+    for number in range(len(lengths) if mapped else 0):
+        true = how.start(number)
+        known = true, true.softmax(-1), true.logsumexp(-1)
         for done, key in enumerate(mapped):
             tell(f"replacing, text {number + 1} of {len(lengths)}", done, len(mapped))
-            other = _with_output(model, blocks, reading, one, key[1], pieces[key][number])
-            changes[key].append(_change(true, other))
-    counted = reading.first.new_ones(()) if with_first else ~reading.first
-    keep = counted.expand_as(reading.first)
+            changes[key].append(_change(*known, how.replaced(key[1], pieces[key][number])))
     found = []
     for (name, layer), vectors in mapped.items():
         y = reading.stream(layer + 1)
         error = (y - vectors).norm(dim=-1)
         columns = torch.stack((error, error / y.norm(dim=-1), *torch.cat(changes[name, layer], -1)))
-        documents = reading.documents[keep].cpu().numpy()
-        found.append(PerToken(layer, name, documents, *columns[:, keep].double().cpu().numpy()))
+        counted = columns[:, ~reading.first].double().cpu().numpy()
+        documents = reading.documents[~reading.first].cpu().numpy()
+        found.append(PerToken(layer, name, documents, *counted))
     return found
 
 
-def refuse_other_paths(
-    model: PreTrainedModel, blocks: Sequence[torch.nn.Module], reading: Reading
-) -> None:
+def refuse_other_paths(how: AtOnce) -> None:
     """Raise PertokenError where a layer's own output in its place changes the model's answer."""
-    one, layer = reading.ids[0], (len(blocks) - 1) // 2
-    true = _logits(model, one)
-    again = _with_output(
-        model, blocks, reading, one, layer, reading.stream(layer + 1)[: one.shape[1]]
-    )
+    true, layer = how.start(0), (len(how.blocks) - 1) // 2
+    again = how.replaced(layer, how.true(layer))
     if float((true - again).abs().max()) > 1e-3 * float(true.abs().max()):
         raise PertokenError(
-            f"the later blocks of {type(model).__name__} read more than the stream, so a layer's "
-            "output cannot be replaced: use tested=[]"
+            f"the later blocks of {type(how.model).__name__} read more than the stream, so a "
+            "layer's output cannot be replaced: use tested=[]"
         )
 
 
-def _with_output(
-    model: PreTrainedModel,
-    blocks: Sequence[torch.nn.Module],
-    reading: Reading,
-    ids: torch.Tensor,
-    layer: int,
-    vectors: torch.Tensor,
-) -> torch.Tensor:
-    """Logits [time, vocab] where block `layer` gives vectors [time, hidden]."""
-    value = vectors[None].to(reading.states[layer + 1].dtype)
-
-    def given(_: torch.nn.Module) -> Callable[..., Any]:
-        return lambda *args, **kwargs: (value,) if reading.as_tuple else value
-
-    # The blocks in front are not needed: nothing reads what they give.
-    with replaced(list(blocks[: layer + 1]), given):
-        return _logits(model, ids)
-
-
 def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=ids, use_cache=False).logits[0]
+    """[batch, time, vocab], in float32 at least."""
+    logits = model(input_ids=ids, use_cache=False).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _change(true: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """KL(true || other) in nats and the mean absolute change of a logit, [2, time]."""
+def _change(
+    true: torch.Tensor, chances: torch.Tensor, total: torch.Tensor, other: torch.Tensor
+) -> torch.Tensor:
+    """KL(true || other) in nats and the mean absolute change of a logit, [2, time].
+
+    true, other: logits [time, vocab]; chances, total: softmax and logsumexp of the true ones.
+    """
     apart = true - other
-    expected = (true.softmax(-1) * apart).sum(-1)
-    kl = expected + other.logsumexp(-1) - true.logsumexp(-1)
+    kl = (chances * apart).sum(-1) + other.logsumexp(-1) - total
     return torch.stack((kl.clamp(min=0), apart.abs().mean(-1)))

@@ -228,7 +228,8 @@ class LayerGeometry(Result):
         first = (self.settings["neighbours"] or [None])[0]
         rows = []
         for one in self.fits:
-            beside = effects.get((one.layer, one.function), {}) if one.neighbours == first else {}
+            tested = one.neighbours in (None, first)
+            beside = effects.get((one.layer, one.function), {}) if tested else {}
             rows.append(plain(asdict(one) | beside))
         return rows
 

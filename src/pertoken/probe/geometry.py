@@ -7,10 +7,12 @@ of r go with the change of the output?
 
 Local fit, the paper's: T(x) = A(x) x, a linear map of its own for each token, fitted on the nearest
 tokens of other documents. Global fit: one map for all tokens, fitted on other documents. A token is
-never among those that its map was fitted on. 64 neighbours, classes that contain the identity, an
-added constant in the linear ones and ridge regression are our reading, as is this: the first
-token of a text, an attention sink in many models, takes no part in the fits of other tokens, and
-keeps its true vector when the others are replaced.
+never among those that its map was fitted on.
+
+Our reading: 64 neighbours; classes that contain the identity, with an added constant in the linear
+ones; ridge regression; each token is replaced alone, so that its answer tells of its own residual;
+and the first token of a text, an attention sink in many models, takes no part in the fits of other
+tokens and is not replaced.
 
 Two traps. y and T(x) = x are nearly parallel already, because layers add to the stream: read every
 cosine against the identity's row. And what is left as r depends on the class: a rich one explains
@@ -26,7 +28,13 @@ import torch
 
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._geometry_measures import measure, outlier_dimensions
-from pertoken.probe._geometry_replace import Reading, effects, read, refuse_other_paths
+from pertoken.probe._geometry_replace import (
+    Reading,
+    effects,
+    read,
+    refuse_other_paths,
+    replacing,
+)
 from pertoken.probe._geometry_result import Fit, LayerGeometry, over_layers
 from pertoken.probe._stream import Progress, blocks_of, one_text
 from pertoken.probe._tokenwise import CLASSES, global_updates, local_updates, nearest_tokens
@@ -55,7 +63,7 @@ def layer_geometry(
     rank: int = 8,
     ridge: float = RIDGE,
     tested: Sequence[str] = ("low-rank",),
-    replace_first: bool = False,
+    alone: bool = True,
     length: int = 128,
     seed: int = 0,
     progress: Progress | None = None,
@@ -72,7 +80,8 @@ def layer_geometry(
     rank: of the class "low-rank", and of the subspace whose share of energy is measured.
     ridge: of orthogonal, low-rank and affine maps, relative to the sizes of the inputs.
     tested: classes whose T(x) is put into the model, a forward pass per text and layer each.
-    replace_first: whether T(x) replaces the first token of a text as well.
+    alone: each token is replaced alone, and the output's change is read at its own position; or,
+        if False, all tokens but the first of a text at once, so that a change holds those in front.
     progress: called with (what, done, total).
     Raises PertokenError for a model without a list of blocks, activations that are not finite (the
     layer is named), fewer than two texts, fewer tokens of other documents than neighbours.
@@ -92,8 +101,9 @@ def layer_geometry(
         _refuse_few(ids, max(counts))
     tell = progress or (lambda what, done, total: None)
     reading = read(model, blocks, ids, tell)
+    how = replacing(model, blocks, reading, alone)
     if tested:
-        refuse_other_paths(model, blocks, reading)
+        refuse_other_paths(how)
     fits: list[Fit] = []
     outliers: list[list[int]] = []
     replaced: dict[tuple[str, int], torch.Tensor] = {}
@@ -109,12 +119,11 @@ def layer_geometry(
         for (name, count), mapped in maps.items():
             fits += _views(layer, name, count, (x, y, mapped), reading.first, large, rank)
             if name in tested and count in (None, counts[0]):
-                same = reading.first[:, None] & (not replace_first)
-                replaced[name, layer] = torch.where(same, y, mapped)
-    per_token = effects(model, blocks, reading, replaced, replace_first, tell)
+                replaced[name, layer] = mapped
+    per_token = effects(how, replaced, tell)
     settings: dict[str, Any] = {"fit": fit, "documents": len(ids), "tokens": len(reading.first)}
     settings |= {"neighbours": counts if fit == "local" else None, "rank": rank, "ridge": ridge}
-    settings |= {"replace_first": replace_first, "length": length, "seed": seed}
+    settings |= {"alone": alone, "length": length, "seed": seed}
     return LayerGeometry(
         settings=settings,
         fits=fits,
@@ -135,7 +144,7 @@ def _local(
 ) -> dict[tuple[str, int | None], torch.Tensor]:
     """T(x) [tokens, hidden] by class and number of neighbours; the identity once."""
     near = nearest_tokens(x, reading.documents, reading.first, max(counts))
-    maps: dict[tuple[str, int | None], torch.Tensor] = {("identity", counts[0]): x}
+    maps: dict[tuple[str, int | None], torch.Tensor] = {("identity", None): x}
     others = [name for name in names if name != "identity"]
     for count in counts:
         found = local_updates(x, y - x, near[:, :count], others, ridge, rank)

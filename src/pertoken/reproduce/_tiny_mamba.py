@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 HIDDEN, LAYERS, STATE = 96, 6, 8
-STEPS, BATCH, LENGTH, RATE, WARM_UP, CLIP = 900, 8, 96, 3e-3, 50, 1.0
+STEPS, BATCH, LENGTH, RATE, WARM_UP, CLIP = 800, 8, 96, 3e-3, 50, 1.0
 _VOCAB = 258  # of ByteTokenizer
 
 

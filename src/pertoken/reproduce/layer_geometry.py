@@ -8,10 +8,14 @@ is not at hand), one document each: odd ids for the figures, even ones for the c
 Each layer's output is split into T(x) and a residual; T is fitted on 64 neighbours from other
 documents. The bars are the paper's claims: the output is nearly parallel to T(x), more so than to
 x; the residual is not, and lies little in the subspace of T(x); its size goes with the change of
-the output when T(x) is put in the layer's place (rank 8). First tokens and outlier dimensions are
-left out of the geometry; a second row holds them. The identity is put in the layer's place as well
-where that is cheap: its residual is the whole update. The curve over classes is of the global fit
-too, with rotations and a small MLP.
+the output when T(x) is put in the layer's place (rank 8), for each token alone. The bars are on all
+tokens and dimensions, as in the paper; second rows leave out first tokens and outlier dimensions.
+The identity is put in the layer's place as well where that is cheap: its residual is the whole
+update. The curve over classes is of the global fit too, with rotations and a small MLP.
+
+On ten development texts SmolLM2's correlations by layer lay between .08 and .66 with all tokens
+replaced at once and between .09 and .74 with each alone, mostly higher: what tokens in front change
+hides a token's own part. So tokens are replaced alone; a row shows the other way.
 """
 
 from __future__ import annotations
@@ -97,6 +101,7 @@ def run(context: Context) -> Reproduction:
     jobs["smollm2", "neighbours"] = partial(
         _measured, context, "smollm2", "neighbours", texts, kept
     )
+    jobs["smollm2", "at once"] = partial(_measured, context, "smollm2", "at once", texts, kept)
     units = {key: ([*key], compute) for key, compute in jobs.items()}
     found: dict[tuple[str, str], Unit] = context.remember_all(units, "layers")
     result: list[Row] = []
@@ -109,6 +114,14 @@ def run(context: Context) -> Reproduction:
         result += _curves(name, found[name, "local"], found[name, "global"])
         result += _by_layer(name, found[name, "local"])
     result += _sensitivity(found["smollm2", "neighbours"])
+    at_once = [one["spearman"]["value"] for one in found["smollm2", "at once"]["effects"]]
+    result.append(
+        Row(
+            "Spearman of residual and KL, median over layers, smollm2, all tokens at once",
+            _median(at_once),
+            why=f"a quarter of the texts; from {min(at_once):.2f} to {max(at_once):.2f} over layers",
+        )
+    )
     result.append(Row("loss of the trained Mamba", kept["loss"] / math.log(2), "bits per byte"))
     result.append(_timed(context, texts))
     return context.reproduction(
@@ -184,9 +197,15 @@ def _measured(context: Context, name: str, kind: str, texts: Sequence[str], kept
         tested = [TESTED] if name == SECOND else [TESTED, "identity"]
         settings |= {"neighbours": first, "tested": tested}
     elif kind == "global":
-        classes = GLOBAL if context.smoke else (*GLOBAL, "mlp")
+        dear = context.smoke or name == SECOND
+        classes = GLOBAL if dear else (*GLOBAL, "mlp")
         settings |= {"fit": "global", "classes": classes, "tested": []}
+    elif kind == "at once":
+        texts = texts[: max(2, len(texts) // 4)]
+        count = 8 if context.smoke else NEIGHBOURS
+        settings |= {"neighbours": count, "classes": [TESTED], "alone": False}
     else:
+        texts = texts[: max(2, len(texts) // 2)]
         counts = (8, 16) if context.smoke else SENSITIVITY
         settings |= {"neighbours": counts, "classes": [TESTED], "tested": []}
     return layer_geometry(model, tokenizer, texts, seed=context.seed, **settings).to_dict()
@@ -239,7 +258,8 @@ def _judged(name: str, unit: Unit) -> list[Row]:
         ),
         Row(metrics["sure"], sum(low > 0 for low in lows) / len(lows), "share"),
     ]
-    for words, view in (("", ()), (", all tokens and dimensions", ("all", "all"))):
+    strict = ", without first tokens and outliers"
+    for words, view in (("", ("all", "all")), (strict, ("not first", "no outliers"))):
         cosine, base = (
             _mean(_curve(unit, function, "cosine", *view)) for function in (TESTED, "identity")
         )
@@ -319,7 +339,7 @@ def _sensitivity(unit: Unit) -> list[Row]:
             f"{one['neighbours']} neighbours",
             one["explained"],
             "share",
-            why=f"cosine of output and T(x) {one['cosine']:.4f}",
+            why=f"half of the texts; cosine of output and T(x) {one['cosine']:.4f}",
         )
         for one in unit["summary"]
         if one["function"] == TESTED
