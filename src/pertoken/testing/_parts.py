@@ -186,7 +186,7 @@ def _geometry(bench: Bench) -> tuple[str, torch.Tensor]:
     from pertoken.probe import layer_geometry
 
     texts = [bench.text, bench.text[::-1]]
-    found = layer_geometry(bench.model, bench.tokenizer, texts, neighbours=4, tested=None)
+    found = layer_geometry(bench.model, bench.tokenizer, texts, neighbours=4, tested=())
     return found.table(), torch.zeros(0)
 
 
