@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from pertoken.reproduce._report import Reproduction, Row
 VERSION = 1
 DTYPE = "float32"
 SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
-COUNT = 1200  # questions of each half
+COUNT = 400  # questions of each half
 CHUNK = 16  # questions of a unit
 NEW_TOKENS = 40
 RULES = (
@@ -134,10 +135,8 @@ class _Models:
         return self._cascade
 
     def quality(self) -> Quality:
-        """Exact match; in a smoke run, where nothing is ever right, whether a text is of a kind."""
-        return (
-            (lambda text, _: float(sum(map(ord, text)) % 2)) if self._context.smoke else exact_match
-        )
+        """Exact match; in a smoke run, where nothing is ever right, a lot."""
+        return _lot if self._context.smoke else exact_match
 
     def _second(self) -> tuple[Any, Any]:
         if self._context.smoke:
@@ -149,6 +148,10 @@ class _Models:
 
         device, dtype = self._context.device, self._context.dtype
         return load(SECOND, device=device, dtype=dtype, kind="decoder")
+
+
+def _lot(text: str, reference: str) -> float:
+    return float(sha256(f"{text} {reference}".encode("utf-8", "replace")).digest()[0] % 2)
 
 
 def _unit(models: _Models, chunk: Sequence[tuple[str, str]]) -> dict[str, Any]:
