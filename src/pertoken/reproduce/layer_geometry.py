@@ -115,11 +115,12 @@ def run(context: Context) -> Reproduction:
         result += _by_layer(name, found[name, "local"])
     result += _sensitivity(found["smollm2", "neighbours"])
     at_once = [one["spearman"]["value"] for one in found["smollm2", "at once"]["effects"]]
+    span = f"from {min(at_once):.2f} to {max(at_once):.2f} over layers"
     result.append(
         Row(
             "Spearman of residual and KL, median over layers, smollm2, all tokens at once",
             _median(at_once),
-            why=f"a quarter of the texts; from {min(at_once):.2f} to {max(at_once):.2f} over layers",
+            why=f"a quarter of the texts; {span}",
         )
     )
     result.append(Row("loss of the trained Mamba", kept["loss"] / math.log(2), "bits per byte"))
