@@ -27,7 +27,7 @@ from pertoken.testing.setups import left_pad
 __all__ = ["DRAWS", "METHODS", "Models", "Question", "equations", "measure", "questions"]
 
 SHOTS = 2
-DRAWS = 4  # of self-consistency; the paper takes 40
+DRAWS = 3  # of self-consistency; the paper takes 40
 BEAMS = 3  # the paper takes 5
 RATED = 1  # draws of each question whose perplexity is measured
 NEW_TOKENS = 48
