@@ -29,7 +29,6 @@ from pertoken._html import grid, report
 
 __all__ = ["COLOURS", "Part", "Result", "aligned", "cells", "figure", "plain", "to_json"]
 
-# The colours of the lines on the pages (`_page/page.css`), so that figures look like them.
 COLOURS = (
     "#0068a6",
     "#9c6200",
@@ -40,6 +39,7 @@ COLOURS = (
     "#b54500",
     "#55585c",
 )
+"""The colours of the lines on the pages (`_page/page.css`), so that figures look like them."""
 
 
 @dataclass(frozen=True)
