@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LOGITS = 2**24  # entries held at once where a text is copied for each of its tokens
+_COPIES = 16  # read at once, as far as the last of their tokens
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,15 @@ class AloneByCopies(AtOnce):
     def replaced(self, layer: int, vectors: torch.Tensor) -> torch.Tensor:
         """Logits [time, vocab]: each row where only its own vector is replaced."""
         true, time = self.true(layer), len(vectors)
-        rows = max(1, _LOGITS // (time * self.model.config.get_text_config().vocab_size))
+        most = _LOGITS // (time * self.model.config.get_text_config().vocab_size)
         found = []
-        for some in torch.arange(time, device=vectors.device).split(rows):
-            value = true.to(vectors).expand(len(some), -1, -1).clone()
-            value[torch.arange(len(some), device=some.device), some] = vectors[some]
-            logits = self._run(layer, value, self.ids.expand(len(some), -1))
-            found.append(logits[torch.arange(len(some), device=some.device), some])
+        for some in torch.arange(time, device=vectors.device).split(min(max(most, 1), _COPIES)):
+            # A token's answer needs nothing of what stands behind it.
+            end, row = int(some[-1]) + 1, torch.arange(len(some), device=some.device)
+            value = true[:end].to(vectors).expand(len(some), -1, -1).clone()
+            value[row, some] = vectors[some]
+            ids = self.ids[:, :end].expand(len(some), -1)
+            found.append(self._run(layer, value, ids)[row, some])
         return torch.cat(found)
 
 

@@ -34,7 +34,7 @@ DTYPE = "float32"
 SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
 MODELS = ("smollm2", SECOND, "mamba")
 
-DOCUMENTS, LENGTH, BYTES = 40, 50, 128  # documents, tokens of each, and bytes for Mamba
+DOCUMENTS, LENGTH, BYTES = 40, 50, 64  # documents, tokens of each, and bytes for Mamba
 NEIGHBOURS, RANK, TESTED = 64, 8, "low-rank"
 SENSITIVITY = (16, 32, 64, 128)
 SECONDS = "smollm2, 2,000 tokens, all layers, two threads"
