@@ -456,9 +456,7 @@ def test_plain_samples_what_generate_samples_under_the_same_seed(
             assert torch.equal(generate(llama, prompts, Plain(), **run), wanted)
 
 
-@pytest.mark.parametrize(
-    "name", ["goose", "goose-paper", "token-recycling", "balanced-3", "prompt-lookup"]
-)
+@pytest.mark.parametrize("name", ["goose", "token-recycling", "balanced-3"])
 def test_samples_follow_the_models_distribution(name: str) -> None:
     model = tiny_model("llama", vocab_size=8, scale=0.25)
     drafter = DRAFTERS[name](keep=name == "token-recycling", budget=12)

@@ -151,7 +151,7 @@ def test_bad_input_is_one_line() -> None:
     )
     for subject, texts, words in (
         (mamba, TEXTS, "recurrent state"),
-        (encoder, TEXTS, "BertModel has no single list of 1 blocks"),
+        (encoder, TEXTS, "BertModel is an encoder"),
         (object(), TEXTS, "needs a causal language model of transformers, got object"),
         (broken, TEXTS, "block 1 of LlamaForCausalLM gives NaN"),
         (late, ["a fez"], "block 0 of LlamaForCausalLM gives NaN"),

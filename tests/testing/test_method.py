@@ -178,7 +178,7 @@ def test_a_model_of_ones_own() -> None:
 
 MISTAKES: list[tuple[Any, dict[str, Any], str]] = [
     ("gose", {}, "did you mean 'goose'"),
-    ("cntp", {}, "planned"),
+    ("skipdecode", {}, "planned"),
     (Goose, {"plug": "generat"}, "unknown plug 'generat' .did you mean 'generate'"),
     (Goose, {"laws": ["losless"]}, "no law 'losless' .did you mean 'lossless'"),
     (Goose, {"skip": {"turns": "no"}}, "no law 'turns' of plug generate"),

@@ -48,8 +48,8 @@ def quantize_nvfp4(tensor: torch.Tensor, *, per_token: bool = False) -> torch.Te
     Ties go to the even mantissa. A block's scale is 2^-6 at least, so that tiny blocks do not lose
     it (our reading; the paper names the format alone).
 
-    >>> quantize_nvfp4(torch.tensor([6.0, 5.2, 2.4, 0.7, -0.1])).tolist()
-    [6.0, 6.0, 2.0, 0.5, 0.0]
+    >>> quantize_nvfp4(torch.tensor([6.0, -5.2, 2.4, 0.7, 0.1])).tolist()
+    [6.0, -6.0, 2.0, 0.5, 0.0]
     """
     wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     channels = wide.shape[-1]
