@@ -208,7 +208,9 @@ class Endpoint:
                 raise PertokenError(f"{trouble}; it asks to wait {pause:.0f} s: run it again then")
             if attempt < self.tries:
                 sleep(pause)
-        raise PertokenError(f"{trouble}, {'once' if self.tries == 1 else f'{self.tries} times'}")
+        times = "once" if self.tries == 1 else f"{self.tries} times"
+        mend = ": is it running?" if "can't be reached" in trouble else ""
+        raise PertokenError(f"{trouble}, {times}{mend}")
 
     def _refused(self, error: HTTPError) -> str:
         """What a status says that may pass; raises PertokenError for one that will not."""
@@ -238,7 +240,7 @@ class Endpoint:
         if isinstance(reason, TimeoutError | socket.timeout):
             return f"the endpoint {self.url} was silent for {self.timeout:g} s (timeout=…)"
         said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-        return f"the endpoint {self.url} can't be reached ({said}): is it running?"
+        return f"the endpoint {self.url} can't be reached ({said})"
 
     def _read(self, body: bytes, logprobs: bool) -> Reply:
         """The reply in a body; PertokenError where it is none."""

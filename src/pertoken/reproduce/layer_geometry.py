@@ -3,7 +3,7 @@
 SmolLM2-135M-Instruct, Gemma-3-270M and a small Mamba that reads bytes and is trained here for some
 minutes. The texts are Wikipedia passages of Spec-Bench's retrieval prompts (WikiText, the paper's,
 is not at hand), one document each: odd ids for the figures, even ones for the choice of the ridge
-(SmolLM2, six layers: 1 of 0.01, 0.1, 1 and 10) and for Mamba's training.
+(SmolLM2, four layers: 1 of 0.01, 0.1, 1 and 10) and for Mamba's training.
 
 Each layer's output is split into T(x) and a residual; T is fitted on 64 neighbours from other
 documents. The bars are the paper's claims: the output is nearly parallel to T(x), more so than to
