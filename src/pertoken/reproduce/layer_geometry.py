@@ -34,7 +34,9 @@ DTYPE = "float32"
 SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
 MODELS = ("smollm2", SECOND, "mamba")
 
-DOCUMENTS, LENGTH, BYTES = 40, 50, 64  # documents, tokens of each, and bytes for Mamba
+DOCUMENTS, LENGTH = 20, 100  # documents, tokens of each
+BYTES_DOCUMENTS, BYTES = 40, 64  # for Mamba, which reads bytes
+TIMED_DOCUMENTS, TIMED_LENGTH = 16, 125
 NEIGHBOURS, RANK, TESTED = 64, 8, "low-rank"
 SENSITIVITY = (16, 32, 64, 128)
 SECONDS = "smollm2, 2,000 tokens, all layers, two threads"
@@ -120,7 +122,7 @@ def run(context: Context) -> Reproduction:
         Row(
             "Spearman of residual and KL, median over layers, smollm2, all tokens at once",
             _median(at_once),
-            why=f"a quarter of the texts; {span}",
+            why=f"half of the texts; {span}",
         )
     )
     result.append(Row("loss of the trained Mamba", kept["loss"] / math.log(2), "bits per byte"))
@@ -129,8 +131,9 @@ def run(context: Context) -> Reproduction:
         result,
         second_model=SECOND,
         left_out=left_out,
-        documents=len(texts),
+        documents=DOCUMENTS,
         tokens_of_a_document=LENGTH,
+        documents_of_mamba=BYTES_DOCUMENTS,
         bytes_of_a_document=BYTES,
         neighbours=NEIGHBOURS,
         rank=RANK,
@@ -146,7 +149,7 @@ def _texts(context: Context, rows: Sequence[Mapping[str, Any]], split: Any) -> l
     from pertoken.reproduce._spec_bench import select
 
     texts = [prompt.text for prompt in select(rows, split=split) if prompt.group == "rag"]
-    return texts[: 4 if context.smoke else DOCUMENTS]
+    return texts[:4] if context.smoke else texts
 
 
 def _all_of_dev(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -190,7 +193,8 @@ def _measured(context: Context, name: str, kind: str, texts: Sequence[str], kept
     from pertoken.probe.geometry import GLOBAL, layer_geometry
 
     model, tokenizer = _load(context, name, kept)
-    length = BYTES if name == "mamba" else LENGTH
+    count, length = (BYTES_DOCUMENTS, BYTES) if name == "mamba" else (DOCUMENTS, LENGTH)
+    texts = texts[:count]
     settings: dict[str, Any] = {"length": 24 if context.smoke else length, "rank": RANK}
     first = 16 if context.smoke else NEIGHBOURS
     if kind == "local":
@@ -202,7 +206,7 @@ def _measured(context: Context, name: str, kind: str, texts: Sequence[str], kept
         classes = GLOBAL if dear else (*GLOBAL, "mlp")
         settings |= {"fit": "global", "classes": classes, "tested": []}
     elif kind == "at once":
-        texts = texts[: max(2, len(texts) // 4)]
+        texts = texts[: max(2, len(texts) // 2)]
         count = 8 if context.smoke else NEIGHBOURS
         settings |= {"neighbours": count, "classes": [TESTED], "alone": False}
     else:
@@ -356,12 +360,13 @@ def _timed(context: Context, texts: Sequence[str]) -> Row:
     from pertoken.probe.geometry import layer_geometry
 
     model, tokenizer = context.load()
+    texts = texts[:TIMED_DOCUMENTS]
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         start = time.perf_counter()
         count = 16 if context.smoke else NEIGHBOURS
-        found = layer_geometry(model, tokenizer, texts, length=LENGTH, neighbours=count)
+        found = layer_geometry(model, tokenizer, texts, length=TIMED_LENGTH, neighbours=count)
         seconds = time.perf_counter() - start
     finally:
         torch.set_num_threads(before)
