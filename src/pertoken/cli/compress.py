@@ -82,7 +82,7 @@ def compress(
         options["target_tokenizer"] = load_tokenizer(target_tokenizer)
     # What can be wrong with the prompt and the options is said before a model is loaded.
     run(prompt, 1.0, **options)
-    loaded = reader(salience, model) if keep < 1 else None
+    loaded = reader(salience, model) if 0 < keep < 1 else None
     began = time.perf_counter()
     if loaded is not None and loaded.model is not None:
         options |= {"model": loaded.model, "tokenizer": loaded.tokenizer}
