@@ -22,7 +22,8 @@ def fill(markdown: str) -> str:
 
 def _table(path: Path) -> str:
     report = json.loads(path.read_text(encoding="utf-8"))
-    rows = [row for name in _LISTS for row in report.get(name, ())]
+    lists = [found for name in _LISTS if isinstance(found := report.get(name), list)]
+    rows = [row for found in lists for row in found]
     machine = report["machine"]
     shown = table(["what", "here", "bar", "holds?"], map(_cells, rows))
     peers = report["settings"].get("peers", {})
