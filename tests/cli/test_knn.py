@@ -68,6 +68,27 @@ def test_generate_looks_up(tiny_folder: str, capsys: Capture) -> None:
     assert texts[0] == texts[1] != "nd the do\n"
 
 
+def test_generate_takes_a_memory_and_a_style(tiny_folder: str, capsys: Capture) -> None:
+    Path("a.txt").write_text("be be be be")
+    model = ["--model", tiny_folder]
+    assert main(["style", "train", "a.txt", "--out", "be.style", *model]) == 0
+    capsys.readouterr()
+
+    def text(weight: str, strength: str) -> str:
+        memory = ["--knn", "store", "--knn-weight", weight, "--knn-temperature", "0.1"]
+        style = ["--style", "be.style", "--strength", strength]
+        run = ["generate", WORDS[:24], *model, "--max-new-tokens", "9", *memory, *style]
+        assert main(run) == 0
+        return capsys.readouterr().out
+
+    alone = ["--method", "hf", "--style", "be.style", "--strength", "1", "--max-new-tokens", "9"]
+    assert main(["generate", WORDS[:24], *model, *alone]) == 0
+    styled = capsys.readouterr().out
+    assert text("1", "0") == "nd the do\n"
+    assert text("0", "1") == styled
+    assert text("0", "0") not in ("nd the do\n", styled)
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -85,6 +106,7 @@ def test_generate_looks_up(tiny_folder: str, capsys: Capture) -> None:
         ("generate x --knn store --method goose", "--knn decodes with hf: what goose drafts"),
         ("generate x --knn store --regex a", "--knn mixes two distributions and --regex"),
         ("generate x --knn-weight 0.1", "go with --knn STORE"),
+        ("generate x --method cntp --budget 3", "cntp drafts nothing: leave out --budget"),
     ],
 )
 def test_mistakes_are_one_line(tiny_folder: str, capsys: Capture, command: str, line: str) -> None:

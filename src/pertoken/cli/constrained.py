@@ -13,15 +13,8 @@ import typer
 from transformers import TemperatureLogitsWarper
 
 from pertoken.cli import options as shared
-from pertoken.cli.generate import (
-    Held,
-    Streamer,
-    Styled,
-    cache_of,
-    decode_prompt,
-    stats_lines,
-    style_of,
-)
+from pertoken.cli._attached import Held, Styled, cache_of, style_of
+from pertoken.cli.generate import Streamer, decode_prompt, stats_lines
 from pertoken.cli.objects import import_object
 from pertoken.decode.awrs import AWRS
 from pertoken.decode.constraint import Constraint, RegexConstraint, TextConstraint, ask
