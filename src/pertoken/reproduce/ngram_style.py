@@ -44,8 +44,14 @@ BARS = {
     "seconds to train a million tokens": "< 30",
     "processor over the model's step, median": "<= 0.03",
 }
-REASONS: dict[str, str] = {}
 _FAR = "base perplexity at strength 1 over the frozen model, least of the corpora"
+REASONS: dict[str, str] = {
+    _FAR: (
+        "at strength 1 the text runs in circles (the row on repeated 4-grams holds), and a model "
+        "gives what it has just read a high probability: its perplexity falls further instead of "
+        "rising"
+    ),
+}
 _LOOPING = "repeated 4-grams at strength 1 minus the frozen model's, least of the corpora"
 _SMALL = "{} perplexity at the best small strength over the frozen model, worst corpus"
 

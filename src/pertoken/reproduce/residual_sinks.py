@@ -69,8 +69,8 @@ BARS = {
 }
 REASONS: dict[str, str] = {
     "second model: loss added when rescaled over loss added when cut, high end": (
-        "All other dimensions come out of every norm as they were, so what is still lost is what "
-        "the sink itself contributes behind the norms: in this model it is more than a factor."
+        "all other dimensions come out of every norm as they were, so what is still lost is what "
+        "the sink itself contributes behind the norms: in this model it is more than a factor"
     ),
 }
 
