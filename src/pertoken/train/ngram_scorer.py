@@ -207,7 +207,7 @@ def _bags(buffer: Bytes) -> Iterator[tuple[Whole, Whole]]:
     """(places, how often each) of every text of the buffer."""
     _, _, words, pairs, ends = _features(buffer)
     first = 0
-    for last in np.flatnonzero(ends):
+    for last in np.flatnonzero(ends).tolist():
         own = np.concatenate((words[first : last + 1], pairs[first:last]))
         yield np.unique(own, return_counts=True)
         first = last + 1

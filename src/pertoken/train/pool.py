@@ -118,7 +118,7 @@ def select_file(
     threshold, left = _threshold(folder, len(pieces), keep * total)
     kept, characters = _write(folder, pieces, target, threshold, left, progress)
     shutil.rmtree(folder)
-    return Selected(documents, kept, total, characters, float(threshold))
+    return Selected(documents, kept, total, characters, threshold)
 
 
 def sample_documents(
@@ -126,7 +126,8 @@ def sample_documents(
 ) -> list[str]:
     """Up to `count` texts of a pool drawn at random, without blank ones.
 
-    Of a pool of many pieces some are drawn first, then as many documents of each. Raises PertokenError as `select_file` does.
+    Of a pool of many pieces some are drawn first, then as many documents of each.
+    Raises PertokenError as `select_file` does.
     """
     draw = np.random.default_rng(seed)
     pieces = pieces_of(Path(source))
@@ -178,18 +179,16 @@ def _score(
 ) -> None:
     left = [n for n in range(len(pieces)) if not _file(folder, n).exists()]
     calls = [(folder, pieces[number], number, field) for number in left]
-    if ray:
-        done = on_ray(_score_piece, calls, jobs)
-    elif jobs > 1:
-        done = in_processes(_score_piece, calls, jobs)
+    if ray or jobs > 1:
+        done = (on_ray if ray else in_processes)(_score_piece, calls, jobs)
     else:
         done = ((place, _score_piece(*call)) for place, call in enumerate(calls))
     ready, lost = len(pieces) - len(left), 0
     if progress is not None:
         progress("scoring", ready, len(pieces))
-    for _, value in done:
-        lost += value is LOST
-        ready += value is not LOST
+    for _, found in done:
+        lost += found is LOST
+        ready += found is not LOST
         if progress is not None:
             progress("scoring", ready, len(pieces))
     if lost:
@@ -199,13 +198,15 @@ def _score(
         )
 
 
-def _score_piece(folder: Path, piece: Piece, number: int, field: str) -> None:
+def _score_piece(folder: Path, piece: Piece, number: int, field: str) -> int:
+    """Documents of a piece, whose scores are in the folder now."""
     texts = piece.texts(field)
     found = np.empty(len(texts), dtype=_SCORED)
     found["score"] = _scorer(folder / "scorer.safetensors").score(texts)
     found["characters"] = [len(text) for text in texts]
     with whole_file(_file(folder, number)) as file:
         np.save(file, found)
+    return len(texts)
 
 
 @functools.lru_cache(maxsize=1)
@@ -226,7 +227,7 @@ def _size(folder: Path, pieces: int) -> tuple[int, int]:
     return sum(count for count, _ in sizes), sum(own for _, own in sizes)
 
 
-def _threshold(folder: Path, pieces: int, wanted: float) -> tuple[np.float32, int]:
+def _threshold(folder: Path, pieces: int, wanted: float) -> tuple[float, int]:
     """The least score at which `wanted` characters are reached, and how many are left for it.
 
     A score in (0, 1) is as great as its 32 bits read as a whole number: the upper half of them is
@@ -240,8 +241,8 @@ def _threshold(folder: Path, pieces: int, wanted: float) -> tuple[np.float32, in
         here = bits >> 16 == high
         lower += np.bincount(bits[here] & (_HALF - 1), characters[here], _HALF)
     low, more = _reached(lower, wanted - above)
-    threshold = np.array(high << 16 | low, dtype=np.uint32).view(np.float32)[()]
-    return threshold, int(np.ceil(wanted - above - more))
+    threshold = np.array([high << 16 | low], dtype=np.uint32).view(np.float32)
+    return float(threshold[0]), int(np.ceil(wanted - above - more))
 
 
 def _reached(counts: npt.NDArray[np.float64], wanted: float) -> tuple[int, float]:
@@ -262,7 +263,7 @@ def _write(
     folder: Path,
     pieces: Sequence[Piece],
     target: Path,
-    threshold: np.float32,
+    threshold: float,
     left: int,
     progress: Progress | None,
 ) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pertoken._extras import need
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, figure
 from pertoken.train.ngram_scorer import NgramScorer
@@ -140,10 +141,11 @@ class Preselection(Result):
 
     def plot(self) -> Any:
         """Documents at each strength (extra `plot`)."""
-        made = figure("Documents by predictive strength", "strength", "documents")
         rows = self.rows()
-        made.add_bar(x=[row["strength"] for row in rows], y=[row["documents"] for row in rows])
-        return made
+        bars = need("plotly.graph_objects", "plot").Bar(
+            x=[row["strength"] for row in rows], y=[row["documents"] for row in rows]
+        )
+        return figure(bars, xaxis_title="predictive strength", yaxis_title="documents")
 
 
 def _lengths(found: Preselection) -> str:
@@ -188,10 +190,10 @@ def preselect(
     table = np.array(losses)
     strength = predictive_strength(table, ability, margin=margin)
     labels = label_extremes(strength)
-    chosen = np.flatnonzero(labels >= 0)
+    chosen = [int(n) for n in np.flatnonzero(labels >= 0)]
     scorer = NgramScorer.fit(
         [texts[n] for n in chosen],
-        labels[chosen],
+        labels[chosen].tolist(),
         epochs=epochs,
         learning_rate=learning_rate,
         seed=seed,
@@ -211,6 +213,7 @@ def _losses(
 ) -> tuple[str, list[float]]:
     """A model's name and its bits per character; kept per document where there is a folder."""
     import pertoken
+    from pertoken._tokenizer_hash import tokenizer_hash
     from pertoken.cache import model_fingerprint
 
     model, tokenizer = pertoken.load(given, kind="decoder") if isinstance(given, str) else given
@@ -222,13 +225,16 @@ def _losses(
 
     if folder is None:
         return name, bits_per_character(model, tokenizer, texts, progress=tell)
-    kept = _Kept(Path(folder) / f"{model_fingerprint(model)[:16]}.jsonl")
+    made_with = f"{model_fingerprint(model)[:16]}-{tokenizer_hash(tokenizer)[:8]}"
+    kept = _Kept(Path(folder) / f"{made_with}.jsonl")
     found = []
     for number, text in enumerate(texts):
         tell("", number, len(texts))
-        found.append(
-            kept.of(text, lambda text=text: bits_per_character(model, tokenizer, [text])[0])
-        )
+        loss = kept.get(text)
+        if loss is None:
+            [loss] = bits_per_character(model, tokenizer, [text])
+            kept.add(text, loss)
+        found.append(loss)
     return name, found
 
 
@@ -245,11 +251,15 @@ class _Kept:
         rows = [json.loads(line) for line in whole.splitlines()]
         self.known: dict[str, float] = {row["document"]: row["bits_per_character"] for row in rows}
 
-    def of(self, text: str, compute: Callable[[], float]) -> float:
-        name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        if name not in self.known:
-            self.known[name] = compute()
-            line = json.dumps({"document": name, "bits_per_character": self.known[name]})
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        return self.known[name]
+    def get(self, text: str) -> float | None:
+        return self.known.get(_digest(text))
+
+    def add(self, text: str, loss: float) -> None:
+        self.known[_digest(text)] = loss
+        line = json.dumps({"document": _digest(text), "bits_per_character": loss})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
