@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from pertoken import PertokenError
+from pertoken._pool import LOST, in_processes, on_ray
 from pertoken.tokenize import corpus_token_counts, read_sweep, sweep, train_tokenizer
 from pertoken.tokenize._cell import measure
-from pertoken.tokenize._pool import LOST, in_processes, on_ray
 from pertoken.tokenize._texts import read_texts
 
 SENTENCES = {

@@ -40,6 +40,7 @@ COMMANDS = {
     "transplant": ("transplant",),
     "arithmetic": ("arithmetic",),
     "probe": ("probe",),
+    "select_data": ("select-data",),
     "train": ("train",),
     "reproduce": ("reproduce",),
 }

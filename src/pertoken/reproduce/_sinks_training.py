@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,9 +88,17 @@ def build(
 
 
 def train(
-    variant: str, rows: torch.Tensor, vocabulary: int, steps: int, seed: int
+    variant: str,
+    rows: torch.Tensor,
+    vocabulary: int,
+    steps: int,
+    seed: int,
+    look: Callable[[int, Any], None] | None = None,
 ) -> RescaledLlamaForCausalLM:
-    """A model trained on rows [pieces, length], in eval mode; a seed draws the same batches."""
+    """A model trained on rows [pieces, length], in eval mode; a seed draws the same batches.
+
+    look: called with the number of steps made and the model, after each.
+    """
     model = build(variant, vocabulary, seed, rows.shape[1]).train()
     draw = torch.Generator().manual_seed(seed)
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -112,6 +120,8 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
+        if look is not None:
+            look(step + 1, model)
     return model.eval()
 
 

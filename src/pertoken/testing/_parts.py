@@ -263,6 +263,12 @@ def _transplant(bench: Bench) -> Bench:
     return Bench(*transplant(bench.model, bench.tokenizer, new))
 
 
+def _preselect(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.train import bits_per_character
+
+    return "", torch.tensor(bits_per_character(bench.model, bench.tokenizer, [bench.text]))
+
+
 _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "awrs": ("sampler", _awrs),
     "balanced": ("drafter", _balanced),
@@ -276,6 +282,7 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "lm-cascades": ("text", _cascade),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
+    "preselect": ("probe", _preselect),
     "reagent": ("text", _reagent),
     "residual-sinks": ("probe", _sinks),
     "sift": ("chat", _sift),

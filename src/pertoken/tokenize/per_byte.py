@@ -28,14 +28,15 @@ def nats_per_text(
     texts: Sequence[str],
     *,
     window: int = 512,
+    stride: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[tuple[float, int]]:
     """(negative log-likelihood in nats, bytes) of each text.
 
     Every text is read behind the token that begins a text, or the one that ends one, so that its
     first token counts as well; where there is neither, it counts as one of equally likely ones. A
-    text of more than `window` tokens is read in windows that overlap by half; each token counts
-    once, with at least half a window before it.
+    text of more than `window` tokens is read in windows that begin `stride` tokens apart, half a
+    window if not given; each token counts once, in the first window that reaches it.
     Raises PertokenError for an empty text, and where the tokenizer's ids are not the model's.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
@@ -60,17 +61,20 @@ def nats_per_text(
                 f"the tokenizer writes token {max(ids)}, and the model has {rows} rows: they do "
                 "not belong together"
             )
-        found.append((_nats(model, start, ids, window), len(text.encode("utf-8"))))
+        nats = _nats(model, start, ids, window, stride or window // 2)
+        found.append((nats, len(text.encode("utf-8"))))
     return found
 
 
 @torch.no_grad()
-def _nats(model: PreTrainedModel, start: list[int], ids: list[int], window: int) -> float:
+def _nats(
+    model: PreTrainedModel, start: list[int], ids: list[int], window: int, stride: int
+) -> float:
     total, done = 0.0, 0
     if not start and ids:
         total, done = math.log(model.get_input_embeddings().weight.shape[0]), 1
     while done < len(ids):
-        begin = max(0, done - window // 2) if done + len(start) > 1 else 0
+        begin = max(0, done - window + stride) if done + len(start) > 1 else 0
         part = start + ids[begin : begin + window]
         new = begin + window - done if begin + window < len(ids) else len(ids) - done
         row = torch.tensor([part], device=model.device)

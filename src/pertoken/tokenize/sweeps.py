@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from pertoken._extras import need
+from pertoken._pool import LOST, in_processes, on_ray
 from pertoken.errors import PertokenError, nearest
 from pertoken.result import Part, Result, figure, plain
 from pertoken.tokenize._cell import measure
-from pertoken.tokenize._pool import LOST, in_processes, on_ray
 from pertoken.tokenize._texts import Texts, digest, lines, read_texts
 from pertoken.tokenize.spread import PowerLaw, Regression, optimal_vocabulary, regression
 
