@@ -49,7 +49,7 @@ def test_page_runs(page: str, smollm2: object) -> None:
         exec(compile(example, page, "exec"), names)
 
 
-_GROUPS = ("cache", "cascade", "knn", "premiums", "probe", "style")
+_GROUPS = ("cache", "cascade", "knn", "premiums", "probe", "style", "train")
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)

@@ -40,6 +40,7 @@ COMMANDS = {
     "transplant": ("transplant",),
     "arithmetic": ("arithmetic",),
     "probe": ("probe",),
+    "tokens": ("tokens",),
     "train": ("train",),
     "reproduce": ("reproduce",),
 }

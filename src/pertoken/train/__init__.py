@@ -12,6 +12,7 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.train._page import gates_page
+    from pertoken.train._prompt_attention import prompt_attention
     from pertoken.train.apc import apc_clip, tv_trpo_penalty
     from pertoken.train.baselines import (
         cispo_loss,
@@ -22,22 +23,45 @@ if TYPE_CHECKING:
         policy_gradient_loss,
         ppo_clip_loss,
     )
+    from pertoken.train.choice import TokenChoice, choose_tokens
     from pertoken.train.fiberpo import fiberpo_loss, fiberpo_ratio, hierarchy_loss
     from pertoken.train.gates import closed_gates
     from pertoken.train.hierarchy import gate, log_ratio_levels
+    from pertoken.train.lessons import Lesson, encode_lesson, read_lessons
+    from pertoken.train.masked_thought import (
+        MaskedThought,
+        add_mask_token,
+        linear_rate,
+        mask_thought,
+        question_dependence,
+    )
     from pertoken.train.reducer import Trajectories, reduce, weighted_nll
     from pertoken.train.run import Run, train_policy
+    from pertoken.train.sstoken import retrospective_excess_loss, ss_scores, sstoken_loss
+    from pertoken.train.sstoken_trainer import SSTokenSFT
+    from pertoken.train.supervised import SupervisedRun, train_supervised
+    from pertoken.train.token_weights import TokenWeightedDPO, TokenWeightedSFT, signal_weights
     from pertoken.train.trl import FiberPOTrainer
 
 __all__ = [
     "FiberPOTrainer",
+    "Lesson",
+    "MaskedThought",
     "Run",
+    "SSTokenSFT",
+    "SupervisedRun",
+    "TokenChoice",
+    "TokenWeightedDPO",
+    "TokenWeightedSFT",
     "Trajectories",
+    "add_mask_token",
     "apc_clip",
+    "choose_tokens",
     "cispo_loss",
     "closed_gates",
     "dapo_loss",
     "dr_grpo_loss",
+    "encode_lesson",
     "fiberpo_loss",
     "fiberpo_ratio",
     "gate",
@@ -45,24 +69,44 @@ __all__ = [
     "grpo_loss",
     "gspo_loss",
     "hierarchy_loss",
+    "linear_rate",
     "log_ratio_levels",
+    "mask_thought",
     "policy_gradient_loss",
     "ppo_clip_loss",
+    "prompt_attention",
+    "question_dependence",
+    "read_lessons",
     "reduce",
+    "retrospective_excess_loss",
+    "signal_weights",
+    "ss_scores",
+    "sstoken_loss",
     "train_policy",
+    "train_supervised",
     "tv_trpo_penalty",
     "weighted_nll",
 ]
 
 _HOME = {
     "FiberPOTrainer": "trl",
+    "Lesson": "lessons",
+    "MaskedThought": "masked_thought",
     "Run": "run",
+    "SSTokenSFT": "sstoken_trainer",
+    "SupervisedRun": "supervised",
+    "TokenChoice": "choice",
+    "TokenWeightedDPO": "token_weights",
+    "TokenWeightedSFT": "token_weights",
     "Trajectories": "reducer",
+    "add_mask_token": "masked_thought",
     "apc_clip": "apc",
+    "choose_tokens": "choice",
     "cispo_loss": "baselines",
     "closed_gates": "gates",
     "dapo_loss": "baselines",
     "dr_grpo_loss": "baselines",
+    "encode_lesson": "lessons",
     "fiberpo_loss": "fiberpo",
     "fiberpo_ratio": "fiberpo",
     "gate": "hierarchy",
@@ -70,11 +114,21 @@ _HOME = {
     "grpo_loss": "baselines",
     "gspo_loss": "baselines",
     "hierarchy_loss": "fiberpo",
+    "linear_rate": "masked_thought",
     "log_ratio_levels": "hierarchy",
+    "mask_thought": "masked_thought",
     "policy_gradient_loss": "baselines",
     "ppo_clip_loss": "baselines",
+    "prompt_attention": "_prompt_attention",
+    "question_dependence": "masked_thought",
+    "read_lessons": "lessons",
     "reduce": "reducer",
+    "retrospective_excess_loss": "sstoken",
+    "signal_weights": "token_weights",
+    "ss_scores": "sstoken",
+    "sstoken_loss": "sstoken",
     "train_policy": "run",
+    "train_supervised": "supervised",
     "tv_trpo_penalty": "apc",
     "weighted_nll": "reducer",
 }
