@@ -39,6 +39,7 @@ SUPERVISED: dict[str, dict[str, Any]] = {
     "sstoken": {"keep": 0.6, "gamma": 0.5, "history": "base", "warmup": 0.2},
 }
 """The methods, with their own settings and what these are by default."""
+HISTORIES = tuple(one for one in get_args(History) if one != "adapter_off")  # no adapter here
 _MICRO = 4  # lessons of a forward and backward pass at most, for memory
 _LOGGED = {"masked_thought/rate": "hidden", "sstoken/rel": "rel", "sstoken/place": "place"}
 
@@ -179,7 +180,7 @@ def row_of(logs: Row, settings: Row, step: int) -> Row:
     """
     row = {"step": step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm")}
     row |= {name: logs[key] for key, name in _LOGGED.items() if key in logs}
-    return {**row, "tokens": round(logs.get("num_tokens", 0))}
+    return row
 
 
 def _own_settings(method: str, given: Row) -> Row:
@@ -193,6 +194,10 @@ def _own_settings(method: str, given: Row) -> Row:
         if value is not None and name not in SUPERVISED[method]:
             owner = next(one for one, own in SUPERVISED.items() if name in own)
             raise PertokenError(f"{method} has no {name}: it belongs to {owner}")
+    if given["history"] not in (None, *HISTORIES):
+        raise PertokenError(
+            f"history must be one of {', '.join(HISTORIES)} here, got {given['history']!r}"
+        )
     return {
         name: default if given[name] is None else given[name]
         for name, default in SUPERVISED[method].items()
@@ -275,10 +280,6 @@ def _trainer(run: SupervisedRun, model: Any, tokenizer: Any, rows: list[Row]) ->
     elif settings["method"] == "sstoken":
         mixins = (SSTokenSFT,)
         more = {name: settings[name] for name in SUPERVISED["sstoken"]}
-    if settings.get("history", "base") not in set(get_args(History)) - {"adapter_off"}:
-        raise PertokenError(
-            f"history must be base, precomputed or ema here, got {settings['history']!r}"
-        )
     made: Any = type("Trainer", (*mixins, need("trl", "rl").SFTTrainer), {})
     trainer = made(
         model=model,
