@@ -51,6 +51,32 @@ _SaveEvery = Annotated[
 ]
 _LESSONS = 'A .jsonl file: {"prompt", "completion"}, {"question", "answer"} or {"messages"} lines.'
 
+_Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD", help="Of sft: the field with a weight per answer token."),
+]
+_Rate = Annotated[
+    float | None,
+    typer.Option(help="Of mft: the largest share of an answer hidden.", show_default="0.4"),
+]
+_Noise = Annotated[
+    str | None,
+    typer.Option(metavar="mask|random", help="Of mft: what stands there.", show_default="mask"),
+]
+_Keep = Annotated[
+    float | None,
+    typer.Option(help="Of sstoken: the share of an answer kept.", show_default="0.6"),
+]
+_Gamma = Annotated[
+    float | None, typer.Option(help="Of sstoken: weight of the excess loss.", show_default="0.5")
+]
+_History = Annotated[
+    str | None,
+    typer.Option(
+        metavar="base|precomputed|ema", help="Of sstoken: the earlier state.", show_default="base"
+    ),
+]
+
 # What each command is for; the rest of its help is the docstring of its function.
 _REINFORCED = {
     "fiberpo": "Reinforcement learning with FiberPO: a gate per trajectory and one per token.",
@@ -143,34 +169,12 @@ def supervise(
     steps: _Steps = 100,
     batch: Annotated[int, typer.Option(help="Lessons of an update.")] = 16,
     learning_rate: _LearningRate = 1e-5,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FIELD", help="Of sft: the field with a weight per answer token."),
-    ] = None,
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Of mft: the largest share of an answer hidden.", show_default="0.4"),
-    ] = None,
-    noise: Annotated[
-        str | None,
-        typer.Option(metavar="mask|random", help="Of mft: what stands there.", show_default="mask"),
-    ] = None,
-    keep: Annotated[
-        float | None,
-        typer.Option(help="Of sstoken: the share of an answer kept.", show_default="0.6"),
-    ] = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option(help="Of sstoken: weight of the excess loss.", show_default="0.5"),
-    ] = None,
-    history: Annotated[
-        str | None,
-        typer.Option(
-            metavar="base|precomputed|ema",
-            help="Of sstoken: the earlier state.",
-            show_default="base",
-        ),
-    ] = None,
+    weights: _Weights = None,
+    rate: _Rate = None,
+    noise: _Noise = None,
+    keep: _Keep = None,
+    gamma: _Gamma = None,
+    history: _History = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a lesson that stay.")] = 1024,
     save_every: _SaveEvery = None,
     model: shared.Model = "smollm2",
@@ -187,12 +191,6 @@ def supervise(
         "steps": steps,
         "batch": batch,
         "learning_rate": learning_rate,
-        "weights": weights,
-        "rate": rate,
-        "noise": noise,
-        "keep": keep,
-        "gamma": gamma,
-        "history": history,
         "max_length": max_length,
         "chat": not no_chat,
         "limit": limit,
@@ -200,6 +198,15 @@ def supervise(
         "seed": seed,
         "resume": resume,
     }
+    own = {
+        "weights": weights,
+        "rate": rate,
+        "noise": noise,
+        "keep": keep,
+        "gamma": gamma,
+        "history": history,
+    }
+    settings |= {name: value for name, value in own.items() if value is not None}
     run = _run_supervised(str(context.info_name), out, data, settings)
     if not output.write(run):
         print("\n".join(run.notes()))

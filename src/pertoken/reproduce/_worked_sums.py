@@ -2,8 +2,8 @@
 
     a=3,b=8:a+5-b+7>3+5=8;8-8=0;0+7=7
 
-One token per character. Terms have one digit and no step leaves 0 to 99. A question may name a
-number that it never uses (the "irrelevant" variant); no training does.
+One token per character. Terms have one digit and no step leaves 0 to 99. In the "irrelevant"
+variant the second name is never used (a=3,b=8:a+5-2+7>); in no training is that so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 PAD, END, MASK = 0, 1, 2
-SIGNS = "0123456789+-=:;,>abc"
+SIGNS = "0123456789+-=:;,>ab"
 TOKENS = 3 + len(SIGNS)
 IGNORED = -100
 TERMS = 4
@@ -48,7 +48,7 @@ def sums(
     irrelevant: bool = False,
     without: Sequence[Sum] = (),
 ) -> list[Sum]:
-    """Different sums; `without` are left out. names: two terms are named first.
+    """Different sums; `without` are left out. names: two terms are named before the sum.
 
     >>> one = sums(1, 0)[0]
     >>> one.worked.rpartition("=")[2] == str(one.value)
@@ -72,12 +72,13 @@ def _draw(random: Random, names: bool, irrelevant: bool) -> Sum | None:
     told = ""
     if names:
         places = sorted(random.sample(range(TERMS), 2))
-        given = [f"{name}={terms[place]}" for name, place in zip("ab", places, strict=True)]
-        for name, place in zip("ab", places, strict=True):
-            shown[place] = name
+        values = [terms[place] for place in places]
+        shown[places[0]] = "a"
         if irrelevant:
-            given.insert(random.randrange(3), f"c={random.randrange(1, 10)}")
-        told = ",".join(given) + ":"
+            values[1] = random.randrange(1, 10)
+        else:
+            shown[places[1]] = "b"
+        told = f"a={values[0]},b={values[1]}:"
     value, steps = terms[0], []
     for sign, term in zip(signs, terms[1:], strict=True):
         after = value + term if sign == "+" else value - term

@@ -26,7 +26,7 @@ from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, write_run
 from pertoken.train._keeping import load, save_model, train, versions
 from pertoken.train.lessons import Lesson, encode_lesson, read_lessons
-from pertoken.train.masked_thought import MaskedThought, Noise, add_mask_token
+from pertoken.train.masked_thought import MaskedThought, add_mask_token
 from pertoken.train.sstoken_trainer import History, SSTokenSFT
 from pertoken.train.token_weights import WEIGHTS, TokenWeightedSFT
 
@@ -93,13 +93,6 @@ def train_supervised(
     steps: int = 100,
     batch: int = 16,
     learning_rate: float = 1e-5,
-    weights: str | None = None,
-    rate: float | None = None,
-    noise: Noise | None = None,
-    keep: float | None = None,
-    gamma: float | None = None,
-    history: History | None = None,
-    warmup: float | None = None,
     max_length: int = 1024,
     chat: bool = True,
     limit: int | None = None,
@@ -107,6 +100,7 @@ def train_supervised(
     seed: int = 0,
     resume: bool = False,
     progress: Callable[[Row], None] | None = None,
+    **own: Any,
 ) -> SupervisedRun:
     """Fine-tune a model on worked answers; the trained one lies in ``out/model``.
 
@@ -114,34 +108,23 @@ def train_supervised(
     file for `read_lessons`, or lessons; the first `limit` of them. model: a name for
     `pertoken.load`, or (model, tokenizer), in float32.
 
-    steps: updates in all, of `batch` lessons each. Of sft: weights, the field of the file that
-    holds a weight per answer token, the stop token among them. Of mft: rate and noise, see
-    `MaskedThought`. Of sstoken: keep, gamma, history and warmup, see `SSTokenSFT`. max_length:
-    tokens of a lesson that stay. chat: in the model's chat template. save_every: steps between
-    checkpoints, a tenth of the run by default. seed: of the order and of what is hidden. progress:
-    called with each row as it is made.
+    steps: updates in all, of `batch` lessons each. own: settings of the method (`SUPERVISED`). Of
+    sft: weights, the field of the file that holds a weight per answer token, the stop token among
+    them. Of mft: rate and noise, see `MaskedThought`. Of sstoken: keep, gamma, history and warmup,
+    see `SSTokenSFT`. max_length: tokens of a lesson that stay. chat: in the model's chat template.
+    save_every: steps between checkpoints, a tenth of the run by default. seed: of the order and of
+    what is hidden. progress: called with each row as it is made.
 
     PertokenError before the first step for settings that do not fit the method, a lesson that can't
     be learned (file and line), a folder of another run, a missing extra ``rl``. The last checkpoint
     is whole whatever stops the run.
     """
-    own = _own_settings(
-        method,
-        {
-            "weights": weights,
-            "rate": rate,
-            "noise": noise,
-            "keep": keep,
-            "gamma": gamma,
-            "history": history,
-            "warmup": warmup,
-        },
-    )
+    own = _own_settings(method, own)
     _check(steps, batch, learning_rate, max_length, save_every)
     need("trl", "rl")
     need("tensorboard", "rl")
     given = (
-        read_lessons(lessons, limit, weights)
+        read_lessons(lessons, limit, own.get("weights"))
         if isinstance(lessons, str | Path)
         else list(lessons)[:limit]
     )
@@ -190,18 +173,16 @@ def _own_settings(method: str, given: Row) -> Row:
             f"unknown method {method!r}{nearest(method, SUPERVISED)}; there is: "
             f"{', '.join(SUPERVISED)}"
         )
-    for name, value in given.items():
-        if value is not None and name not in SUPERVISED[method]:
-            owner = next(one for one, own in SUPERVISED.items() if name in own)
+    known = SUPERVISED[method]
+    for name in given:
+        owner = next((one for one, own in SUPERVISED.items() if name in own), "none")
+        if name not in known:
             raise PertokenError(f"{method} has no {name}: it belongs to {owner}")
-    if given["history"] not in (None, *HISTORIES):
+    if given.get("history", "base") not in HISTORIES:
         raise PertokenError(
             f"history must be one of {', '.join(HISTORIES)} here, got {given['history']!r}"
         )
-    return {
-        name: default if given[name] is None else given[name]
-        for name, default in SUPERVISED[method].items()
-    }
+    return {**known, **given}
 
 
 def _check(
