@@ -70,13 +70,17 @@ NOT_SHOWN = {
     "FiberPOTrainer": "a Trainer of TRL, made as TRL makes its own",
     "GatedAttention": "a module to build models of",
     "GatedNorm": "a module to build models of",
+    "MaskedThought": "a mixin for trainers of TRL and transformers",
     "KNNDatastore": "a folder on disk that is open",
     "MockModel": "a model",
     "PreAffine": "a module to build models of",
     "RescaledLlamaConfig": "a config of transformers",
     "RescaledLlamaForCausalLM": "a model",
+    "SSTokenSFT": "a mixin for a trainer of TRL",
     "SelfEmbedder": "a function of strings with a memory, handed on as an argument",
     "TokenTree": "the data of a draft",
+    "TokenWeightedDPO": "a mixin for a trainer of TRL",
+    "TokenWeightedSFT": "a mixin for a trainer of TRL",
     "Trajectories": "the index that the training losses share",
     "Transplant": "a step of `transplant` that is kept, with its notes and counts",
 }
@@ -84,6 +88,7 @@ NOT_SHOWN = {
 
 RECORDS = {
     "Code": "the bits of a tensor, for `decode_cache`",
+    "Lesson": "a prompt and its answer, as read from a file",
     "Cost": "an estimate before the work: one line of text",
     "Quantity": "an argument of an attribution",
     "Predictor": "an argument of `Predictive`",
@@ -128,7 +133,9 @@ OTHER_WORDS = {
     ("check_leaves_no_trace", "rng"): "whether the generators are watched, no seed",
 }
 
-OTHER_PROGRESS = {"train_policy": "called with the row of each step"}
+OTHER_PROGRESS = dict.fromkeys(
+    ("train_policy", "train_supervised"), "called with the row of each step"
+)
 
 OTHER_KEEP = {
     "Drafter": "whether a drafter keeps what it learned from call to call",
@@ -136,7 +143,10 @@ OTHER_KEEP = {
 
 NO_DTYPE = {
     "style train": "loads the tokenizer alone",
-    "train": "trains in float32",
+    **dict.fromkeys(
+        [f"train {name}" for name in ("cispo", "fiberpo", "grpo", "gspo", "mft", "sft", "sstoken")],
+        "trains in float32",
+    ),
     "compress": "a word's rating does not need it: encoders are read as they are",
 }
 
@@ -491,7 +501,7 @@ def test_exceptions_are_still_needed() -> None:
     assert all(name in (SOURCE / "testing" / "trace.py").read_text() for name in ("rng",))
 
 
-@pytest.mark.parametrize("group", [[], ["cache"], ["premiums"], ["probe"]])
+@pytest.mark.parametrize("group", [[], ["cache"], ["premiums"], ["probe"], ["train"]])
 def test_no_command_is_listed_with_half_a_sentence(
     group: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

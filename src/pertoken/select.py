@@ -22,9 +22,11 @@ __all__ = [
     "max_min",
     "mmr",
     "random",
+    "rounded_up",
     "threshold",
     "top_k",
     "top_p",
+    "top_share",
 ]
 
 _CHUNK = 4096  # rows of a distance matrix that are there at once
@@ -65,12 +67,35 @@ def top_k(
     [[0, 1, 1, 0]]
     """
     scores, candidates = _checked(scores, candidates, budget)
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    # A second stable sort puts what may not be chosen behind all candidates, whatever its score.
-    last = (~candidates).gather(1, order).byte().argsort(dim=1, stable=True)
-    places = torch.arange(order.shape[1], device=order.device)
-    chosen = (places < budget).expand_as(order)
-    return candidates & torch.zeros_like(candidates).scatter(1, order.gather(1, last), chosen)
+    return _highest(
+        scores, candidates, torch.full_like(candidates[:, :1], budget, dtype=torch.long)
+    )
+
+
+def top_share(
+    scores: torch.Tensor, share: float, candidates: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The highest scores [batch, time] of each row: ⌈share · n⌉ of its n candidates.
+
+    share: in (0, 1]. Unlike `top_k` rows of other lengths keep other numbers.
+
+    >>> candidates = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    >>> top_share(torch.tensor([[0.1, 0.5, 0.5, 0.3]] * 2), 0.5, candidates).int().tolist()
+    [[0, 1, 1, 0], [0, 1, 0, 0]]
+    """
+    scores, candidates = _checked(scores, candidates)
+    return _highest(scores, candidates, rounded_up(candidates.sum(1, keepdim=True), share))
+
+
+def rounded_up(counts: torch.Tensor, share: float) -> torch.Tensor:
+    """⌈share · counts⌉, a whole product never rounded up by its floating-point error.
+
+    >>> rounded_up(torch.tensor([10, 20, 3, 0]), 0.55).tolist()
+    [6, 11, 2, 0]
+    """
+    if not 0 < share <= 1:
+        raise PertokenError(f"the share to keep must be above 0 and at most 1, got {share}")
+    return (counts.double() * share - 1e-9).ceil().long()
 
 
 def top_p(
@@ -198,6 +223,15 @@ def max_min(
         return first if nearest is None else -nearest
 
     return _greedy(unit, budget, candidates, gain)
+
+
+def _highest(scores: torch.Tensor, candidates: torch.Tensor, budgets: torch.Tensor) -> torch.Tensor:
+    """The highest candidates, budgets [batch, 1] of them in each row."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    # A second stable sort puts what may not be chosen behind all candidates, whatever its score.
+    last = (~candidates).gather(1, order).byte().argsort(dim=1, stable=True)
+    chosen = torch.arange(order.shape[1], device=order.device) < budgets
+    return candidates & torch.zeros_like(candidates).scatter(1, order.gather(1, last), chosen)
 
 
 def _greedy(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pertoken.cli import main
-from pertoken.cli.train import _Rows, cells
+from pertoken.cli._training import PolicyRows, cells
 
 pytest.importorskip("trl", reason="TRL is not installed")
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
@@ -50,15 +50,15 @@ def test_a_run_its_page_and_its_results(tiny_folder: str, here: Path, capsys: Ca
 def test_interrupted_and_resumed(
     tiny_folder: str, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = _Rows.add
+    plain = PolicyRows.add
     stop_at = 1
 
-    def add(self: _Rows, row: dict[str, Any]) -> None:
+    def add(self: PolicyRows, row: dict[str, Any]) -> None:
         plain(self, row)
         if row["step"] == stop_at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Rows, "add", add)
+    monkeypatch.setattr(PolicyRows, "add", add)
     arguments = ["--steps", "3", "--save-every", "1"]
     assert train("grpo", tiny_folder, *arguments) == 130
     assert capsys.readouterr().err.splitlines() == [
@@ -80,7 +80,7 @@ def test_interrupted_and_resumed(
 
 
 def test_the_table_shows_level_and_side() -> None:
-    rows = _Rows("fiberpo", "arithmetic", 8, beta=0.0)
+    rows = PolicyRows("fiberpo", "arithmetic", 8, beta=0.0)
     row: dict[str, Any] = {
         "step": 1,
         "reward": 0.25,
@@ -103,7 +103,7 @@ def test_the_table_shows_level_and_side() -> None:
     ]
     assert cells(row) == ["1", "0.250", "0", "50.0%", "0.0%", "0.0%", "12.5%", "99", "2.0"]
     assert "step 1 of 8, about " in str(rows.table().title)
-    assert _Rows("grpo", "gsm8k", 8, beta=0.1).kl == "KL to the start"
+    assert PolicyRows("grpo", "gsm8k", 8, beta=0.1).kl == "KL to the start"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_the_table_shows_level_and_side() -> None:
         (["train", "grpo", "--out", "o", "--html", "p", "--json", "p"], "both want to write p"),
         (["train", "grpo", "--out", "o", "--model", "smollm"], "unknown model 'smollm'"),
         (["train", "grpo"], "Missing option '--out'"),
-        (["train", "--out", "o"], "Missing argument 'method'"),
+        (["train", "--out", "o"], "No such option: --out"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

@@ -41,6 +41,7 @@ COMMANDS = {
     "arithmetic": ("arithmetic",),
     "probe": ("probe",),
     "select_data": ("select-data",),
+    "tokens": ("tokens",),
     "train": ("train",),
     "reproduce": ("reproduce",),
 }

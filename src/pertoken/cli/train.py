@@ -1,26 +1,23 @@
-"""`pertoken train`: reinforcement learning with one of four objectives on a checkable task."""
+"""`pertoken train`: reinforcement learning on a checkable task, and fine-tuning on worked answers.
+
+A method is a command of its own. The four of reinforcement learning are one function, the three of
+fine-tuning another: they differ in the objective, or in which tokens count.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pertoken.cli import options as shared
-from pertoken.errors import PertokenError
+from pertoken.cli._group import Group
+from pertoken.cli._training import LossRows, PolicyRows, how_to_go_on, live, quiet
+from pertoken.errors import PertokenError, nearest
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from pertoken.train import Run
-
-_SHOWN = 12  # rows of the live table
+    from pertoken.train import Run, SupervisedRun
 
 _Token = Annotated[
     str | None,
@@ -40,46 +37,113 @@ _Trajectory = Annotated[
 ]
 
 
+_Out = Annotated[
+    Path, typer.Option(metavar="DIR", help="New folder for checkpoints, log and trained model.")
+]
+_Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
+]
+_Steps = Annotated[int, typer.Option(help="Updates in all.")]
+_LearningRate = Annotated[float, typer.Option(help="Of AdamW, constant.")]
+_SaveEvery = Annotated[
+    int | None,
+    typer.Option(help="Steps between checkpoints.", show_default="a tenth of the run"),
+]
+_LESSONS = 'A .jsonl file: {"prompt", "completion"}, {"question", "answer"} or {"messages"} lines.'
+
+_Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD", help="Of sft: the field with a weight per answer token."),
+]
+_Rate = Annotated[
+    float | None,
+    typer.Option(help="Of mft: the largest share of an answer hidden.", show_default="0.4"),
+]
+_Noise = Annotated[
+    str | None,
+    typer.Option(metavar="mask|random", help="Of mft: what stands there.", show_default="mask"),
+]
+_Keep = Annotated[
+    float | None,
+    typer.Option(help="Of sstoken: the share of an answer kept.", show_default="0.6"),
+]
+_Gamma = Annotated[
+    float | None, typer.Option(help="Of sstoken: weight of the excess loss.", show_default="0.5")
+]
+_History = Annotated[
+    str | None,
+    typer.Option(
+        metavar="base|precomputed|ema", help="Of sstoken: the earlier state.", show_default="base"
+    ),
+]
+
+# What each command is for; the rest of its help is the docstring of its function.
+_REINFORCED = {
+    "fiberpo": "Reinforcement learning with FiberPO: a gate per trajectory and one per token.",
+    "grpo": "Reinforcement learning with GRPO: a bound on each token's ratio.",
+    "gspo": "Reinforcement learning with GSPO: a bound on each trajectory's ratio.",
+    "cispo": "Reinforcement learning with CISPO: token weights cut, no gradient stopped.",
+}
+_SUPERVISED = {
+    "sft": "Fine-tune on worked answers, each token counting alike or by a weight of the data.",
+    "mft": "Fine-tune with masked thought: a share of the answer is hidden in the input.",
+    "sstoken": "Fine-tune on the tokens that are learned or that look at the prompt.",
+}
+
+
+class Methods(Group):
+    """The methods; an unknown one is named with the nearest."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name."""
+        if cmd_name not in self.commands and not cmd_name.startswith("-"):
+            raise PertokenError(
+                f"unknown method {cmd_name!r}{nearest(cmd_name, self.commands)}; there is: "
+                f"{', '.join(self.commands)}"
+            )
+        return self.commands.get(cmd_name)
+
+
+group = typer.Typer(
+    cls=Methods,
+    help="Train a model: by reinforcement learning on a task, or on worked answers of yours.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train")(train)
+    """Add the commands."""
+    app.add_typer(group, name="train")
 
 
-def train(
-    method: Annotated[str, typer.Argument(help="fiberpo, grpo, gspo or cispo.")],
-    out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="New folder for checkpoints, log and trained model."),
-    ],
+def reinforce(
+    context: typer.Context,
+    out: _Out,
     task: Annotated[str, typer.Option(help="arithmetic, countdown or gsm8k.")] = "arithmetic",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")
-    ] = False,
-    steps: Annotated[int, typer.Option(help="Updates in all.")] = 80,
+    resume: _Resume = False,
+    steps: _Steps = 80,
     group: Annotated[int, typer.Option(help="Completions for each prompt.")] = 8,
     batch: Annotated[int, typer.Option(help="Completions sampled at once.")] = 32,
     iterations: Annotated[
         int, typer.Option(help="Updates from one batch; all but the first are off-policy.")
     ] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW, constant.")] = 1e-5,
+    learning_rate: _LearningRate = 1e-5,
     beta: Annotated[float, typer.Option(help="Weight of the KL term to the start.")] = 0.0,
     token: _Token = None,
     trajectory: _Trajectory = None,
-    save_every: Annotated[
-        int | None,
-        typer.Option(help="Steps between checkpoints.", show_default="a tenth of the run"),
-    ] = None,
+    save_every: _SaveEvery = None,
     model: shared.Model = "smollm2",
     seed: shared.Seed = 0,
     max_new_tokens: shared.OptionalMaxNewTokens = None,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:
-    """Train a model by reinforcement learning on a task whose answers a program checks.
+    """The four methods of reinforcement learning differ in the objective alone.
 
-    The four methods differ in the objective alone. Completions have at most 16 tokens for
-    arithmetic, 32 for countdown and 160 for gsm8k, else --max-new-tokens. The page is that of the
-    last batch: ratio, gate and level of each token. Needs the extra rl.
+    Completions have at most 16 tokens for arithmetic, 32 for countdown and 160 for gsm8k, else
+    --max-new-tokens. The page is that of the last batch: ratio, gate and level of each token.
+    Needs the extra rl.
     """
     output = shared.Output(as_json, html)
     settings: dict[str, Any] = {
@@ -91,9 +155,67 @@ def train(
         "seed": seed,
         "resume": resume,
     }
+    method = str(context.info_name)
     run = _run(method, out, model, task, steps, group, batch, iterations, beta, settings)
     if not output.write(run):
         print("\n".join(run.notes()))
+
+
+def supervise(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help=_LESSONS)],
+    out: _Out,
+    resume: _Resume = False,
+    steps: _Steps = 100,
+    batch: Annotated[int, typer.Option(help="Lessons of an update.")] = 16,
+    learning_rate: _LearningRate = 1e-5,
+    weights: _Weights = None,
+    rate: _Rate = None,
+    noise: _Noise = None,
+    keep: _Keep = None,
+    gamma: _Gamma = None,
+    history: _History = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of a lesson that stay.")] = 1024,
+    save_every: _SaveEvery = None,
+    model: shared.Model = "smollm2",
+    seed: shared.Seed = 0,
+    limit: shared.Limit = None,
+    no_chat: shared.NoChat = False,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
+) -> None:
+    """Only answers are learned. An option of another method is refused. Needs the extra rl."""
+    output = shared.Output(as_json, html)
+    settings: dict[str, Any] = {
+        "model": model,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "max_length": max_length,
+        "chat": not no_chat,
+        "limit": limit,
+        "save_every": save_every,
+        "seed": seed,
+        "resume": resume,
+    }
+    own = {
+        "weights": weights,
+        "rate": rate,
+        "noise": noise,
+        "keep": keep,
+        "gamma": gamma,
+        "history": history,
+    }
+    settings |= {name: value for name, value in own.items() if value is not None}
+    run = _run_supervised(str(context.info_name), out, data, settings)
+    if not output.write(run):
+        print("\n".join(run.notes()))
+
+
+for _names, _function in ((_REINFORCED, reinforce), (_SUPERVISED, supervise)):
+    for _name, _about in _names.items():
+        _rest = " ".join((_function.__doc__ or "").split())
+        group.command(_name, help=f"{_about}\n\n{_rest}")(_function)
 
 
 def _run(
@@ -114,7 +236,8 @@ def _run(
     from pertoken.train import train_policy
 
     try:
-        with _quiet(), _live(Console(stderr=True), method, task, steps, beta) as show:
+        rows = PolicyRows(method, task, steps, beta)
+        with quiet(), live(Console(stderr=True), rows) as show:
             return train_policy(
                 method,
                 out,
@@ -129,97 +252,23 @@ def _run(
                 **settings,
             )
     except KeyboardInterrupt:
-        typer.echo(_how_to_go_on(out), err=True)
+        typer.echo(how_to_go_on(out), err=True)
         raise
 
 
-class _Rows:
-    """The newest rows as a table, and what is said above it."""
+def _run_supervised(method: str, out: Path, data: Path, settings: dict[str, Any]) -> SupervisedRun:
+    """The run, shown step by step; stopped by Ctrl-C it says how to go on."""
+    from rich.console import Console
 
-    def __init__(self, method: str, task: str, steps: int, beta: float) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.title, self.steps = f"{method} on {task}", steps
-        self.kl = "KL to the start" if beta else "KL old to new"
-        self._began = time.monotonic()
-        self._first = 0
+    from pertoken.train import train_supervised
 
-    def add(self, row: dict[str, Any]) -> None:
-        if not self.rows:
-            self._first = row["step"] - 1
-        self.rows.append(row)
-
-    def table(self) -> Table:
-        from rich.table import Table
-
-        told = self.title
-        if self.rows:
-            done = self.rows[-1]["step"]
-            each = (time.monotonic() - self._began) / (done - self._first)
-            told += f": step {done} of {self.steps}, about {each * (self.steps - done):.0f} s to go"
-        table = Table(title=told, title_justify="left", title_style="", box=None)
-        levels = list(self.rows[-1]["closed"]) if self.rows else []
-        closed = [f"{level} {side}" for level in levels for side in ("low", "high")]
-        for name in ("step", "reward", self.kl, *closed, "tokens", "s"):
-            table.add_column(name, justify="right")
-        for row in self.rows[-_SHOWN:]:
-            table.add_row(*cells(row))
-        return table
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row's figures as text; the share of closed gates by level and side, low and then high.
-
-    >>> cells({"step": 2, "reward": None, "kl": 0.00123, "closed": {"token": [0.25, 0]},
-    ...        "tokens": 0, "seconds": 1.5})
-    ['2', '', '0.0012', '25.0%', '0.0%', '', '1.5']
-    """
-    shares = [f"{share:.1%}" for sides in row["closed"].values() for share in sides]
-    reward = "" if row["reward"] is None else f"{row['reward']:.3f}"
-    tokens = str(row["tokens"] or "")
-    return [str(row["step"]), reward, f"{row['kl']:.2g}", *shares, tokens, f"{row['seconds']:.1f}"]
-
-
-@contextlib.contextmanager
-def _live(console: Console, method: str, task: str, steps: int, beta: float) -> Iterator[Any]:
-    """Yields the function that shows a row: in a table on a terminal, else as a line."""
-    rows = _Rows(method, task, steps, beta)
-    if not console.is_terminal:
-
-        def line(row: dict[str, Any]) -> None:
-            rows.add(row)
-            names = [column.header for column in rows.table().columns]
-            told = zip(names, cells(row), strict=True)
-            typer.echo("  ".join(f"{name} {cell}" for name, cell in told if cell), err=True)
-
-        yield line
-        return
-    from rich.live import Live
-
-    with Live(rows.table(), console=console, auto_refresh=False) as live:
-
-        def show(row: dict[str, Any]) -> None:
-            rows.add(row)
-            live.update(rows.table(), refresh=True)
-
-        yield show
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars and notes of transformers, which would break the table."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
+        rows = LossRows(f"{method} on {data.name}", settings["steps"])
+        with quiet(), live(Console(stderr=True), rows) as show:
+            return train_supervised(method, out, data, progress=show, **settings)
+    except KeyboardInterrupt:
+        typer.echo(how_to_go_on(out), err=True)
+        raise
 
 
 def _bounds(option: str, text: str | None) -> tuple[float, float] | None:
@@ -235,12 +284,3 @@ def _bounds(option: str, text: str | None) -> tuple[float, float] | None:
     except ValueError:
         raise PertokenError(f"{option} takes LOW,HIGH such as 0.8,1.25, got {text!r}") from None
     return low, high
-
-
-def _how_to_go_on(out: Path) -> str:
-    from pertoken.train._folder import latest
-
-    found = latest(out)
-    if found is None:
-        return f"there is no checkpoint in {out} yet: the same command starts anew"
-    return f"the checkpoint of step {found[0]} is whole: the same command with --resume goes on"

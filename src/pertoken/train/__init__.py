@@ -12,7 +12,11 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.train._page import gates_page
-    from pertoken.train.apc import apc_clip, tv_trpo_penalty
+    from pertoken.train._prompt_attention import prompt_attention
+    from pertoken.train.apc import (
+        apc_clip,
+        tv_trpo_penalty,
+    )
     from pertoken.train.baselines import (
         cispo_loss,
         dapo_loss,
@@ -22,35 +26,97 @@ if TYPE_CHECKING:
         policy_gradient_loss,
         ppo_clip_loss,
     )
-    from pertoken.train.fiberpo import fiberpo_loss, fiberpo_ratio, hierarchy_loss
+    from pertoken.train.choice import (
+        TokenChoice,
+        choose_tokens,
+    )
+    from pertoken.train.fiberpo import (
+        fiberpo_loss,
+        fiberpo_ratio,
+        hierarchy_loss,
+    )
     from pertoken.train.gates import closed_gates
-    from pertoken.train.hierarchy import gate, log_ratio_levels
+    from pertoken.train.hierarchy import (
+        gate,
+        log_ratio_levels,
+    )
+    from pertoken.train.lessons import (
+        Lesson,
+        encode_lesson,
+        read_lessons,
+    )
+    from pertoken.train.masked_thought import (
+        MaskedThought,
+        add_mask_token,
+        linear_rate,
+        mask_thought,
+        question_dependence,
+    )
     from pertoken.train.ngram_scorer import NgramScorer
-    from pertoken.train.pool import Selected, sample_documents, select_file
-    from pertoken.train.preselection import Preselection, preselect
-    from pertoken.train.reducer import Trajectories, reduce, weighted_nll
-    from pertoken.train.run import Run, train_policy
+    from pertoken.train.pool import (
+        Selected,
+        sample_documents,
+        select_file,
+    )
+    from pertoken.train.preselection import (
+        Preselection,
+        preselect,
+    )
+    from pertoken.train.reducer import (
+        Trajectories,
+        reduce,
+        weighted_nll,
+    )
+    from pertoken.train.run import (
+        Run,
+        train_policy,
+    )
+    from pertoken.train.sstoken import (
+        retrospective_excess_loss,
+        ss_scores,
+        sstoken_loss,
+    )
+    from pertoken.train.sstoken_trainer import SSTokenSFT
     from pertoken.train.strength import (
         bits_per_character,
         label_extremes,
         predictive_strength,
         select,
     )
+    from pertoken.train.supervised import (
+        SupervisedRun,
+        train_supervised,
+    )
+    from pertoken.train.token_weights import (
+        TokenWeightedDPO,
+        TokenWeightedSFT,
+        signal_weights,
+    )
     from pertoken.train.trl import FiberPOTrainer
 
 __all__ = [
     "FiberPOTrainer",
+    "Lesson",
+    "MaskedThought",
     "NgramScorer",
     "Preselection",
     "Run",
+    "SSTokenSFT",
     "Selected",
+    "SupervisedRun",
+    "TokenChoice",
+    "TokenWeightedDPO",
+    "TokenWeightedSFT",
     "Trajectories",
+    "add_mask_token",
     "apc_clip",
     "bits_per_character",
+    "choose_tokens",
     "cispo_loss",
     "closed_gates",
     "dapo_loss",
     "dr_grpo_loss",
+    "encode_lesson",
     "fiberpo_loss",
     "fiberpo_ratio",
     "gate",
@@ -59,33 +125,53 @@ __all__ = [
     "gspo_loss",
     "hierarchy_loss",
     "label_extremes",
+    "linear_rate",
     "log_ratio_levels",
+    "mask_thought",
     "policy_gradient_loss",
     "ppo_clip_loss",
     "predictive_strength",
     "preselect",
+    "prompt_attention",
+    "question_dependence",
+    "read_lessons",
     "reduce",
+    "retrospective_excess_loss",
     "sample_documents",
     "select",
     "select_file",
+    "signal_weights",
+    "ss_scores",
+    "sstoken_loss",
     "train_policy",
+    "train_supervised",
     "tv_trpo_penalty",
     "weighted_nll",
 ]
 
 _HOME = {
     "FiberPOTrainer": "trl",
+    "Lesson": "lessons",
+    "MaskedThought": "masked_thought",
     "NgramScorer": "ngram_scorer",
     "Preselection": "preselection",
     "Run": "run",
+    "SSTokenSFT": "sstoken_trainer",
     "Selected": "pool",
+    "SupervisedRun": "supervised",
+    "TokenChoice": "choice",
+    "TokenWeightedDPO": "token_weights",
+    "TokenWeightedSFT": "token_weights",
     "Trajectories": "reducer",
+    "add_mask_token": "masked_thought",
     "apc_clip": "apc",
     "bits_per_character": "strength",
+    "choose_tokens": "choice",
     "cispo_loss": "baselines",
     "closed_gates": "gates",
     "dapo_loss": "baselines",
     "dr_grpo_loss": "baselines",
+    "encode_lesson": "lessons",
     "fiberpo_loss": "fiberpo",
     "fiberpo_ratio": "fiberpo",
     "gate": "hierarchy",
@@ -94,16 +180,26 @@ _HOME = {
     "gspo_loss": "baselines",
     "hierarchy_loss": "fiberpo",
     "label_extremes": "strength",
+    "linear_rate": "masked_thought",
     "log_ratio_levels": "hierarchy",
+    "mask_thought": "masked_thought",
     "policy_gradient_loss": "baselines",
     "ppo_clip_loss": "baselines",
     "predictive_strength": "strength",
     "preselect": "preselection",
+    "prompt_attention": "_prompt_attention",
+    "question_dependence": "masked_thought",
+    "read_lessons": "lessons",
     "reduce": "reducer",
+    "retrospective_excess_loss": "sstoken",
     "sample_documents": "pool",
     "select": "strength",
     "select_file": "pool",
+    "signal_weights": "token_weights",
+    "ss_scores": "sstoken",
+    "sstoken_loss": "sstoken",
     "train_policy": "run",
+    "train_supervised": "supervised",
     "tv_trpo_penalty": "apc",
     "weighted_nll": "reducer",
 }

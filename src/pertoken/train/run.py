@@ -17,22 +17,19 @@ from __future__ import annotations
 import copy
 import math
 import os
-import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import pertoken
 from pertoken._extras import need
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells, figure
-from pertoken.train._folder import claim, mark_whole, write_run
+from pertoken.train._folder import claim, write_run
 from pertoken.train._guard import Batch, GuardMixin, grpo_trainer
+from pertoken.train._keeping import load, save_model, train, versions
 from pertoken.train._page import gates_page
 from pertoken.train.fiberpo import Bounds
 from pertoken.train.gates import LEVELS, check_bounds
@@ -196,42 +193,20 @@ def train_policy(
         "save_every": save_every or max(1, math.ceil(steps / 10)),
         "seed": seed,
     }
-    run = Run(settings, _versions(), Path(out))
+    run = Run(settings, versions(), Path(out))
     checkpoint = claim(run.folder, settings, resume=resume)
     problems = job.examples("train", PROBLEMS, seed)
-    policy, tokenizer = _load(model)
+    policy, tokenizer = load(model)
     run.tokenizer = tokenizer
     if checkpoint is None:
         write_run(run.folder, run.to_dict())
     trainer = _trainer(trainer_class, run, policy, job, problems)
     del policy
-    _train(trainer, run, checkpoint, progress)
+    train(trainer, run, row_of, checkpoint, progress)
     run.batch = _whole_batch(trainer.batch)
-    _save_model(trainer, tokenizer, run.folder)
+    save_model(trainer, tokenizer, run.folder)
     write_run(run.folder, run.to_dict())
     return run
-
-
-def _train(
-    trainer: Any, run: Run, checkpoint: Path | None, progress: Callable[[Row], None] | None
-) -> None:
-    """All steps, from the checkpoint on, with a row and a line for TensorBoard each."""
-    writer = need("torch.utils.tensorboard", "rl").SummaryWriter(
-        str(run.folder / "tensorboard"),
-        purge_step=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]) + 1,
-    )
-    trainer.add_callback(_callback(run, writer, progress))
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except RuntimeError as error:
-        if "probability tensor" not in str(error):
-            raise
-        raise PertokenError(
-            "the model's probabilities are NaN or infinite, so nothing can be sampled: its weights "
-            "are broken, or the learning rate is too high"
-        ) from error
-    finally:
-        writer.close()
 
 
 def row_of(logs: dict[str, Any], settings: dict[str, Any], step: int) -> Row:
@@ -296,13 +271,6 @@ def _check(
         raise PertokenError(f"learning_rate must be above 0, got {learning_rate:g}")
     if not (math.isfinite(beta) and beta >= 0):
         raise PertokenError(f"beta must be 0 or more, got {beta:g}")
-
-
-def _load(model: str | tuple[Any, Any]) -> tuple[Any, Any]:
-    loaded, tokenizer = pertoken.load(model, dtype="float32") if isinstance(model, str) else model
-    if tokenizer.eos_token_id is None:
-        raise PertokenError("the tokenizer has no stop token (eos_token), so no text of it ends")
-    return loaded, tokenizer
 
 
 def _trainer(trainer_class: Any, run: Run, model: Any, task: Task, problems: list[Example]) -> Any:
@@ -372,59 +340,6 @@ def _asker(tokenizer: Any) -> Callable[[str], Any]:
     return lambda prompt: f"{prompt}\n"
 
 
-def _callback(run: Run, writer: Any, progress: Callable[[Row], None] | None) -> Any:
-    """Rows, TensorBoard, the check of the gradient, and the mark of a whole checkpoint."""
-    base: Any = need("transformers", "rl").TrainerCallback
-
-    class Keeper(base):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            past = (entry for entry in state.log_history if "loss" in entry)
-            run.steps = [row_of(entry, run.settings, entry["step"]) for entry in past]
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" not in logs:  # the summary at the end
-                return
-            row = row_of(logs, run.settings, state.global_step)
-            run.steps.append(row)
-            for name, value in logs.items():
-                if isinstance(value, int | float):
-                    writer.add_scalar(name, value, state.global_step)
-            if progress is not None:
-                progress(row)
-
-        def on_pre_optimizer_step(
-            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
-        ) -> None:
-            grads = [each.grad for each in model.parameters() if each.grad is not None]
-            if grads and not bool(torch.isfinite(torch.stack(torch._foreach_norm(grads))).all()):
-                raise PertokenError(
-                    f"the gradient of step {state.global_step + 1} is NaN or infinite: nothing was "
-                    "changed by it; the last checkpoint is as it was"
-                )
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            write_run(run.folder, run.to_dict())
-            mark_whole(run.folder, state.global_step)
-
-    return Keeper()
-
-
 def _whole_batch(parts: list[Batch]) -> Batch:
     """The micro-batches of a step as one; they were cut from one, so they are equally long."""
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-
-
-def _save_model(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the model beside its place and move it there, so that it is whole or not there."""
-    partial, place = folder / ".model.part", folder / "model"
-    trainer.save_model(str(partial))
-    tokenizer.save_pretrained(str(partial))
-    if place.exists():
-        shutil.rmtree(place)
-    partial.replace(place)
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "trl")
-    found = {"pertoken": pertoken.__version__, "python": platform.python_version()}
-    return found | {name: version(name) for name in names}

@@ -1,0 +1,86 @@
+"""`pertoken tokens`: which tokens of your data a training method would learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pertoken.cli import options as shared
+from pertoken.errors import PertokenError, nearest
+
+_Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help='A .jsonl file: {"prompt", "completion"}, {"question", "answer"} or {"messages"} '
+        "lines.",
+    ),
+]
+_Method = Annotated[str, typer.Option(metavar="mft|sstoken", help="The method that chooses.")]
+_History = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Of sstoken: an earlier state of the model, for the excess loss."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("tokens")(tokens)
+
+
+def tokens(
+    data: _Data,
+    method: _Method = "sstoken",
+    history: _History = None,
+    rate: Annotated[float, typer.Option(help="Of mft: the share of an answer hidden.")] = 0.4,
+    keep: Annotated[float, typer.Option(help="Of sstoken: the share of an answer kept.")] = 0.6,
+    gamma: Annotated[float, typer.Option(help="Of sstoken: weight of the excess loss.")] = 0.5,
+    max_length: Annotated[int, typer.Option(help="Tokens of a lesson that stay.")] = 1024,
+    model: shared.Model = "smollm2",
+    dtype: shared.Dtype = None,
+    seed: shared.Seed = 0,
+    limit: shared.Limit = None,
+    no_chat: shared.NoChat = False,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
+) -> None:
+    """Show which tokens of your data a training method would learn from.
+
+    With --html every text, each answer token in the colour of its score; nothing is trained.
+    """
+    from pertoken.cli.progress import progress_bar
+    from pertoken.train.choice import CHOOSERS, choose_tokens
+    from pertoken.train.lessons import read_lessons
+
+    output = shared.Output(as_json, html)
+    if method not in CHOOSERS:
+        raise PertokenError(
+            f"no tokens can be shown of {method!r}{nearest(method, CHOOSERS)}; there is: "
+            f"{', '.join(CHOOSERS)}"
+        )
+    if history is not None and method == "mft":
+        raise PertokenError("mft hides at random: it has no history")
+    lessons = read_lessons(data, limit)
+    loaded, tokenizer = shared.load(model, dtype)
+    past = None if history is None else shared.load(history, dtype)[0]
+    with progress_bar() as tell:
+        found = choose_tokens(
+            method,
+            lessons,
+            loaded,
+            tokenizer,
+            history=past,
+            rate=rate,
+            gamma=gamma,
+            keep=keep,
+            max_length=max_length,
+            chat=not no_chat,
+            seed=seed,
+            progress=tell,
+        )
+    if not output.write(found):
+        typer.echo(found.table())

@@ -1,0 +1,125 @@
+"""ssToken: fine-tune on the tokens that the model learns, or that look at the question.
+
+Two scores per answer token, put together and cut at a share (arXiv 2510.18250, section 3):
+
+- the retrospective excess loss, by how much the model's loss has fallen since an earlier state of
+  itself, REL = L_history - L = log p - log p_history: a token that never gets better is noise;
+- how much of the token's attention in the last block lies on the prompt.
+
+    score = γ · minmax(REL) + (1 - γ) · attention,   keep the best ⌈ρ n⌉ of an answer's n tokens
+
+RHO-1's excess loss has the other sign and needs a reference model; here the model is its own. At
+the start REL is 0 everywhere, and then the attention alone selects. Attention on the prompt falls
+with the place in the answer (uniform attention gives P / place), so it prefers the beginning.
+
+The trainer is `SSTokenSFT` (`pertoken.train.SSTokenSFT`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pertoken.errors import PertokenError
+from pertoken.select import rounded_up, top_share
+from pertoken.train.reducer import must_be_finite, weighted_nll, widened
+
+__all__ = ["retrospective_excess_loss", "ss_scores", "sstoken_loss"]
+
+Stats = dict[str, torch.Tensor]
+
+
+def retrospective_excess_loss(
+    log_probs: torch.Tensor, history_log_probs: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """By how much the loss of each token has fallen since the history model, in nats.
+
+    log_probs, history_log_probs, mask: [batch, time], column t of token t + 1. Positive where the
+    model has become better, 0 under the mask; without gradient. Section 3.1 of the paper.
+
+    >>> mask = torch.tensor([[True, True]])
+    >>> retrospective_excess_loss(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-3.0, -1.5]]), mask)
+    tensor([[ 2.0000, -0.5000]])
+    """
+    if not log_probs.shape == history_log_probs.shape == mask.shape:
+        raise PertokenError(
+            "log_probs, history_log_probs and mask must share the shape [batch, time], got "
+            f"{list(log_probs.shape)}, {list(history_log_probs.shape)} and {list(mask.shape)}"
+        )
+    gap = widened(log_probs.detach()) - widened(history_log_probs.detach())
+    return torch.where(mask.bool(), gap, 0.0)
+
+
+def ss_scores(
+    rel: torch.Tensor, attention: torch.Tensor, mask: torch.Tensor, gamma: float = 0.5
+) -> torch.Tensor:
+    """γ · minmax(REL) + (1 - γ) · attention of each token [batch, time], 0 under the mask.
+
+    rel: of `retrospective_excess_loss`; attention: of `prompt_attention`, in [0, 1]. REL goes to
+    [0, 1] within each row; where all of it is one number, it is 0. gamma: in [0, 1], the paper's
+    0.5.
+
+    >>> mask = torch.tensor([[True, True, True, False]])
+    >>> rel, attention = torch.tensor([[1.0, 3.0, 2.0, 9.0]]), torch.tensor([[0.2, 0.0, 1.0, 1.0]])
+    >>> [round(one, 4) for one in ss_scores(rel, attention, mask)[0].tolist()]
+    [0.1, 0.5, 0.75, 0.0]
+    """
+    if not 0 <= gamma <= 1:
+        raise PertokenError(f"gamma is the share of the excess loss, 0 to 1, got {gamma}")
+    if not rel.shape == attention.shape == mask.shape:
+        raise PertokenError(
+            "rel, attention and mask must share the shape [batch, time], got "
+            f"{list(rel.shape)}, {list(attention.shape)} and {list(mask.shape)}"
+        )
+    mask = mask.bool()
+    low = rel.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    reach = rel.masked_fill(~mask, -torch.inf).amax(1, keepdim=True) - low
+    scaled = torch.where(mask & (reach > 0), (rel - low) / reach, 0.0)
+    return torch.where(mask, gamma * scaled + (1 - gamma) * attention.to(scaled), 0.0)
+
+
+def sstoken_loss(
+    log_probs: torch.Tensor,
+    history_log_probs: torch.Tensor,
+    attention: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    gamma: float = 0.5,
+    keep: float = 0.6,
+    total: float | torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Stats]:
+    """Mean negative log-likelihood of the tokens that ssToken keeps, and what it kept.
+
+    log_probs, history_log_probs, attention, mask: [batch, time]; one answer per row. gamma: see
+    `ss_scores`; keep: the share ρ of each answer, the paper's 0.6, rounded up. total: the tokens
+    kept in the whole accumulated batch, ⌈ρ n⌉ summed over its rows. The gradient goes through
+    log_probs alone. keep=1 is the ordinary mean.
+
+    Stats: "kept" [batch, time] bool, "scores", "rel" [batch, time], and "place", how far into their
+    answers the kept tokens stand on average (0 the first token, 1 the last, 0.5 no preference).
+    PertokenError for another shape, and for NaN or infinity that is not under the mask.
+
+    >>> log_probs = torch.tensor([[-1.0, -1.0, -4.0]])
+    >>> ones = torch.ones(1, 3)
+    >>> loss, stats = sstoken_loss(log_probs, -3 * ones, 0 * ones, ones, gamma=1.0)
+    >>> round(float(loss), 4), stats["kept"].tolist()
+    (1.0, [[True, True, False]])
+    """
+    rel = retrospective_excess_loss(log_probs, history_log_probs, mask)
+    must_be_finite(rel, "log_probs or history_log_probs")
+    scores = ss_scores(rel, attention, mask, gamma)
+    kept = top_share(scores, keep, mask.bool())
+    loss = weighted_nll(log_probs, kept, mask, "weights", total=total)
+    return loss, {"kept": kept, "scores": scores, "rel": rel, "place": place(kept, mask)}
+
+
+def place(kept: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """How far into its answer a kept token stands on average: 0 the first token, 1 the last."""
+    mask = mask.bool()
+    number = mask.cumsum(1) - 1
+    share = number / (mask.sum(1, keepdim=True) - 1).clamp(min=1)
+    return share[kept].mean()
+
+
+def kept_total(mask: torch.Tensor, keep: float) -> torch.Tensor:
+    """How many tokens ssToken keeps of a batch, known before the model has run."""
+    return rounded_up(mask.sum(1), keep).sum()
