@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pertoken.tokenize._material import plain_backend
 from pertoken.tokenize.load import as_fast
 
-__all__ = ["Cut", "cuts"]
+__all__ = ["Cut", "backend_of", "cuts"]
 
 _SPACES = ("▁", "Ġ")  # how vocabularies write the space in front of a word
 BROKEN = "\ufffd"  # a piece that is a part of a character
@@ -27,6 +26,14 @@ class Cut:
     ids: tuple[int, ...]
 
 
+def backend_of(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer; PertokenError for one that has none."""
+    from tokenizers import Tokenizer
+
+    # `as_fast` would copy it, which one with a pre-tokenizer written in Python cannot be.
+    return tokenizer if isinstance(tokenizer, Tokenizer) else as_fast(tokenizer).backend_tokenizer
+
+
 def cuts(tokenizer: Any, words: Sequence[str]) -> list[Cut]:
     """The words as they are cut behind a space, where words stand in text (our reading).
 
@@ -40,10 +47,19 @@ def cuts(tokenizer: Any, words: Sequence[str]) -> list[Cut]:
     >>> cuts(train_tokenizer(["evler"], 257), ["ev"])[0].pieces
     ('e', 'v')
     """
-    backend = plain_backend(as_fast(tokenizer))
-    alone = backend.encode("a", add_special_tokens=False).tokens
-    space = "" if alone and alone[0].startswith(_SPACES) else " "
-    found = backend.encode_batch([space + word for word in words], add_special_tokens=False)
+    backend = backend_of(tokenizer)
+    padding, truncation = backend.padding, backend.truncation
+    backend.no_padding()
+    backend.no_truncation()
+    try:
+        alone = backend.encode("a", add_special_tokens=False).tokens
+        space = "" if alone and alone[0].startswith(_SPACES) else " "
+        found = backend.encode_batch([space + word for word in words], add_special_tokens=False)
+    finally:
+        if padding is not None:
+            backend.enable_padding(**padding)
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
     return [
         _cut(word, len(space), encoded.offsets, encoded.ids)
         for word, encoded in zip(words, found, strict=True)

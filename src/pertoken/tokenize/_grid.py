@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from pertoken.errors import PertokenError
 from pertoken.tokenize._pool import LOST, in_processes, on_ray
 
-__all__ = ["fill", "read_cells"]
+__all__ = ["fill", "read_cells", "read_toml"]
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -79,6 +80,22 @@ def read_cells(
     except (ValueError, KeyError, TypeError):
         raise PertokenError(f"{path} is no file of a sweep: name another --out") from None
     return rows
+
+
+def read_toml(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path]:
+    """The settings of a sweep, from a TOML file or a dict, and the folder its files are named from.
+
+    Raises PertokenError for a file that cannot be read or is not TOML.
+    """
+    if isinstance(config, Mapping):
+        return config, Path()
+    file = Path(config).expanduser()
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8")), file.parent
+    except OSError as error:
+        raise PertokenError(f"cannot read {config}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PertokenError(f"{config} is not TOML ({error})") from None
 
 
 def _here(

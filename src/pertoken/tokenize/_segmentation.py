@@ -12,6 +12,11 @@ from pertoken.tokenize.analyzers import Analysis
 __all__ = ["edits", "segmentation_metrics"]
 
 Values = dict[str, float | None]
+_WORDS = (
+    *("lemma is one token", "cut behind the lemma", "cut exactly", "over-segmentation"),
+    *("under-segmentation", "CER", "WER", "MER", "WIL", "WIP"),
+)
+_AFFIXES = ("coverage", "atomicity", "atomicity, aligned")
 
 
 def segmentation_metrics(
@@ -28,26 +33,24 @@ def segmentation_metrics(
     """
     words = len(gold)
     pairs = [(one, found[word]) for word, one in gold.items()]
-    share = 1 / words if words else float("nan")
-    right = sum(one.morphemes == cut.pieces for one, cut in pairs) * share
+    if not words:
+        return dict.fromkeys([*_boundaries([], final), *_WORDS, *_AFFIXES])
+    right = sum(one.morphemes == cut.pieces for one, cut in pairs) / words
     letters = sum(len("+".join(one.morphemes)) for one, _ in pairs)
     wrong = sum(edits("+".join(one.morphemes), "+".join(cut.pieces)) for one, cut in pairs)
-    values: Values = {
+    behind = sum(len(one.morphemes[0]) in cut.ends for one, cut in pairs)
+    over = sum(len(cut.pieces) / len(one.morphemes) for one, cut in pairs)
+    under = sum(len(one.morphemes) / len(cut.pieces) for one, cut in pairs if cut.pieces)
+    of_words = (
+        *(sum(single[one.lemma] for one, _ in pairs) / words, behind / words, right),
+        *(over / words, under / words, wrong / letters),
+        *(1 - right, 1 - right, 1 - right**2, right**2),
+    )
+    return {
         **_boundaries(pairs, final),
-        "lemma is one token": sum(single[one.lemma] for one, _ in pairs) * share,
-        "cut behind the lemma": sum(len(one.morphemes[0]) in cut.ends for one, cut in pairs)
-        * share,
-        "cut exactly": right,
-        "over-segmentation": sum(len(c.pieces) / len(o.morphemes) for o, c in pairs) * share,
-        "under-segmentation": sum(len(o.morphemes) / len(c.pieces) for o, c in pairs) * share,
-        "CER": wrong / max(letters, 1),
-        "WER": 1 - right,
-        "MER": 1 - right,
-        "WIL": 1 - right**2,
-        "WIP": right**2,
+        **dict(zip(_WORDS, of_words, strict=True)),
         **_affixes(pairs, affixes),
     }
-    return values if words else dict.fromkeys(values)
 
 
 def _boundaries(pairs: Sequence[tuple[Analysis, Cut]], final: bool) -> Values:
@@ -64,11 +67,12 @@ def _boundaries(pairs: Sequence[tuple[Analysis, Cut]], final: bool) -> Values:
         both = len(gold & ends)
         hits, predicted, wanted = hits + both, predicted + len(ends), wanted + len(gold)
         word = _scores(both, len(ends), len(gold))
-        macro = [total + each / len(pairs) for total, each in zip(macro, word, strict=True)]
+        macro = [total + each for total, each in zip(macro, word, strict=True)]
     names = ("precision", "recall", "F1")
     micro = _scores(hits, predicted, wanted)
     found: Values = {f"micro {name}": value for name, value in zip(names, micro, strict=True)}
-    return found | {f"macro {name}": value for name, value in zip(names, macro, strict=True)}
+    means = [total / max(len(pairs), 1) for total in macro]
+    return found | {f"macro {name}": value for name, value in zip(names, means, strict=True)}
 
 
 def _scores(hits: int, predicted: int, wanted: int) -> tuple[float, float, float]:
@@ -101,12 +105,13 @@ def _affixes(pairs: Sequence[tuple[Analysis, Cut]], most: int) -> Values:
     common = [suffix for suffix, _ in times.most_common(most)]
     total = sum(times[suffix] for suffix in common)
     if not total:
-        return dict.fromkeys(("coverage", "atomicity", "atomicity, aligned"))
-    return {
-        "coverage": sum(anywhere[suffix] > 0 for suffix in common) / len(common),
-        "atomicity": sum(anywhere[suffix] for suffix in common) / total,
-        "atomicity, aligned": sum(aligned[suffix] for suffix in common) / total,
-    }
+        return dict.fromkeys(_AFFIXES)
+    shares = (
+        sum(anywhere[suffix] > 0 for suffix in common) / len(common),
+        sum(anywhere[suffix] for suffix in common) / total,
+        sum(aligned[suffix] for suffix in common) / total,
+    )
+    return dict(zip(_AFFIXES, shares, strict=True))
 
 
 def edits(first: str, second: str) -> int:

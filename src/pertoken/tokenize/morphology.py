@@ -46,10 +46,9 @@ from typing import Any
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8
 from pertoken.result import Part, Result
-from pertoken.tokenize._cuts import Cut, cuts
+from pertoken.tokenize._cuts import Cut, backend_of, cuts
 from pertoken.tokenize._segmentation import segmentation_metrics
 from pertoken.tokenize.analyzers import Analysis, Analyzer, open_analyzer
-from pertoken.tokenize.load import as_fast
 
 __all__ = ["GROUPS", "MorphologyReport", "bare", "morphology_report"]
 
@@ -191,7 +190,7 @@ def morphology_report(
     """
     reader = open_analyzer(analyzer)
     given = _given(words, reader)
-    backend = as_fast(tokenizer)
+    backend = backend_of(tokenizer)
     tell = progress or (lambda what, done, total: None)
     counts = Counter(given)
     began = time.perf_counter()
@@ -277,10 +276,10 @@ def _standards(
     for word, times in counts.items():
         for each in found[word].ids:
             ids[each] += times
-    mark = getattr(backend.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
+    mark = getattr(backend.model, "continuing_subword_prefix", None) or ""
     tokens: Counter[str] = Counter()
     for each, times in ids.items():
-        text = backend.backend_tokenizer.decode([each], skip_special_tokens=False)
+        text = backend.decode([each], skip_special_tokens=False)
         tokens[text.strip().removeprefix(mark).strip()] += times
     tokens.pop("", None)
     listed = frozenset(known)
@@ -291,7 +290,7 @@ def _standards(
         if token in listed or any(len(one.morphemes) == 1 for one in reader(token))
     }
     values: dict[str, float | None] = {
-        "vocabulary": len(backend),
+        "vocabulary": backend.get_vocab_size(),
         "tokens": ids.total(),
         "different": len(tokens),
         "valid": len(valid),

@@ -15,7 +15,6 @@ Paper: Arnett et al., arXiv 2510.21909.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from pertoken._extras import need
 from pertoken.errors import PertokenError, nearest
 from pertoken.result import Part, Result, figure, plain
 from pertoken.tokenize._cell import measure
-from pertoken.tokenize._grid import fill, read_cells
+from pertoken.tokenize._grid import fill, read_cells, read_toml
 from pertoken.tokenize._texts import Texts, digest, lines, read_texts
 from pertoken.tokenize.spread import PowerLaw, Regression, optimal_vocabulary, regression
 
@@ -237,19 +236,7 @@ def read_sweep(path: str | Path, reference: str = "eng") -> Sweep:
 
 def read_config(config: str | Path | Mapping[str, Any]) -> Row:
     """The settings of a sweep with its defaults; PertokenError for one that cannot be."""
-    given: Mapping[str, Any]
-    folder = Path()
-    if isinstance(config, Mapping):
-        given = config
-    else:
-        file = Path(config).expanduser()
-        folder = file.parent
-        try:
-            given = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PertokenError(f"cannot read {config}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise PertokenError(f"{config} is not TOML ({error})") from None
+    given, folder = read_toml(config)
     for key in given:
         if key not in DEFAULTS:
             raise PertokenError(f"unknown setting {key!r} of a sweep{nearest(key, DEFAULTS)}")
