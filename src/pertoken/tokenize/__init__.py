@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         MorphologyReport,
         morphology_report,
     )
-    from pertoken.tokenize.morphology_sweep import (
+    from pertoken.tokenize.morphology_sweeps import (
         MorphologySweep,
         morphology_sweep,
         read_morphology_sweep,
@@ -91,7 +91,7 @@ if TYPE_CHECKING:
         KINDS,
         train_tokenizer,
     )
-    from pertoken.tokenize.word_probe import (
+    from pertoken.tokenize.word_probes import (
         WordProbe,
         word_probe,
     )
@@ -156,7 +156,7 @@ _HOME = {
     "Analyzer": "analyzers",
     "Audit": "report",
     "MorphologyReport": "morphology",
-    "MorphologySweep": "morphology_sweep",
+    "MorphologySweep": "morphology_sweeps",
     "NumberDirection": "numbers",
     "PowerLaw": "spread",
     "Premiums": "premiums",
@@ -168,7 +168,7 @@ _HOME = {
     "SpreadTest": "spread",
     "Sweep": "sweeps",
     "Transplant": "tokenadapt",
-    "WordProbe": "word_probe",
+    "WordProbe": "word_probes",
     "as_fast": "load",
     "audit": "report",
     "bits_per_byte": "per_byte",
@@ -178,14 +178,14 @@ _HOME = {
     "format_number": "numbers",
     "grouping_of": "numbers",
     "morphology_report": "morphology",
-    "morphology_sweep": "morphology_sweep",
+    "morphology_sweep": "morphology_sweeps",
     "nats_per_text": "per_byte",
     "number_cuts": "numbers",
     "open_analyzer": "analyzers",
     "open_tokenizer": "load",
     "optimal_vocabulary": "spread",
     "perplexity_per_byte": "per_byte",
-    "read_morphology_sweep": "morphology_sweep",
+    "read_morphology_sweep": "morphology_sweeps",
     "read_sweep": "sweeps",
     "regression": "spread",
     "save_transplant": "check",
@@ -195,7 +195,7 @@ _HOME = {
     "train_supertokens": "supertokens",
     "train_tokenizer": "train",
     "transplant": "tokenadapt",
-    "word_probe": "word_probe",
+    "word_probe": "word_probes",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)
