@@ -32,6 +32,7 @@ from pertoken._fetch import (
     refuse_unaccepted,
     say,
 )
+from pertoken._treebank import parse_treebanks
 from pertoken.errors import PertokenError, nearest
 
 __all__ = ["DATA_SETS", "DataSet", "data", "data_folder"]
@@ -281,6 +282,30 @@ DATA_SETS = {
             members=r"package/data/[a-z]+(?:-[a-z]+)?-[12]/[^/]+\.json",
             parse=_parse_mails,
         ),
+        DataSet(
+            name="turkish-treebanks",
+            about="4,851 Turkish sentences of the web and Wikipedia, with the grammar of each word",
+            fields={
+                "id": str,
+                "source": str,
+                "text": str,
+                "words": list,
+                "lemmas": list,
+                "tags": list,
+                "features": list,
+            },
+            licence="Apache-2.0",
+            file="turkish_treebanks.jsonl",
+            package=Package(
+                "PyPI",
+                "turkish-treebanks",
+                "1.0.0",
+                "5a009c29a8e96e8f7e25059d59ac293c3baead6d746bf0fa4c9d3349b1e37ba0",
+                1.2,
+            ),
+            members=r"data/(web|wiki)\.conllu",
+            parse=parse_treebanks,
+        ),
     )
 }
 """The data sets that `data` knows, by name."""
@@ -298,6 +323,8 @@ def data(
     - `brown`: id, genre, words (list of sentences, each a list of words), tags (likewise)
     - `shakespeare`: title, genre, speakers and speeches (two lists of texts, side by side)
     - `spam-assassin`: id, label ("spam" or "ham"), group, text (a mail's body)
+    - `turkish-treebanks`: id, source ("web" or "wiki"), text, words (each a list of its
+      inflectional groups), and for each word its lemma, tag and list of features
 
     `path` is your own file of JSON lines, or a folder that holds it. `accept_licence=True`
     consents to fetching a set whose licence is unclear. Raises `PertokenError` with one line.

@@ -39,8 +39,8 @@ _Section = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="Only this: overview, text, languages, numbers, fidelity, controls or redundancy. "
-        "Repeatable.",
+        help="Only this: overview, text, languages, numbers, fidelity, controls, redundancy "
+        "or morphology. Repeatable.",
     ),
 ]
 

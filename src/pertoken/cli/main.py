@@ -38,6 +38,7 @@ COMMANDS = {
     "audit": ("audit",),
     "premiums": ("premiums",),
     "transplant": ("transplant",),
+    "turkish": ("turkish", "turkish-sweep"),
     "arithmetic": ("arithmetic",),
     "probe": ("probe",),
     "select_data": ("select-data",),

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from pertoken.tokenize._embed import (
         SelfEmbedder,
     )
+    from pertoken.tokenize.analyzers import (
+        ANALYZERS,
+        Analysis,
+        Analyzer,
+        open_analyzer,
+    )
     from pertoken.tokenize.check import (
         check_transplant,
         save_transplant,
@@ -21,6 +27,15 @@ if TYPE_CHECKING:
     from pertoken.tokenize.load import (
         as_fast,
         open_tokenizer,
+    )
+    from pertoken.tokenize.morphology import (
+        MorphologyReport,
+        morphology_report,
+    )
+    from pertoken.tokenize.morphology_sweeps import (
+        MorphologySweep,
+        morphology_sweep,
+        read_morphology_sweep,
     )
     from pertoken.tokenize.numbers import (
         NumberDirection,
@@ -76,12 +91,21 @@ if TYPE_CHECKING:
         KINDS,
         train_tokenizer,
     )
+    from pertoken.tokenize.word_probes import (
+        WordProbe,
+        word_probe,
+    )
 
 __all__ = [
+    "ANALYZERS",
     "KINDS",
     "PUBLIC",
     "SECTIONS",
+    "Analysis",
+    "Analyzer",
     "Audit",
+    "MorphologyReport",
+    "MorphologySweep",
     "NumberDirection",
     "PowerLaw",
     "Premiums",
@@ -93,6 +117,7 @@ __all__ = [
     "SpreadTest",
     "Sweep",
     "Transplant",
+    "WordProbe",
     "as_fast",
     "audit",
     "bits_per_byte",
@@ -101,11 +126,15 @@ __all__ = [
     "direction_of",
     "format_number",
     "grouping_of",
+    "morphology_report",
+    "morphology_sweep",
     "nats_per_text",
     "number_cuts",
+    "open_analyzer",
     "open_tokenizer",
     "optimal_vocabulary",
     "perplexity_per_byte",
+    "read_morphology_sweep",
     "read_sweep",
     "regression",
     "save_transplant",
@@ -115,13 +144,19 @@ __all__ = [
     "train_supertokens",
     "train_tokenizer",
     "transplant",
+    "word_probe",
 ]
 
 _HOME = {
+    "ANALYZERS": "analyzers",
     "KINDS": "train",
     "PUBLIC": "public",
     "SECTIONS": "report",
+    "Analysis": "analyzers",
+    "Analyzer": "analyzers",
     "Audit": "report",
+    "MorphologyReport": "morphology",
+    "MorphologySweep": "morphology_sweeps",
     "NumberDirection": "numbers",
     "PowerLaw": "spread",
     "Premiums": "premiums",
@@ -133,6 +168,7 @@ _HOME = {
     "SpreadTest": "spread",
     "Sweep": "sweeps",
     "Transplant": "tokenadapt",
+    "WordProbe": "word_probes",
     "as_fast": "load",
     "audit": "report",
     "bits_per_byte": "per_byte",
@@ -141,11 +177,15 @@ _HOME = {
     "direction_of": "numbers",
     "format_number": "numbers",
     "grouping_of": "numbers",
+    "morphology_report": "morphology",
+    "morphology_sweep": "morphology_sweeps",
     "nats_per_text": "per_byte",
     "number_cuts": "numbers",
+    "open_analyzer": "analyzers",
     "open_tokenizer": "load",
     "optimal_vocabulary": "spread",
     "perplexity_per_byte": "per_byte",
+    "read_morphology_sweep": "morphology_sweeps",
     "read_sweep": "sweeps",
     "regression": "spread",
     "save_transplant": "check",
@@ -155,6 +195,7 @@ _HOME = {
     "train_supertokens": "supertokens",
     "train_tokenizer": "train",
     "transplant": "tokenadapt",
+    "word_probe": "word_probes",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -22,6 +22,7 @@ from pertoken.tokenize import sections_vocabulary as vocabulary
 from pertoken.tokenize._material import Material, Tell, find_languages
 from pertoken.tokenize.load import as_fast, open_tokenizer
 from pertoken.tokenize.section import Section
+from pertoken.tokenize.sections_morphology import morphology
 
 __all__ = ["SECTIONS", "Audit", "audit"]
 
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any], Material], Section]] = {
     "fidelity": vocabulary.fidelity,
     "controls": vocabulary.controls,
     "redundancy": vocabulary.redundancy,
+    "morphology": morphology,
 }
 """The sections of an audit by name, in their order."""
 

@@ -15,19 +15,16 @@ Paper: Arnett et al., arXiv 2510.21909.
 
 from __future__ import annotations
 
-import json
-import os
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pertoken._extras import need
-from pertoken._pool import LOST, in_processes, on_ray
 from pertoken.errors import PertokenError, nearest
 from pertoken.result import Part, Result, figure, plain
 from pertoken.tokenize._cell import measure
+from pertoken.tokenize._grid import fill, read_cells, read_toml
 from pertoken.tokenize._texts import Texts, digest, lines, read_texts
 from pertoken.tokenize.spread import PowerLaw, Regression, optimal_vocabulary, regression
 
@@ -46,6 +43,8 @@ DEFAULTS: Row = {
     "transition": 0.9,
     "seed": 0,
 }
+_KEY = ("language", "kind", "vocabulary", "mark")  # of a cell
+_MADE = ("tokens", "size")
 FACTORS = ("similarity", "token_length", "white_space", "word_length", "entropy", "script")
 
 
@@ -200,13 +199,12 @@ def sweep(
         raise PertokenError(f"jobs must be 1 or more, got {jobs}")
     texts, train = _texts(settings)
     path = Path(out).expanduser()
-    # Of the lines that are not of this sweep, those of other languages or sizes are of use later.
-    finished = {_key(row): row for row in _open(path)}
+    read_cells(path, _KEY, _MADE)  # a file of something else is refused here
     marks = {
         name: digest(own, name) + (digest(train[name], name) if train else f"/{settings['folds']}")
         for name, own in texts.items()
     }
-    wanted: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    wanted: dict[Any, tuple[Any, ...]] = {}
     for kind in settings["kinds"]:
         for size in settings["vocabularies"]:
             for name, own in texts.items():
@@ -215,29 +213,8 @@ def sweep(
                     *(name, size, kind, own, train[name] if train else None),
                     *(settings["folds"], settings["transition"], settings["seed"]),
                 )
-    left = [key for key in wanted if key not in finished]
-    calls = [wanted[key] for key in left]
-    lost = []
-    done = len(wanted) - len(left)
-    tell = progress or (lambda what, now, total: None)
-    tell("cells", done, len(wanted))
-    run: Callable[..., Any] = on_ray if ray else in_processes if jobs > 1 else _here
-    for place, value in run(measure, calls, jobs) if calls else ():
-        name, kind, size, mark = left[place]
-        if value is LOST:
-            lost.append((name, kind, size))
-            continue
-        row = {"language": name, "kind": kind, "vocabulary": size, "mark": mark, **value}
-        _append(path, row)
-        finished[left[place]] = row
-        done += 1
-        tell("cells", done, len(wanted))
-    rows = [finished[key] for key in wanted if key in finished]
-    return Sweep(settings["reference"], rows, lost)
-
-
-def _here(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int) -> Any:
-    yield from ((place, work(*call)) for place, call in enumerate(calls))
+    rows, lost = fill(path, wanted, measure, _KEY, jobs=jobs, ray=ray, progress=progress)
+    return Sweep(settings["reference"], rows, [(name, kind, size) for name, kind, size, _ in lost])
 
 
 def read_sweep(path: str | Path, reference: str = "eng") -> Sweep:
@@ -248,7 +225,10 @@ def read_sweep(path: str | Path, reference: str = "eng") -> Sweep:
     file = Path(path).expanduser()
     if not file.is_file():
         raise PertokenError(f"no sweep at {path}: `pertoken premiums sweep` makes one")
-    newest = {_key(row)[:3]: row for row in _open(file, cut=False)}
+    newest = {
+        tuple(row[name] for name in _KEY[:3]): row
+        for row in read_cells(file, _KEY, _MADE, cut=False)
+    }
     if not newest:
         raise PertokenError(f"{path} holds no finished cell")
     return Sweep(reference, list(newest.values()))
@@ -256,19 +236,7 @@ def read_sweep(path: str | Path, reference: str = "eng") -> Sweep:
 
 def read_config(config: str | Path | Mapping[str, Any]) -> Row:
     """The settings of a sweep with its defaults; PertokenError for one that cannot be."""
-    given: Mapping[str, Any]
-    folder = Path()
-    if isinstance(config, Mapping):
-        given = config
-    else:
-        file = Path(config).expanduser()
-        folder = file.parent
-        try:
-            given = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PertokenError(f"cannot read {config}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise PertokenError(f"{config} is not TOML ({error})") from None
+    given, folder = read_toml(config)
     for key in given:
         if key not in DEFAULTS:
             raise PertokenError(f"unknown setting {key!r} of a sweep{nearest(key, DEFAULTS)}")
@@ -329,38 +297,3 @@ def _mark(kind: str, settings: Row) -> str:
     if kind == "superword":
         return f"/t{settings['transition']}"
     return f"/s{settings['seed']}" if kind == "supertokens" else ""
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return (row["language"], row["kind"], row["vocabulary"], row["mark"])
-
-
-def _open(path: Path, *, cut: bool = True) -> list[Row]:
-    """The rows of a sweep's file; a last line that was cut off is taken away where `cut`."""
-    if not path.exists():
-        return []
-    try:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if cut and len(whole) < len(content):
-            os.truncate(path, len(whole))
-        rows = [json.loads(line) for line in whole.splitlines()]
-        for row in rows:
-            _key(row), row["tokens"], row["size"]
-    except OSError as error:
-        raise PertokenError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise PertokenError(f"{path} is no file of a sweep: name another --out") from None
-    return rows
-
-
-def _append(path: Path, row: Row) -> None:
-    """One line, on the disk before the next cell is counted as done."""
-    line = json.dumps(row, ensure_ascii=False) + "\n"
-    try:
-        with path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise PertokenError(f"can't write {path}: {error.strerror}") from None

@@ -195,13 +195,20 @@ def alphabet() -> list[str]:
 
 def splitter(*, words: bool) -> Any:
     """The pre-tokenizer: at line breaks, and where `words` into words; then bytes."""
+    from tokenizers import pre_tokenizers
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*word_splits()[: 2 if words else 1], level])
+
+
+def word_splits() -> list[Any]:
+    """The two steps that part a text: at line breaks, then into words with the space in front."""
     from tokenizers import Regex, pre_tokenizers
 
-    steps: list[Any] = [pre_tokenizers.Split(Regex(_LINES), "isolated")]
-    if words:
-        steps.append(pre_tokenizers.Split(Regex(_WORDS), "isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    return pre_tokenizers.Sequence(steps)
+    return [
+        pre_tokenizers.Split(Regex(_LINES), "isolated"),
+        pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+    ]
 
 
 def bpe(corpus: Sequence[str], size: int, min_frequency: int, special: Sequence[str]) -> Tokenizer:

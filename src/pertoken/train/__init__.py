@@ -13,10 +13,7 @@ from pertoken._lazy import lazy
 if TYPE_CHECKING:
     from pertoken.train._page import gates_page
     from pertoken.train._prompt_attention import prompt_attention
-    from pertoken.train.apc import (
-        apc_clip,
-        tv_trpo_penalty,
-    )
+    from pertoken.train.apc import apc_clip, tv_trpo_penalty
     from pertoken.train.baselines import (
         cispo_loss,
         dapo_loss,
@@ -26,25 +23,11 @@ if TYPE_CHECKING:
         policy_gradient_loss,
         ppo_clip_loss,
     )
-    from pertoken.train.choice import (
-        TokenChoice,
-        choose_tokens,
-    )
-    from pertoken.train.fiberpo import (
-        fiberpo_loss,
-        fiberpo_ratio,
-        hierarchy_loss,
-    )
+    from pertoken.train.choice import TokenChoice, choose_tokens
+    from pertoken.train.fiberpo import fiberpo_loss, fiberpo_ratio, hierarchy_loss
     from pertoken.train.gates import closed_gates
-    from pertoken.train.hierarchy import (
-        gate,
-        log_ratio_levels,
-    )
-    from pertoken.train.lessons import (
-        Lesson,
-        encode_lesson,
-        read_lessons,
-    )
+    from pertoken.train.hierarchy import gate, log_ratio_levels
+    from pertoken.train.lessons import Lesson, encode_lesson, read_lessons
     from pertoken.train.masked_thought import (
         MaskedThought,
         add_mask_token,
@@ -53,29 +36,11 @@ if TYPE_CHECKING:
         question_dependence,
     )
     from pertoken.train.ngram_scorer import NgramScorer
-    from pertoken.train.pool import (
-        Selected,
-        sample_documents,
-        select_file,
-    )
-    from pertoken.train.preselection import (
-        Preselection,
-        preselect,
-    )
-    from pertoken.train.reducer import (
-        Trajectories,
-        reduce,
-        weighted_nll,
-    )
-    from pertoken.train.run import (
-        Run,
-        train_policy,
-    )
-    from pertoken.train.sstoken import (
-        retrospective_excess_loss,
-        ss_scores,
-        sstoken_loss,
-    )
+    from pertoken.train.pool import Selected, sample_documents, select_file
+    from pertoken.train.preselection import Preselection, preselect
+    from pertoken.train.reducer import Trajectories, reduce, weighted_nll
+    from pertoken.train.run import Run, train_policy
+    from pertoken.train.sstoken import retrospective_excess_loss, ss_scores, sstoken_loss
     from pertoken.train.sstoken_trainer import SSTokenSFT
     from pertoken.train.strength import (
         bits_per_character,
@@ -83,15 +48,8 @@ if TYPE_CHECKING:
         predictive_strength,
         select,
     )
-    from pertoken.train.supervised import (
-        SupervisedRun,
-        train_supervised,
-    )
-    from pertoken.train.token_weights import (
-        TokenWeightedDPO,
-        TokenWeightedSFT,
-        signal_weights,
-    )
+    from pertoken.train.supervised import SupervisedRun, train_supervised
+    from pertoken.train.token_weights import TokenWeightedDPO, TokenWeightedSFT, signal_weights
     from pertoken.train.trl import FiberPOTrainer
 
 __all__ = [
