@@ -12,8 +12,10 @@ from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
     from pertoken.probe._addition_report import ArithmeticReport
+    from pertoken.probe._consistency_report import ConsistencyReport
     from pertoken.probe._geometry_result import LayerGeometry
     from pertoken.probe._sinks_report import Sinks
+    from pertoken.probe.consistency import token_consistency
     from pertoken.probe.geometry import layer_geometry
     from pertoken.probe.outliers import (
         absorb_into_norm,
@@ -30,19 +32,25 @@ if TYPE_CHECKING:
         cache_free_decoding,
         reconstruction_error,
     )
+    from pertoken.probe.sensitivity import Sensitivity, encoding_sensitivity
     from pertoken.probe.sinks import find_sinks
+    from pertoken.probe.surface_mask import SurfaceMask
 
 __all__ = [
     "ArithmeticReport",
     "CacheFree",
+    "ConsistencyReport",
     "LayerGeometry",
     "Patching",
     "QueryKeyRank",
     "Reconstruction",
+    "Sensitivity",
     "Sinks",
+    "SurfaceMask",
     "absorb_into_norm",
     "cache_free_decoding",
     "clip_dims",
+    "encoding_sensitivity",
     "fake_quant",
     "find_sinks",
     "layer_geometry",
@@ -53,19 +61,24 @@ __all__ = [
     "rescale_dims",
     "rescale_factors",
     "residual_patching",
+    "token_consistency",
 ]
 
 _HOME = {
     "ArithmeticReport": "_addition_report",
     "CacheFree": "residual",
+    "ConsistencyReport": "_consistency_report",
     "LayerGeometry": "_geometry_result",
     "Patching": "patching",
     "QueryKeyRank": "query_key",
     "Reconstruction": "residual",
+    "Sensitivity": "sensitivity",
     "Sinks": "_sinks_report",
+    "SurfaceMask": "surface_mask",
     "absorb_into_norm": "outliers",
     "cache_free_decoding": "residual",
     "clip_dims": "outliers",
+    "encoding_sensitivity": "sensitivity",
     "fake_quant": "quantization",
     "find_sinks": "sinks",
     "layer_geometry": "geometry",
@@ -76,6 +89,7 @@ _HOME = {
     "rescale_dims": "outliers",
     "rescale_factors": "outliers",
     "residual_patching": "patching",
+    "token_consistency": "consistency",
 }
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

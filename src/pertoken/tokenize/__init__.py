@@ -76,6 +76,12 @@ if TYPE_CHECKING:
         KINDS,
         train_tokenizer,
     )
+    from pertoken.tokenize.ways import (
+        count_encodings,
+        encodings,
+        is_canonical,
+        noncanonical_share,
+    )
 
 __all__ = [
     "KINDS",
@@ -98,10 +104,14 @@ __all__ = [
     "bits_per_byte",
     "check_transplant",
     "corpus_token_counts",
+    "count_encodings",
     "direction_of",
+    "encodings",
     "format_number",
     "grouping_of",
+    "is_canonical",
     "nats_per_text",
+    "noncanonical_share",
     "number_cuts",
     "open_tokenizer",
     "optimal_vocabulary",
@@ -138,10 +148,14 @@ _HOME = {
     "bits_per_byte": "per_byte",
     "check_transplant": "check",
     "corpus_token_counts": "premiums",
+    "count_encodings": "ways",
     "direction_of": "numbers",
+    "encodings": "ways",
     "format_number": "numbers",
     "grouping_of": "numbers",
+    "is_canonical": "ways",
     "nats_per_text": "per_byte",
+    "noncanonical_share": "ways",
     "number_cuts": "numbers",
     "open_tokenizer": "load",
     "optimal_vocabulary": "spread",
