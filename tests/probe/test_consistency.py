@@ -81,7 +81,8 @@ def test_targets_have_neighbours_and_come_back_from_their_marks() -> None:
     found = mark(text, 0.3, 1)
     assert mark(found.marked, 0.3, 1) == found
     words = [found.word(number) for number in range(len(found.targets))]
-    assert len(words) == 3 and not {"Alpha", "kilo", "and"} & set(words)
+    assert len(words) == 3
+    assert not {"Alpha", "kilo", "and"} & set(words)
     assert mark(text, 0.3, 1) == found != mark(text, 0.3, 2)
     assert len(mark(text, 0.001, 1).targets) == 1
 
@@ -154,7 +155,8 @@ def test_outcomes_are_told_by_ids_straight_from_generation(
             assert again.trials[0].outcome == "unchanged"
         assert "".join(trial.pieces_after).strip() == "sat"
         assert trial.ids_before != trial.ids_after
-        assert found.share("different") == 1 and found.parse_rate() == 1
+        assert found.share("different") == 1
+        assert found.parse_rate() == 1
 
 
 def test_what_is_not_the_tokenizers_own_is_counted(model: Any, monkeypatch: Any) -> None:
@@ -209,7 +211,8 @@ def test_the_mask_minds_each_row_and_refuses_what_does_not_fit() -> None:
     mask = SurfaceMask(TOKENIZER, texts=[TEXT, "a [dog] sat"], prompt_length=0)
     ids = torch.tensor([ids_of(" a"), ids_of(" a")])
     scores = mask(ids, torch.zeros(2, len(TOKENIZER)))
-    assert not scores[0].isneginf().any() and scores[1].isneginf().any()
+    assert not scores[0].isneginf().any()
+    assert scores[1].isneginf().any()
     assert mask.of_rows([1], 0)(ids[:1], torch.zeros(1, len(TOKENIZER))).isneginf().any()
     with pytest.raises(PertokenError, match="of 2 texts does not fit 3 rows"):
         mask(ids[:1].repeat(3, 1), torch.zeros(3, len(TOKENIZER)))
@@ -283,7 +286,8 @@ def test_the_report_holds_every_trial_of_both_arms(model: Any, tmp_path: Path) -
     for kind in ARTIFACTS:
         assert kind in found.table()
     page = found.to_html()
-    assert "The first prompt" in page and "Replies without a target" in page
+    assert "The first prompt" in page
+    assert "Replies without a target" in page
 
 
 def test_bad_texts_and_models_are_refused_in_a_line(model: Any) -> None:
@@ -339,13 +343,15 @@ def test_divergence_is_that_of_the_definition_and_0_for_a_model_that_reads_text(
             other = model(torch.tensor([rest])).logits[0, -1].log_softmax(-1)
             kl = (first.exp() * (first - other)).sum()
             assert each.kl == pytest.approx(float(kl), rel=1e-5)
-    assert len(found.found) == 2 and found.kl > 0
+    assert len(found.found) == 2
+    assert found.kl > 0
     rows = torch.randn(1, len(TOKENIZER)).log_softmax(-1)
     monkeypatch.setattr(
         "pertoken.probe.sensitivity._next", lambda model, ids: rows.expand(len(ids), -1)
     )
     same = encoding_sensitivity(model, TOKENIZER, [TEXT], n=2)
-    assert same.kl == pytest.approx(0, abs=1e-6) and same.same_best == 1
+    assert same.kl == pytest.approx(0, abs=1e-6)
+    assert same.same_best == 1
     assert "nats" in same.table()
 
 
@@ -359,7 +365,8 @@ def test_the_command_asks_with_and_without_the_mask(
     values = json.loads(capsys.readouterr().out)
     assert [arm["masked"] for arm in values["consistency"]["arms"]] == [False, True]
     # A tokenizer of bytes has one encoding of each word.
-    assert "sensitivity" not in values and values["model"] == tiny_folder
+    assert "sensitivity" not in values
+    assert values["model"] == tiny_folder
     file.write_text("it [sat] down [\n\nthe [big cat] sat\n", encoding="utf-8")
     assert main(command) == 2
     assert "text 2: '[big cat]' must hold one word of letters" in capsys.readouterr().err
