@@ -10,7 +10,7 @@ import typer
 
 from pertoken.cli import options as shared
 from pertoken.cli._group import Group
-from pertoken.cli._probe_words import consistency
+from pertoken.cli._probe_words import characters, consistency
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result
 
@@ -66,6 +66,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         rich_markup_mode=None,
     )
+    group.command("characters")(characters)
     group.command("consistency")(consistency)
     group.command("geometry")(geometry)
     group.command("residual")(residual)
