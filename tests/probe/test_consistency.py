@@ -141,6 +141,7 @@ REST = " on the mat and the dog on the log"
         (["the cat [sat]" + REST], "unchanged", None),  # the brackets are kept
         (["the cat [", "s", "at", "]" + REST], "different", "resegmentation"),
         (["a dog"], "unparsed", None),
+        (["a dog", "\n\n", "the cat sat" + REST], "unparsed", None),  # of the next example
     ],
 )
 def test_outcomes_are_told_by_ids_straight_from_generation(

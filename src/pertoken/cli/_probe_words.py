@@ -78,6 +78,7 @@ def consistency(
     seed: shared.Seed = 0,
     limit: shared.Limit = None,
     max_new_tokens: shared.OptionalMaxNewTokens = None,
+    no_chat: shared.NoChat = False,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:
@@ -102,6 +103,7 @@ def consistency(
             tokenizer,
             read,
             mask=True,
+            chat=False if no_chat else None,
             max_new_tokens=max_new_tokens,
             batch=batch,
             progress=tell,

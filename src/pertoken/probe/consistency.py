@@ -37,11 +37,17 @@ if TYPE_CHECKING:
 
 __all__ = ["INSTRUCTION", "ConsistencyReport", "token_consistency"]
 
-INSTRUCTION = """Write the text again. Replace each word in brackets by another word that fits, \
-and leave all other words as they are. Write only the new text, without brackets.
+INSTRUCTION = """Write each text again. Replace the words in brackets by other words that fit, and \
+leave all others as they are.
 
 Text: She put the keys on the [table] and left.
 New text: She put the keys on the desk and left.
+
+Text: Most of them were very [happy] with the [results] of the election.
+New text: Most of them were very pleased with the outcome of the election.
+
+Text: In 1950 the [company] moved its offices to Ohio.
+New text: In 1950 the firm moved its offices to Ohio.
 
 Text: {text}
 New text:"""
@@ -58,6 +64,7 @@ def token_consistency(
     *,
     share: float = 0.05,
     mask: bool = False,
+    chat: bool | None = None,
     max_new_tokens: int | None = None,
     batch: int = 8,
     seed: int = 0,
@@ -68,7 +75,9 @@ def token_consistency(
     texts: words in [brackets] are the targets; of a text without any, `share` of the words that
         are no stop words are drawn, at least one. The paper has articles of 100 to 600 words.
     mask: ask everything again with `SurfaceMask`, the paper's intervention.
-    max_new_tokens: of each reply; by default half as many again as the text has.
+    chat: ask through the chat template; by default where the tokenizer has one. Else the model goes
+        on with the question, and what it writes behind a blank line is not looked at.
+    max_new_tokens: of each reply; by default a quarter more than the text has.
     batch: texts at once. What is drawn depends on it, and on `seed`; torch's generator is left as
         it was.
     Raises PertokenError for a text that has no target, a tokenizer without a byte view, a text that
@@ -89,9 +98,16 @@ def token_consistency(
     if not texts:
         raise PertokenError("there is no text: give at least one")
     marked = [mark(text, share, seed, f"text {place}") for place, text in enumerate(texts, 1)]
-    prompts = [first_turn(tokenizer, INSTRUCTION.format(text=each.marked)) for each in marked]
+    chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
+    if chat and not getattr(tokenizer, "chat_template", None):
+        raise PertokenError("the tokenizer has no chat template: leave chat=True off")
+    asked = [INSTRUCTION.format(text=each.marked) for each in marked]
+    prompts = [
+        first_turn(tokenizer, each) if chat else list(tokenizer(each)["input_ids"])
+        for each in asked
+    ]
     lengths = [len(tokenizer.encode(each.text, add_special_tokens=False)) for each in marked]
-    most = [max_new_tokens or n + n // 2 + 8 for n in lengths]
+    most = [max_new_tokens or n + n // 4 + 8 for n in lengths]
     _refuse_long(model, prompts, most)
     surface = SurfaceMask(tokenizer, texts=[each.marked for each in marked], prompt_length=0)
     trials: list[Trial] = []
@@ -115,7 +131,7 @@ def token_consistency(
                 if progress is not None:
                     progress("texts", done, len(prompts) * (2 if mask else 1))
         for place, each in enumerate(marked):
-            reply, own = _judge(tokenizer, place, each, found[place], masked)
+            reply, own = _judge(tokenizer, place, each, found[place], masked, chat)
             replies.append(reply)
             trials += own
     settings = {
@@ -124,7 +140,7 @@ def token_consistency(
         "batch": batch,
         "seed": seed,
         **SAMPLING,
-        "chat": bool(getattr(tokenizer, "chat_template", None)),
+        "chat": chat,
         "first_prompt": tokenizer.decode(prompts[0]),
     }
     return ConsistencyReport(trials, replies, settings)
@@ -143,11 +159,12 @@ def _refuse_long(
 
 
 def _judge(
-    tokenizer: Any, place: int, marked: Marked, ids: list[int], masked: bool
+    tokenizer: Any, place: int, marked: Marked, ids: list[int], masked: bool, chat: bool
 ) -> tuple[Reply, list[Trial]]:
     """A reply, and what it did to each target of its text."""
     text = tokenizer.decode(ids)
-    found, changed = slots(marked, text)
+    whole = len(text) if chat or "\n\n" in marked.text else _end_of_paragraph(text)
+    found, changed = slots(marked, text[:whole])
     sides = {
         False: _Tokens(tokenizer, marked.text),
         True: _Tokens(tokenizer, marked.marked),
@@ -168,6 +185,13 @@ def _judge(
         )
     reply = Reply(place, masked, ids, text, changed, noncanonical_share(ids, tokenizer))
     return reply, trials
+
+
+def _end_of_paragraph(text: str) -> int:
+    """Where a blank line follows the first one with any text."""
+    start = len(text) - len(text.lstrip())
+    end = text.find("\n\n", start)
+    return len(text) if end < 0 else end
 
 
 _Found = tuple[list[int], list[str]]
