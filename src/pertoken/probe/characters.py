@@ -21,11 +21,11 @@ from typing import Any
 from pertoken._chat import asker
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._charbench_report import Answered, CharBench
-from pertoken.probe._questions import FORMS, TASKS, questions, read, words_in
+from pertoken.probe._questions import FORMS, TASKS, Question, questions, read, words_in
 from pertoken.probe._stream import Progress
 from pertoken.tokenize.ways import spans
 
-__all__ = ["CharBench", "charbench", "default_words"]
+__all__ = ["CharBench", "ask_questions", "charbench", "default_words"]
 
 _ROUNDS = 8  # batches of a local model between two savings
 _BEFORE, _BEHIND = "in the string '", "'?"
@@ -75,11 +75,43 @@ def charbench(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch", batch), ("limit", limit)):
         if value is not None and value < 1:
             raise PertokenError(f"{name} must be 1 or more, got {value}")
-    ask = asker(model, tokenizer, max_new_tokens, batch)
+    asker(model, tokenizer, max_new_tokens, batch)  # refuses what can't be asked, before the words
     asked = questions(default_words() if words is None else words, each, tasks=tasks, seed=seed)
     if limit is not None:
         asked = [q for task in tasks for q in [q for q in asked if q.task == task][:limit]]
     pairs = [(question, form) for form in forms for question in asked]
+    answered = ask_questions(
+        model,
+        tokenizer,
+        pairs,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        path=path,
+        progress=progress,
+    )
+    settings = {
+        "each": each,
+        "limit": limit,
+        "forms": list(forms),
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "first_prompt": asked[0].prompt(forms[0]),
+    }
+    return CharBench(answered, settings)
+
+
+def ask_questions(
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[tuple[Question, str]],
+    *,
+    max_new_tokens: int,
+    batch: int,
+    path: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[Answered]:
+    """The answers to questions in their forms; arguments and errors as of `charbench`."""
+    ask = asker(model, tokenizer, max_new_tokens, batch)
     kept = _Kept(path, _name(model), max_new_tokens)
     local = hasattr(model, "generate")
     together = batch * (_ROUNDS if local else 1)
@@ -96,20 +128,11 @@ def charbench(
         kept.add(part, [one.text for one in said])
     first_line = local and not getattr(tokenizer, "chat_template", None)
     pieces = _pieces(tokenizer, {question.word for question, _ in pairs})
-    answered = [
+    return [
         Answered(question, form, reply, read(_first(reply) if first_line else reply), own)
         for (question, form), prompt in zip(pairs, prompts, strict=True)
         for reply, own in [(kept.replies[prompt], pieces.get(question.word))]
     ]
-    settings = {
-        "each": each,
-        "limit": limit,
-        "forms": list(forms),
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "first_prompt": prompts[0],
-    }
-    return CharBench(answered, settings)
 
 
 def default_words() -> list[str]:
