@@ -10,6 +10,7 @@ import typer
 
 from pertoken.cli import options as shared
 from pertoken.cli._group import Group
+from pertoken.cli._probe_words import characters, consistency
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result
 
@@ -61,10 +62,12 @@ def register(app: typer.Typer) -> None:
     """Add the group and its commands."""
     group = typer.Typer(
         cls=Group,
-        help="Measure a model: what its residual stream holds, what its layers do.",
+        help="Measure a model: words and letters, its residual stream, what its layers do.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
+    group.command("characters")(characters)
+    group.command("consistency")(consistency)
     group.command("geometry")(geometry)
     group.command("residual")(residual)
     group.command("sinks")(sinks)
@@ -72,13 +75,12 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True)
-class _Probes(Result):
+class Probes(Result):
     """Several probes of one model, by name."""
 
     settings: dict[str, Any]
     probes: dict[str, Result]
-
-    _title = "What the residual stream holds"
+    heading: str = "What the residual stream holds"
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, and each probe by its name."""
@@ -92,6 +94,11 @@ class _Probes(Result):
 
     def _parts(self) -> list[Part]:
         return [part for probe in self.probes.values() for part in probe._parts()]
+
+    def _page(self) -> str:
+        from pertoken._html import report
+
+        return report(f"pertoken: {self.heading}", self.heading, self._repr_html_())
 
     def summary(self) -> str:
         """The tables with the layers put together."""
@@ -142,7 +149,7 @@ def residual(
             "patching_last": last,
             "query_key_rank": rank,
         }
-    found = _Probes({"model": model, "prompt": text}, probes)
+    found = Probes({"model": model, "prompt": text}, probes)
     if not output.write(found):
         print(found.table() if layers else found.summary())
 

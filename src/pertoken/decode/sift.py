@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pertoken._answers import answer_of, equivalent, number_of
-from pertoken.decode._chat import Said, asker
+from pertoken._chat import Said, asker
 from pertoken.decode._sift_wording import HEADING, WORDING, Wording
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, plain

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pertoken import select
+from pertoken._stop_words import STOP_WORDS
 from pertoken.errors import PertokenError
 from pertoken.prune import _protect, _text
-from pertoken.prune._stop_words import STOP_WORDS
 from pertoken.prune.compressed import CompressedPrompt, Word
 from pertoken.signal import TokenSignal
 

@@ -95,7 +95,7 @@ class _Models:
 def _sifted(context: Context, models: _Models, name: str, problems: list[Any]) -> list[Unit]:
     """What SIFT and the direct answer make of some problems."""
     from pertoken._answers import answer_of, equivalent, number_of
-    from pertoken.decode._chat import asker
+    from pertoken._chat import asker
     from pertoken.decode.sift import WORDING, Wording, sift_all
 
     model, tokenizer = models.load(name)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pertoken.conversation import first_turn, stop_ids
+from pertoken._replies import written
+from pertoken.conversation import first_turn
 from pertoken.errors import PertokenError
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Ask", "Said", "asker"]
 
@@ -39,13 +37,7 @@ def asker(model: Any, tokenizer: Any, max_new_tokens: int, batch: int) -> Ask:
         if tokenizer is None:
             raise PertokenError("a local model needs its tokenizer: tokenizer=…")
 
-        def ask(texts: Sequence[str]) -> list[Said]:
-            parts = [texts[at : at + batch] for at in range(0, len(texts), batch)]
-            return [
-                said for part in parts for said in _write(model, tokenizer, part, max_new_tokens)
-            ]
-
-        return ask
+        return lambda texts: _write(model, tokenizer, texts, max_new_tokens, batch)
     if hasattr(model, "replies"):
 
         def ask_endpoint(texts: Sequence[str]) -> list[Said]:
@@ -72,33 +64,28 @@ def _checked(text: Any) -> Said:
     return Said(text)
 
 
-def _write(model: Any, tokenizer: Any, texts: Sequence[str], max_new_tokens: int) -> list[Said]:
-    """Replies of a local model, in one batch padded on the left."""
-    import torch
-
-    from pertoken.testing.setups import left_pad
-
-    rows = [torch.tensor(first_turn(tokenizer, text)) for text in texts]
-    config = model.config.get_text_config()
-    room = getattr(config, "max_position_embeddings", None)
-    longest = max(len(row) for row in rows)
+def _write(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_new_tokens: int, batch: int
+) -> list[Said]:
+    """Replies of a local model."""
+    rows = [first_turn(tokenizer, text) for text in texts]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, rows), default=0)
     if room is not None and longest + 1 > room:
         raise PertokenError(
             f"a question with what goes before it has {longest} tokens and does not fit the "
             f"model's {room} positions: shorten it"
         )
-    count = max_new_tokens if room is None else min(max_new_tokens, room - longest)
-    ids, mask = left_pad(rows, tokenizer.pad_token_id or 0)
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    out = model.generate(ids, attention_mask=mask, max_new_tokens=count, do_sample=False)
-    stops = stop_ids(model)
-    return [_reply(tokenizer, row[ids.shape[1] :], stops) for row in out]
+    most = [max_new_tokens if room is None else min(max_new_tokens, room - len(r)) for r in rows]
+    found: list[Said] = [Said("")] * len(rows)
+    for places, new in written(model, rows, max_new_tokens=most, batch=batch):
+        for place, ids in zip(places, new, strict=True):
+            found[place] = _reply(tokenizer, ids, most[place])
+    return found
 
 
-def _reply(tokenizer: Any, new: torch.Tensor, stops: frozenset[int]) -> Said:
-    written = new.tolist()
-    end = next((place for place, one in enumerate(written) if one in stops), len(written))
-    text = tokenizer.decode(written[:end], skip_special_tokens=True)
+def _reply(tokenizer: Any, ids: list[int], most: int) -> Said:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
     if not getattr(tokenizer, "chat_template", None):
         text = text.partition(_NEXT_TURN)[0]
-    return Said(text.strip(), min(end + 1, len(written)))
+    return Said(text.strip(), len(ids) + (len(ids) < most))  # the stop token is one too
