@@ -11,27 +11,11 @@ from typing import TYPE_CHECKING
 from pertoken._lazy import lazy
 
 if TYPE_CHECKING:
-    from pertoken.tokenize._embed import (
-        SelfEmbedder,
-    )
-    from pertoken.tokenize.analyzers import (
-        ANALYZERS,
-        Analysis,
-        Analyzer,
-        open_analyzer,
-    )
-    from pertoken.tokenize.check import (
-        check_transplant,
-        save_transplant,
-    )
-    from pertoken.tokenize.load import (
-        as_fast,
-        open_tokenizer,
-    )
-    from pertoken.tokenize.morphology import (
-        MorphologyReport,
-        morphology_report,
-    )
+    from pertoken.tokenize._embed import SelfEmbedder
+    from pertoken.tokenize.analyzers import ANALYZERS, Analysis, Analyzer, open_analyzer
+    from pertoken.tokenize.check import check_transplant, save_transplant
+    from pertoken.tokenize.load import as_fast, open_tokenizer
+    from pertoken.tokenize.morphology import MorphologyReport, morphology_report
     from pertoken.tokenize.morphology_sweeps import (
         MorphologySweep,
         morphology_sweep,
@@ -44,29 +28,11 @@ if TYPE_CHECKING:
         grouping_of,
         number_cuts,
     )
-    from pertoken.tokenize.per_byte import (
-        bits_per_byte,
-        nats_per_text,
-        perplexity_per_byte,
-    )
-    from pertoken.tokenize.premiums import (
-        Premiums,
-        corpus_token_counts,
-        token_premiums,
-    )
-    from pertoken.tokenize.public import (
-        PUBLIC,
-        PublicTokenizer,
-    )
-    from pertoken.tokenize.report import (
-        SECTIONS,
-        Audit,
-        audit,
-    )
-    from pertoken.tokenize.section import (
-        Row,
-        Section,
-    )
+    from pertoken.tokenize.per_byte import bits_per_byte, nats_per_text, perplexity_per_byte
+    from pertoken.tokenize.premiums import Premiums, corpus_token_counts, token_premiums
+    from pertoken.tokenize.public import PUBLIC, PublicTokenizer
+    from pertoken.tokenize.report import SECTIONS, Audit, audit
+    from pertoken.tokenize.section import Row, Section
     from pertoken.tokenize.spread import (
         PowerLaw,
         Regression,
@@ -75,31 +41,12 @@ if TYPE_CHECKING:
         regression,
         spread_test,
     )
-    from pertoken.tokenize.supertokens import (
-        train_supertokens,
-    )
-    from pertoken.tokenize.sweeps import (
-        Sweep,
-        read_sweep,
-        sweep,
-    )
-    from pertoken.tokenize.tokenadapt import (
-        Transplant,
-        transplant,
-    )
-    from pertoken.tokenize.train import (
-        KINDS,
-        train_tokenizer,
-    )
-    from pertoken.tokenize.word_probes import (
-        WordProbe,
-        word_probe,
-    from pertoken.tokenize.ways import (
-        count_encodings,
-        encodings,
-        is_canonical,
-        noncanonical_share,
-    )
+    from pertoken.tokenize.supertokens import train_supertokens
+    from pertoken.tokenize.sweeps import Sweep, read_sweep, sweep
+    from pertoken.tokenize.tokenadapt import Transplant, transplant
+    from pertoken.tokenize.train import KINDS, train_tokenizer
+    from pertoken.tokenize.ways import count_encodings, encodings, is_canonical, noncanonical_share
+    from pertoken.tokenize.word_probes import WordProbe, word_probe
 
 __all__ = [
     "ANALYZERS",
@@ -133,9 +80,9 @@ __all__ = [
     "encodings",
     "format_number",
     "grouping_of",
+    "is_canonical",
     "morphology_report",
     "morphology_sweep",
-    "is_canonical",
     "nats_per_text",
     "noncanonical_share",
     "number_cuts",
@@ -158,20 +105,20 @@ __all__ = [
 
 _HOME = {
     "ANALYZERS": "analyzers",
-    "KINDS": "train",
-    "PUBLIC": "public",
-    "SECTIONS": "report",
     "Analysis": "analyzers",
     "Analyzer": "analyzers",
     "Audit": "report",
+    "KINDS": "train",
     "MorphologyReport": "morphology",
     "MorphologySweep": "morphology_sweeps",
     "NumberDirection": "numbers",
+    "PUBLIC": "public",
     "PowerLaw": "spread",
     "Premiums": "premiums",
     "PublicTokenizer": "public",
     "Regression": "spread",
     "Row": "section",
+    "SECTIONS": "report",
     "Section": "section",
     "SelfEmbedder": "_embed",
     "SpreadTest": "spread",
@@ -188,9 +135,9 @@ _HOME = {
     "encodings": "ways",
     "format_number": "numbers",
     "grouping_of": "numbers",
+    "is_canonical": "ways",
     "morphology_report": "morphology",
     "morphology_sweep": "morphology_sweeps",
-    "is_canonical": "ways",
     "nats_per_text": "per_byte",
     "noncanonical_share": "ways",
     "number_cuts": "numbers",
