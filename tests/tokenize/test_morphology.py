@@ -270,6 +270,7 @@ def test_words_that_cannot_be_measured_are_counted_and_listed(tmp_path: Path) ->
     assert "do not join: 1 words left out (burnu (buruu+u, line 3 of gold.tsv))" in shown
     assert found.to_dict()["left_out"]["not analysed"] == ["xq"]
     assert len(found.rows()) == len(found.values)
+    assert found.seconds > 0
     none = morphology_report(tokenizer, ["burnu"], gold)
     assert none["micro F1"] is None
     assert none["coverage"] is None

@@ -230,6 +230,12 @@ def _premiums(bench: Bench) -> tuple[str, torch.Tensor]:
     return "", torch.tensor([found.premium("ell")])
 
 
+def _morphology(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.tokenize.morphology import morphology_report
+
+    return "", torch.tensor([morphology_report(bench.tokenizer)["micro F1"]])
+
+
 def _fiberpo(bench: Bench) -> tuple[str, torch.Tensor]:
     return "", gradient(bench, bench.plain, fiberpo=True)
 
@@ -288,4 +294,6 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "sift": ("chat", _sift),
     "token-premiums": ("measure", _premiums),
     "tokenadapt": ("tokenizer", _transplant),
+    "turkish-standards": ("measure", _morphology),
+    "turkish-subword": ("measure", _morphology),
 }

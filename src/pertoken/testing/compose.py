@@ -298,6 +298,7 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
     ("bytes", "loss"): Rule("a byte model has no log-probabilities of tokens to train on"),
     ("measure", "tokenizer"): _CHANGED,
     ("measure", "loss"): _MEASURED,
+    ("measure", "measure"): _MEASURED,
     ("tokenizer", "tokenizer"): Rule("the same in either order", laws.tokenizer_tokenizer),
     ("tokenizer", "loss"): _TRAINED,
     **{(kind, "text"): _ITS_TEXT for kind in _DECODING},

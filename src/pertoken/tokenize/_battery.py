@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from pertoken.testing.battery import Subject
+from pertoken.tokenize.morphology import morphology_report
 from pertoken.tokenize.numbers import NumberDirection
 from pertoken.tokenize.premiums import token_premiums
 
@@ -15,4 +16,6 @@ _TEXTS = {"eng": ["free and equal", "in dignity"], "tur": ["hür ve eşit", "hay
 SUBJECTS = (
     Subject("number-tokenization", "tokenizer", NumberDirection("r2l")),
     Subject("token-premiums", "probe", partial(token_premiums, texts=_TEXTS)),
+    Subject("turkish-standards", "probe", partial(morphology_report, words=["evler", "ev"])),
+    Subject("turkish-subword", "probe", partial(morphology_report, analyzer="gold")),
 )

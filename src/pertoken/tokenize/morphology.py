@@ -39,7 +39,7 @@ import string
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ GROUPS: dict[str, dict[str, str]] = {
         "pure": "count",
         "%TR": "share",
         "%Pure": "share",
-        "seconds": "",
     },
     "boundaries": {
         f"{mean} {name}": "share"
@@ -96,7 +95,8 @@ class MorphologyReport(Result):
     values: a figure by metric, see `GROUPS`; None where nothing was there to measure it on.
     analyzer: its name. words: different words measured. left_out: by reason, the words that were
     left out of all that needs an analysis. invalid: the commonest tokens that are not valid.
-    final: whether the end of a word counts as a boundary.
+    final: whether the end of a word counts as a boundary. seconds: that the tokenizer took for the
+    different words; it changes from run to run, so it stands in no record.
     """
 
     analyzer: str
@@ -105,6 +105,7 @@ class MorphologyReport(Result):
     left_out: dict[str, list[str]]
     invalid: list[str]
     final: bool = True
+    seconds: float = field(default=0.0, compare=False)
 
     _title = "Tokens and morphemes"
 
@@ -220,11 +221,10 @@ def morphology_report(
     )
     values = {
         **tokens,
-        "seconds": seconds,
         **segmentation_metrics(gold, inner, single, final=final, affixes=affixes),
         **_running(plain, inner),
     }
-    return MorphologyReport(reader.name, len(gold), values, left_out, invalid, final)
+    return MorphologyReport(reader.name, len(gold), values, left_out, invalid, final, seconds)
 
 
 def _given(words: Iterable[str] | None, reader: Analyzer) -> list[str]:

@@ -25,6 +25,8 @@ def lines(reports: Mapping[str, MorphologyReport]) -> Section:
         for group, metrics in GROUPS.items()
         for metric, unit in metrics.items()
     ]
+    seconds = tuple(each.seconds for each in reports.values())
+    rows.insert(len(GROUPS["tokens"]), Row("tokens", "seconds", "", seconds))
     shared = next(iter(reports.values()))
     notes = [note for note in shared.notes() if not note.startswith("not valid")]
     for name, report in reports.items():
