@@ -167,3 +167,17 @@ def test_mistakes_are_named(call, words):
 def test_a_nan_that_is_no_candidate_is_not_read():
     scores = torch.tensor([[math.nan, 1.0, 2.0]])
     assert select.top_k(scores, 1, ~scores.isnan()).int().tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.55, 0.6, 1.0])
+def test_a_share_is_rounded_up_for_each_row(share):
+    scores = torch.rand(6, 20, generator=torch.Generator().manual_seed(0))
+    candidates = torch.arange(20) < torch.tensor([[20], [3], [0], [1], [10], [7]])
+    kept = select.top_share(scores, share, candidates)
+    for row in range(6):
+        n = int(candidates[row].sum())
+        wanted = math.ceil(round(share * n, 9))
+        order = scores[row, :n].argsort(descending=True)[:wanted]
+        assert sorted(order.tolist()) == kept[row].nonzero()[:, 0].tolist()
+    with pytest.raises(PertokenError, match="the share to keep must be above 0"):
+        select.top_share(scores, 0.0)

@@ -84,7 +84,7 @@ def linear_rate(step: int, total: int, max_rate: float, warmup: float = 2 / 3) -
     [0.0, 0.2, 0.4, 0.4]
     """
     rise = total * warmup
-    return max_rate if step >= rise else max_rate * step / rise
+    return max_rate if step >= rise else max_rate * (step / rise)
 
 
 def add_mask_token(model: Any, tokenizer: Any) -> int:
