@@ -119,7 +119,7 @@ class _World:
     def _rows(self, documents: Sequence[str]) -> Any:
         from pertoken.reproduce._pool_of_parts import rows_of
 
-        return rows_of(self.tokenizer, documents, 16 if self.context.smoke else LENGTH)
+        return rows_of(self.tokenizer, documents, 64 if self.context.smoke else LENGTH)
 
     def units(self) -> dict[Any, tuple[object, Callable[[], Any]]]:
         """Models of known ability, then fresh ones, which wait for those."""
