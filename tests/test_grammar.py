@@ -65,6 +65,8 @@ OTHER_POSITIONAL = {
 }
 
 NOT_SHOWN = {
+    "Analysis": "a named tuple: one reading of a word",
+    "Analyzer": "a function of words with a memory, handed on as an argument",
     "ByteTokenizer": "a tokenizer",
     "DynamicTanh": "a module to build models of",
     "FiberPOTrainer": "a Trainer of TRL, made as TRL makes its own",
