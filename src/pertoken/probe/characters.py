@@ -133,11 +133,19 @@ def ask_questions(
     prompts = [question.prompt(form, shots) for question, form in pairs]
     if chat is False and not shots:
         prompts = [f"{prompt}\nAnswer:" for prompt in prompts]
-    missing = [prompt for prompt in prompts if prompt not in kept.replies]
-    for start in range(0, len(missing), together):
+    # Questions of one task begin alike, and a local model reads that once.
+    groups: dict[tuple[str, str], list[str]] = {}
+    for (question, form), prompt in zip(pairs, prompts, strict=True):
+        if prompt not in kept.replies:
+            groups.setdefault((form, question.task), []).append(prompt)
+    parts = [
+        own[start : start + together]
+        for own in groups.values()
+        for start in range(0, len(own), together)
+    ]
+    for part in parts:
         if progress is not None:
-            progress("questions", len(prompts) - len(missing) + start, len(prompts))
-        part = missing[start : start + together]
+            progress("questions", len(kept.replies), len(prompts))
         try:
             said = ask(part)
         except PertokenError as error:
