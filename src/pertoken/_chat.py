@@ -27,8 +27,8 @@ Ask = Callable[[Sequence[str]], list[Said]]
 """Questions of one message each -> their replies."""
 
 
-def asker(model: Any, tokenizer: Any, max_new_tokens: int, batch: int) -> Ask:
-    """How a model is asked, greedily.
+def asker(model: Any, tokenizer: Any, max_new_tokens: int, batch: int, *, chat: bool = True) -> Ask:
+    """How a model is asked, greedily; chat: False lets a local model go on with the text itself.
 
     model: a model of transformers with its tokenizer, an `Endpoint`, or a function that gives the
     text of the reply to a list of messages. Raises PertokenError for anything else.
@@ -37,7 +37,7 @@ def asker(model: Any, tokenizer: Any, max_new_tokens: int, batch: int) -> Ask:
         if tokenizer is None:
             raise PertokenError("a local model needs its tokenizer: tokenizer=…")
 
-        return lambda texts: _write(model, tokenizer, texts, max_new_tokens, batch)
+        return lambda texts: _write(model, tokenizer, texts, max_new_tokens, batch, chat)
     if hasattr(model, "replies"):
 
         def ask_endpoint(texts: Sequence[str]) -> list[Said]:
@@ -65,10 +65,18 @@ def _checked(text: Any) -> Said:
 
 
 def _write(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_new_tokens: int, batch: int
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    batch: int,
+    chat: bool,
 ) -> list[Said]:
     """Replies of a local model."""
-    rows = [first_turn(tokenizer, text) for text in texts]
+    rows = [
+        first_turn(tokenizer, text) if chat else list(tokenizer(text)["input_ids"])
+        for text in texts
+    ]
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, rows), default=0)
     if room is not None and longest + 1 > room:

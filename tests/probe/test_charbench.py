@@ -116,6 +116,7 @@ def test_what_is_asked_wrongly_is_refused_in_a_line() -> None:
         ({"forms": ["spelt"]}, "unknown form 'spelt'"),
         ({"forms": []}, "at least one task and one form"),
         ({"each": 0}, "each must be 1 or more"),
+        ({"shots": -1}, "shots must be 0 to 6"),
         ({"limit": 0}, "limit must be 1 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more"),
     ):
@@ -304,7 +305,27 @@ def test_a_local_model_is_asked_and_its_first_line_read(tmp_path: Path) -> None:
     assert found.to_json() == again.to_json()
     assert all(len(one.reply.encode()) <= 9 for one in found.answered)
     assert found.answered[0].letters == [1] * 4
+    # This tokenizer has no chat template: asked as a base model is, the prompt is another.
+    plain = charbench(model, ByteTokenizer(), WORDS, chat=False, **run)
+    assert [one.reply for one in plain.answered] != [one.reply for one in found.answered]
     assert len((tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()) == 28
+
+
+def test_solved_questions_stand_in_front_and_are_not_asked(tmp_path: Path) -> None:
+    words = ["banana", "Arizona", "window", *WORDS]
+    asked: list[str] = []
+
+    def last(messages: Any) -> str:
+        asked.append(messages[0]["content"])
+        return oracle([{"content": asked[-1].rpartition("Question: ")[2]}])
+
+    found = charbench(last, None, words, each=100, tasks=["find_last_occurrence"], shots=3)
+    assert found.accuracy("find_last_occurrence") == 1
+    assert not {"banana", "Arizona", "window"} & {one.question.word for one in found.answered}
+    assert re.findall(r"Answer: (\d+)", asked[0]) == ["5", "0", "3"]  # "A" is not "a"
+    assert asked[0].endswith("Start counting from 0.\nAnswer:")
+    with pytest.raises(PertokenError, match="shots must be 0 to 6, got 7"):
+        charbench(oracle, None, WORDS, shots=7)
 
 
 class Flaky(Endpoint):
@@ -324,13 +345,13 @@ class Flaky(Endpoint):
 def test_a_run_goes_on_where_an_endpoint_failed(tmp_path: Path) -> None:
     path = tmp_path / "replies.jsonl"
     run: dict[str, Any] = {"each": 2, "batch": 8}
-    with pytest.raises(PertokenError, match=r"503 busy.*16 replies are in .*run it again to go on"):
+    with pytest.raises(PertokenError, match=r"503 busy.*14 replies are in .*run it again to go on"):
         charbench(Flaky(20), None, WORDS, path=path, **run)
     with path.open("a", encoding="utf-8") as file:
         file.write('{"model": "http://localh')  # a kill in the middle of a line
     endpoint = Flaky(100)
     found = charbench(endpoint, None, WORDS, path=path, **run)
-    assert endpoint.asked == 56 - 16
+    assert endpoint.asked == 56 - 14
     assert [row["accuracy"] for row in found.summary()] == [1.0] * 4
     whole = charbench(Flaky(100), None, WORDS, **run)
     assert found.to_json() == whole.to_json()

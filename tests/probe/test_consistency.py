@@ -215,6 +215,10 @@ def test_the_mask_minds_each_row_and_refuses_what_does_not_fit() -> None:
     assert not scores[0].isneginf().any()
     assert scores[1].isneginf().any()
     assert mask.of_rows([1], 0)(ids[:1], torch.zeros(1, len(TOKENIZER))).isneginf().any()
+    assert (mask.texts, mask.prompt_length) == ([TEXT, "a [dog] sat"], 0)
+    assert repr(mask).endswith(
+        "['the cat [sat] on the mat and the dog on the log', 'a [dog] sat'], 0)"
+    )
     with pytest.raises(PertokenError, match="of 2 texts does not fit 3 rows"):
         mask(ids[:1].repeat(3, 1), torch.zeros(3, len(TOKENIZER)))
     with pytest.raises(PertokenError, match="text 1 has no word in"):

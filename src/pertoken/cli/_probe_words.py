@@ -54,6 +54,7 @@ _Forms = Annotated[
         metavar="NAME[,NAME...]", help="plain, or spelled: the word letter by letter as well."
     ),
 ]
+_Shots = Annotated[int, typer.Option(metavar="N", help="Solved questions in front, 0 to 6.")]
 _Out = Annotated[
     Path | None,
     typer.Option(
@@ -127,6 +128,7 @@ def characters(
     each: _Each = 10,
     tasks: _Tasks = None,
     forms: _Forms = "plain",
+    shots: _Shots = 0,
     out: _Out = None,
     tokenizer: _Tokenizer = None,
     batch: _Batch = 16,
@@ -134,6 +136,7 @@ def characters(
     seed: shared.Seed = 0,
     limit: shared.Limit = None,
     max_new_tokens: shared.MaxNewTokens = 8,
+    no_chat: shared.NoChat = False,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:
@@ -167,6 +170,8 @@ def characters(
             each=each,
             tasks=asked,
             forms=_names(forms),
+            shots=shots,
+            chat=False if no_chat else None,
             limit=limit,
             max_new_tokens=max_new_tokens,
             batch=batch,

@@ -16,7 +16,17 @@ from dataclasses import dataclass
 
 from pertoken.errors import PertokenError, nearest
 
-__all__ = ["FORMS", "LENGTHS", "POSITION", "TASKS", "Question", "questions", "read", "words_in"]
+__all__ = [
+    "EXAMPLES",
+    "FORMS",
+    "LENGTHS",
+    "POSITION",
+    "TASKS",
+    "Question",
+    "questions",
+    "read",
+    "words_in",
+]
 
 TASKS = {
     "count_character_frequency": "How many times does the character '{character}' appear in the "
@@ -42,6 +52,16 @@ PROMPT = (
 FORMS = {"plain": "", "spelled": "\nThe string '{word}' is spelled: {letters}"}
 """What is added to a question; the spelled-out form is ours."""
 
+EXAMPLES = (
+    ("banana", "a"),
+    ("Arizona", "A"),
+    ("window", "d"),
+    ("Tennessee", "s"),
+    ("river", "r"),
+    ("possible", "l"),
+)
+"""Words and letters of the solved questions, which are not asked themselves then."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -52,19 +72,32 @@ class Question:
     character: str | None
     answer: int
 
-    def prompt(self, form: str = "plain") -> str:
-        """What a model is asked.
+    def prompt(self, form: str = "plain", shots: int = 0) -> str:
+        """What a model is asked; shots: solved questions of the same task before it (ours).
 
-        >>> print(Question("count_unique_chars", "Otto", None, 3).prompt("spelled"))
+        >>> print(Question("count_unique_chars", "Otto", None, 3).prompt("spelled", shots=1))
         Answer this question only with the final number, without any other text. Lower case and \
 upper case letters are considered different characters.
         <BLANKLINE>
+        Question: How many unique characters appear in the string 'banana'?
+        The string 'banana' is spelled: b a n a n a
+        Answer: 3
+        <BLANKLINE>
         Question: How many unique characters appear in the string 'Otto'?
         The string 'Otto' is spelled: O t t o
+        Answer:
         """
+        if not shots:
+            return PROMPT.format(question=self._asked(form))
+        shown = [_answered(self.task, word, letter) for word, letter in EXAMPLES[:shots]]
+        solved = [f"{each._asked(form)}\nAnswer: {each.answer}" for each in shown]
+        return PROMPT.format(question="\n\nQuestion: ".join([*solved, self._asked(form)])) + (
+            "\nAnswer:"
+        )
+
+    def _asked(self, form: str) -> str:
         asked = TASKS[self.task].format(word=self.word, character=self.character)
-        asked += FORMS[form].format(word=self.word, letters=" ".join(self.word))
-        return PROMPT.format(question=asked)
+        return asked + FORMS[form].format(word=self.word, letters=" ".join(self.word))
 
     @property
     def mixed_case(self) -> bool:
@@ -127,9 +160,13 @@ def questions(
 
 
 def _question(task: str, word: str, draw: random.Random) -> Question:
-    if task == "count_unique_chars":
+    return _answered(task, word, None if task == "count_unique_chars" else draw.choice(word))
+
+
+def _answered(task: str, word: str, character: str | None) -> Question:
+    """The question with its right answer."""
+    if task == "count_unique_chars" or character is None:
         return Question(task, word, None, len(set(word)))
-    character = draw.choice(word)
     answers = {
         "count_character_frequency": word.count,
         "find_first_occurrence": word.index,

@@ -21,7 +21,7 @@ from typing import Any
 from pertoken._chat import asker
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._charbench_report import Answered, CharBench
-from pertoken.probe._questions import FORMS, TASKS, Question, questions, read, words_in
+from pertoken.probe._questions import EXAMPLES, FORMS, TASKS, Question, questions, read, words_in
 from pertoken.probe._stream import Progress
 from pertoken.tokenize.ways import spans
 
@@ -39,7 +39,9 @@ def charbench(
     each: int = 10,
     tasks: Sequence[str] = tuple(TASKS),
     forms: Sequence[str] = ("plain",),
+    shots: int = 0,
     limit: int | None = None,
+    chat: bool | None = None,
     max_new_tokens: int = 8,
     batch: int = 16,
     seed: int = 0,
@@ -54,6 +56,9 @@ def charbench(
     words: words of 4 to 10 letters, others are left out; by default those of Shakespeare's plays.
     each: questions of each task and each of the 7 lengths. limit: only the first so many of a task.
     forms: "plain" as published, and "spelled", which also gives the word letter by letter (ours).
+    shots: solved questions in front of each, 0 to 6 (ours; published are none).
+    chat: ask a local model through its chat template; by default where it has one. False lets it go
+        on with the question, behind which "Answer:" stands then.
     batch: questions at once, or requests to an endpoint at a time.
     path: a file of JSON lines that keeps every reply; those that are there are not asked again.
     Raises PertokenError for too few words, an unknown task or form, a file of another model, and
@@ -75,8 +80,12 @@ def charbench(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch", batch), ("limit", limit)):
         if value is not None and value < 1:
             raise PertokenError(f"{name} must be 1 or more, got {value}")
+    if not 0 <= shots <= len(EXAMPLES):
+        raise PertokenError(f"shots must be 0 to {len(EXAMPLES)}, got {shots}")
     asker(model, tokenizer, max_new_tokens, batch)  # refuses what can't be asked, before the words
-    asked = questions(default_words() if words is None else words, each, tasks=tasks, seed=seed)
+    shown = {word for word, _ in EXAMPLES[:shots]}
+    known = [word for word in (default_words() if words is None else words) if word not in shown]
+    asked = questions(known, each, tasks=tasks, seed=seed)
     if limit is not None:
         asked = [q for task in tasks for q in [q for q in asked if q.task == task][:limit]]
     pairs = [(question, form) for form in forms for question in asked]
@@ -84,6 +93,8 @@ def charbench(
         model,
         tokenizer,
         pairs,
+        shots=shots,
+        chat=chat,
         max_new_tokens=max_new_tokens,
         batch=batch,
         path=path,
@@ -93,9 +104,11 @@ def charbench(
         "each": each,
         "limit": limit,
         "forms": list(forms),
+        "shots": shots,
+        "chat": chat,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
-        "first_prompt": asked[0].prompt(forms[0]),
+        "first_prompt": asked[0].prompt(forms[0], shots),
     }
     return CharBench(answered, settings)
 
@@ -105,28 +118,40 @@ def ask_questions(
     tokenizer: Any,
     pairs: Sequence[tuple[Question, str]],
     *,
+    shots: int = 0,
+    chat: bool | None = None,
     max_new_tokens: int,
     batch: int,
     path: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Answered]:
     """The answers to questions in their forms; arguments and errors as of `charbench`."""
-    ask = asker(model, tokenizer, max_new_tokens, batch)
+    ask = asker(model, tokenizer, max_new_tokens, batch, chat=chat is not False)
     kept = _Kept(path, _name(model), max_new_tokens)
     local = hasattr(model, "generate")
     together = batch * (_ROUNDS if local else 1)
-    prompts = [question.prompt(form) for question, form in pairs]
-    missing = [prompt for prompt in prompts if prompt not in kept.replies]
-    for start in range(0, len(missing), together):
+    prompts = [question.prompt(form, shots) for question, form in pairs]
+    if chat is False and not shots:
+        prompts = [f"{prompt}\nAnswer:" for prompt in prompts]
+    # Questions of one task begin alike, and a local model reads that once.
+    groups: dict[tuple[str, str], list[str]] = {}
+    for (question, form), prompt in zip(pairs, prompts, strict=True):
+        if prompt not in kept.replies:
+            groups.setdefault((form, question.task), []).append(prompt)
+    parts = [
+        own[start : start + together]
+        for own in groups.values()
+        for start in range(0, len(own), together)
+    ]
+    for part in parts:
         if progress is not None:
-            progress("questions", len(prompts) - len(missing) + start, len(prompts))
-        part = missing[start : start + together]
+            progress("questions", len(kept.replies), len(prompts))
         try:
             said = ask(part)
         except PertokenError as error:
             raise PertokenError(f"{error}; {kept.hint()}") from None
         kept.add(part, [one.text for one in said])
-    first_line = local and not getattr(tokenizer, "chat_template", None)
+    first_line = local and (chat is False or not getattr(tokenizer, "chat_template", None))
     pieces = _pieces(tokenizer, {question.word for question, _ in pairs})
     return [
         Answered(question, form, reply, read(_first(reply) if first_line else reply), own)

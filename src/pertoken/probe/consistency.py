@@ -112,24 +112,8 @@ def token_consistency(
     surface = SurfaceMask(tokenizer, texts=[each.marked for each in marked], prompt_length=0)
     trials: list[Trial] = []
     replies: list[Reply] = []
-    done = 0
     for masked in (False, True) if mask else (False,):
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            found: dict[int, list[int]] = {}
-            for places, new in written(
-                model,
-                prompts,
-                max_new_tokens=most,
-                batch=batch,
-                processors=surface.of_rows if masked else None,
-                **SAMPLING,
-            ):
-                found |= dict(zip(places, new, strict=True))
-                done += len(places)
-                if progress is not None:
-                    progress("texts", done, len(prompts) * (2 if mask else 1))
+        found = _sampled(model, prompts, most, surface if masked else None, batch, seed, progress)
         for place, each in enumerate(marked):
             reply, own = _judge(tokenizer, place, each, found[place], masked, chat)
             replies.append(reply)
@@ -144,6 +128,35 @@ def token_consistency(
         "first_prompt": tokenizer.decode(prompts[0]),
     }
     return ConsistencyReport(trials, replies, settings)
+
+
+def _sampled(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    most: Sequence[int],
+    surface: SurfaceMask | None,
+    batch: int,
+    seed: int,
+    progress: Progress | None,
+) -> dict[int, list[int]]:
+    """The new ids of each prompt, drawn as in the paper."""
+    found: dict[int, list[int]] = {}
+    what = "texts" if surface is None else "texts with the mask"
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for places, new in written(
+            model,
+            prompts,
+            max_new_tokens=most,
+            batch=batch,
+            processors=None if surface is None else surface.of_rows,
+            **SAMPLING,
+        ):
+            found |= dict(zip(places, new, strict=True))
+            if progress is not None:
+                progress(what, len(found), len(prompts))
+    return found
 
 
 def _refuse_long(
