@@ -344,9 +344,9 @@ def text_bytes(bench: Bench, text: Part, byte_model: Part) -> None:
 
 
 def loss_decoding(bench: Bench, decoding: Part, loss: Part) -> None:
-    """On a text just drawn the ratio is 1: FiberPO's gradient is the policy gradient's."""
+    """On a text just drawn the ratio is 1: the loss's gradient is the policy gradient's."""
     text = attempt(bench, _text_of, bench, decoding)
-    found, expected = gradient(bench, text, fiberpo=True), gradient(bench, text, fiberpo=False)
+    (_, found), expected = loss.make(bench, text), gradient(bench, text)
     if not torch.allclose(found, expected, atol=1e-12, rtol=1e-9):
         raise LawBroken("the gradient of a text just drawn is not the policy gradient")
 

@@ -44,7 +44,7 @@ KINDS: dict[Kind, str] = {
     "measure": "a measure of a tokenizer",
     "probe": "a measure of a model",
     "tokenizer": "a changed tokenizer, with its model",
-    "loss": "a loss on sampled texts",
+    "loss": "a loss on texts; ssToken with all tokens kept, masked thought with none hidden",
 }
 """What a part acts on, in the order of the tables, with how it is used."""
 
@@ -56,13 +56,13 @@ class Part:
     """One side of a pair.
 
     make: a new object for a bench; of the kinds "text", "bytes", "measure", "probe" and "loss" what
-    it finds there, a string and a tensor; of "tokenizer" the bench with that tokenizer. said: what
-    an error may call it.
+    it finds there, a string and a tensor; of "tokenizer" the bench with that tokenizer. A loss
+    takes a text in place of the bench's own. said: what an error may call it.
     """
 
     name: str
     kind: Kind
-    make: Callable[[Bench], Any]
+    make: Callable[..., Any]
     said: tuple[str, ...]
 
     @property
@@ -236,24 +236,53 @@ def _morphology(bench: Bench) -> tuple[str, torch.Tensor]:
     return "", torch.tensor([morphology_report(bench.tokenizer)["micro F1"]])
 
 
-def _fiberpo(bench: Bench) -> tuple[str, torch.Tensor]:
-    return "", gradient(bench, bench.plain, fiberpo=True)
-
-
-def gradient(bench: Bench, text: torch.Tensor, *, fiberpo: bool) -> torch.Tensor:
-    """Gradient in the output matrix of FiberPO's loss on the new tokens of a text [1, time], or of
-    the policy gradient's: minus their mean log-probability."""
+def _fiberpo(bench: Bench, text: torch.Tensor | None = None) -> tuple[str, torch.Tensor]:
     from pertoken.train.fiberpo import fiberpo_loss
 
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
+        one, mask = chosen.new_ones(1), torch.ones_like(chosen)
+        found, _ = fiberpo_loss(chosen, chosen.detach(), one, mask, trajectory=(0.9, 1.1))
+        return found
+
+    return "", gradient(bench, bench.plain if text is None else text, loss)
+
+
+def _masked_thought(bench: Bench, text: torch.Tensor | None = None) -> tuple[str, torch.Tensor]:
+    """At the beginning of training, when nothing is hidden yet."""
+    from pertoken.train.masked_thought import mask_thought
+
+    text = bench.plain if text is None else text
+    labels = text.clone()
+    labels[:, : bench.ids.shape[1]] = -100
+    return "", gradient(bench, text, read=mask_thought(text, labels, 0.0, mask_id=0))
+
+
+def _sstoken(bench: Bench, text: torch.Tensor | None = None) -> tuple[str, torch.Tensor]:
+    """With all tokens kept."""
+    from pertoken.train.sstoken import sstoken_loss
+
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
+        nowhere, mask = torch.zeros_like(chosen), torch.ones_like(chosen)
+        return sstoken_loss(chosen, chosen.detach(), nowhere, mask, keep=1.0)[0]
+
+    return "", gradient(bench, bench.plain if text is None else text, loss)
+
+
+def gradient(
+    bench: Bench,
+    text: torch.Tensor,
+    loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    read: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Gradient in the output matrix of a loss on the new tokens of a text [1, time], of their
+    log-probabilities; of minus their mean, the policy gradient's, if not given. read: what the
+    model reads in the text's place."""
     start = bench.ids.shape[1]
     weight = bench.model.get_output_embeddings().weight
-    log_probs = bench.model(text).logits.log_softmax(-1)[:, start - 1 : -1]
+    read = text if read is None else read
+    log_probs = bench.model(read).logits.log_softmax(-1)[:, start - 1 : -1]
     chosen = log_probs.gather(-1, text[:, start:, None])[..., 0]
-    loss = -chosen.mean()
-    if fiberpo:
-        one, mask = chosen.new_ones(1), torch.ones_like(chosen)
-        loss, _ = fiberpo_loss(chosen, chosen.detach(), one, mask, trajectory=(0.9, 1.1))
-    return torch.autograd.grad(loss, weight)[0]
+    return torch.autograd.grad(-chosen.mean() if loss is None else loss(chosen), weight)[0]
 
 
 def _numbers(bench: Bench) -> Bench:
@@ -269,16 +298,32 @@ def _transplant(bench: Bench) -> Bench:
     return Bench(*transplant(bench.model, bench.tokenizer, new))
 
 
+def _consistency(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.probe import token_consistency
+
+    found = token_consistency(bench.model, bench.tokenizer, [bench.text], max_new_tokens=4)
+    return found.table(), torch.tensor(len(found.rows()))
+
+
+def _characters(bench: Bench) -> tuple[str, torch.Tensor]:
+    from pertoken.probe import charbench
+
+    words = ["four", "letters", "strawberry"]
+    found = charbench(bench.model, bench.tokenizer, words, each=1, max_new_tokens=2)
+    return found.table(), torch.tensor(len(found.rows()))
+
+
 def _preselect(bench: Bench) -> tuple[str, torch.Tensor]:
     from pertoken.train import bits_per_character
 
     return "", torch.tensor(bits_per_character(bench.model, bench.tokenizer, [bench.text]))
 
 
-_OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
+_OWN: dict[str, tuple[Kind, Callable[..., Any]]] = {
     "awrs": ("sampler", _awrs),
     "balanced": ("drafter", _balanced),
     "byte-probabilities": ("bytes", _bytes),
+    "charbench": ("probe", _characters),
     "cntp": ("chooser", _cautious),
     "fiberpo": ("loss", _fiberpo),
     "frugalprompt": ("text", _compress),
@@ -286,12 +331,15 @@ _OWN: dict[str, tuple[Kind, Callable[[Bench], Any]]] = {
     "knn-lm": ("logits", _knn),
     "layer-geometry": ("probe", _geometry),
     "lm-cascades": ("text", _cascade),
+    "masked-thought": ("loss", _masked_thought),
     "number-tokenization": ("tokenizer", _numbers),
     "plt-kv": ("archive", _archive),
     "preselect": ("probe", _preselect),
     "reagent": ("text", _reagent),
     "residual-sinks": ("probe", _sinks),
     "sift": ("chat", _sift),
+    "sstoken": ("loss", _sstoken),
+    "token-consistency": ("probe", _consistency),
     "token-premiums": ("measure", _premiums),
     "tokenadapt": ("tokenizer", _transplant),
     "turkish-standards": ("measure", _morphology),

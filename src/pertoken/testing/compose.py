@@ -301,6 +301,11 @@ RULES: dict[tuple[Kind, Kind], Rule] = {
     ("measure", "measure"): _MEASURED,
     ("tokenizer", "tokenizer"): Rule("the same in either order", laws.tokenizer_tokenizer),
     ("tokenizer", "loss"): _TRAINED,
+    ("loss", "loss"): Rule(
+        "both say what a token of a training step counts, and a step has one loss",
+        None,
+        "one place",
+    ),
     **{(kind, "text"): _ITS_TEXT for kind in _DECODING},
     **{(kind, "bytes"): _BYTES for kind in _DECODING},
     **{(kind, "loss"): _DRAWN for kind in _DECODING},
