@@ -11,6 +11,7 @@ import pytest
 from pertoken import PertokenError
 from pertoken.tokenize import (
     MorphologySweep,
+    morphology_report,
     morphology_sweep,
     open_analyzer,
     read_morphology_sweep,
@@ -119,13 +120,16 @@ def test_a_plan_that_cannot_be_run_is_one_line(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_words_and_morphemes_that_are_no_token_are_spelt_out() -> None:
-    backend = whole_words([" evler evler ağ"], 266, 2, ["<end>"], {"evler": ["ev", "ler"]})
-    assert backend.get_vocab_size() == 264  # bytes, the end, five letters, two morphemes; not ağ
+def test_words_and_morphemes_that_are_no_token_are_unknown_and_cut_off() -> None:
+    cuts = {"evler": ["ev", "ler"], "okullar": ["okul", "lar"]}
+    backend = whole_words([" evler evler ağ"], 10, 2, ["<end>"], cuts)
+    assert set(backend.get_vocab()) == {"<end>", "<unk>", " ev", "ler"}  # ağ stands there once
     assert backend.encode(" evler").tokens == [" ev", "ler"]
-    assert backend.encode(" evl").tokens == [" ", "e", "v", "l"]
-    ids = backend.encode("evler ağ\n日").ids
-    assert backend.decode(ids, skip_special_tokens=False) == "evler ağ\n日"
+    readings = {word: [parts] for word, parts in cuts.items()}
+    found = morphology_report(backend, list(cuts), readings.get)
+    assert found["micro F1"] == found["cut exactly"] == 1
+    assert found["unknown"] == 2 / 4
+    assert whole_words([" evler evler"], 3, 1, ["<end>"], cuts).get_vocab_size() == 3
 
 
 def test_a_probe_learns_what_pieces_tell_and_is_drawn_by_its_seed() -> None:

@@ -139,7 +139,7 @@ def _cell(corpus: str, family: str, size: int, material: Any, seed: int) -> Unit
     backend = train_family(texts, size, family, cuts)
     inner = morphology_report(backend, given["words"], Analyzer(analyses.get), final=False)
     running = morphology_report(backend, given["running"], Analyzer(analyses.get))
-    kept = ("fertility", "words cut", "tokens", "%TR", "%Pure")
+    kept = ("fertility", "words cut", "tokens", "unknown", "%TR", "%Pure")
     return {
         **found,
         "inner F1": inner["micro F1"],
@@ -226,7 +226,7 @@ def _curve_rows(found: Mapping[Key, Unit]) -> list[Row]:
                 100 * cell["micro F1"],
                 "%",
                 why=f"came out {cell['size']}; {cell['running fertility']:.2f} pieces per word of "
-                f"the text; inner F1 {100 * cell['inner F1']:.1f} %; lemmas in one token "
+                f"the text, {100 * cell['running unknown']:.1f} % of the tokens unknown; inner F1 {100 * cell['inner F1']:.1f} %; lemmas in one token "
                 f"{100 * cell['lemma is one token']:.1f} %; CER {cell['CER']:.2f}; {probes}",
             )
         )

@@ -17,10 +17,10 @@ Pair = tuple[str, str]
 
 
 def smallest_of(family: str) -> int:
-    """The least vocabulary of a family."""
+    """The least vocabulary of a family; of words and morphemes, room for one of them."""
     from pertoken.tokenize.train import smallest
 
-    return smallest(family if family not in ("word", "morphology") else "character")
+    return 3 if family in ("word", "morphology") else smallest(family)
 
 
 def train_family(

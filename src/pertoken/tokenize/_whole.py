@@ -1,8 +1,8 @@
-"""Tokenizers whose tokens are whole words or whole morphemes; what is not a token is spelt out.
+"""Tokenizers whose tokens are whole words or whole morphemes; what is not a token is unknown.
 
-The vocabulary holds the special tokens, the 256 bytes, the characters, and the commonest words or
-morphemes of the corpus. A word or morpheme that is not in it is spelt in characters, a character
-that is not in it in bytes (ours: the paper's vocabularies have an unknown token there).
+The vocabulary holds the special tokens, the unknown one, and the commonest words or morphemes of
+the corpus. As in the paper, a word or morpheme that is not in it is cut off all the same and
+becomes one unknown token: the borders are right, and what stood there is lost.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pertoken.tokenize.train import word_splits
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["whole_words"]
+__all__ = ["UNKNOWN", "whole_words"]
 
+UNKNOWN = "<unk>"
 Cuts = Mapping[str, Sequence[str]]
 
 
@@ -72,24 +73,17 @@ def whole_words(
     for text in corpus:
         words.update(word for word, _ in steps.pre_tokenize_str(text))
     pieces: Counter[str] = Counter()
-    letters: Counter[str] = Counter()
     for word, times in words.items():
         for piece in [word] if cuts is None else morphemes_of(word, cuts):
             pieces[piece] += times
-        for letter in word:
-            letters[letter] += times
-    spelt = [f"<0x{byte:02X}>" for byte in range(256)]
-    tokens = [*special, *spelt, *_common(letters, min_frequency), *_common(pieces, min_frequency)]
-    vocab = {token: place for place, token in enumerate(list(dict.fromkeys(tokens))[:size])}
-    backend = Tokenizer(models.BPE(vocab, [], byte_fallback=True, ignore_merges=True))
+    common = sorted(pieces, key=lambda each: (-pieces[each], each))
+    kept = [piece for piece in common if pieces[piece] >= min_frequency]
+    tokens = list(dict.fromkeys([*special, UNKNOWN, *kept]))[:size]
+    vocab = {token: place for place, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     if cuts is not None:
         cutter = pre_tokenizers.PreTokenizer.custom(_Cutter(cuts))
         steps = pre_tokenizers.Sequence([*word_splits(), cutter])
     backend.pre_tokenizer = steps
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Fuse()
     return backend
-
-
-def _common(counts: Mapping[str, int], least: int) -> list[str]:
-    found = sorted(counts, key=lambda each: (-counts[each], each))
-    return [each for each in found if counts[each] >= least]

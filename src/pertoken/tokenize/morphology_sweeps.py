@@ -6,8 +6,9 @@ the grid of `pertoken premiums sweep`: a line per finished cell, gone on with at
 
 Families: WordPiece, BPE, Unigram and characters as `train_tokenizer` trains them; words; and
 morphology, whose tokens are the morphemes that an analyser cuts words into. What is not in a
-vocabulary of words or morphemes is spelt out. BPE, Unigram and words of this size are ours: the
-paper sweeps WordPiece and has the others as single points.
+vocabulary of words or morphemes is unknown, as in the paper: its borders are right, its content is
+lost, which the share of unknown tokens and the probes tell. BPE and Unigram are ours, and so is
+sweeping more than WordPiece.
 
 The trade-off is told by two figures that a vocabulary moves in opposite directions: pieces per word
 (fertility: what a text costs) and how well the pieces meet the morphemes (boundary F1).
@@ -125,6 +126,7 @@ class MorphologySweep(Result):
             "recall": "micro recall",
             "lemma": "lemma is one token",
             "exact": "cut exactly",
+            "unknown": "unknown",
             "%TR": "%TR",
             "%Pure": "%Pure",
         }
