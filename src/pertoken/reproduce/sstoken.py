@@ -13,8 +13,8 @@ loss on clean answers to new problems. The same without noise is the paper's cla
 bar here.
 
 What was looked at before, all with training seed 1000: a base model of 400 steps and 100 steps of
-fine-tuning at 1e-3 (area .40 after a third, REL alone .42, attention alone .47), and a base model of
-100 steps and up to 45 steps of fine-tuning at 2e-3 (.43, .44, .49). So early the model learns to
+fine-tuning at 1e-3 (area .40 after a third, REL alone .42, attention alone .47), and a base model
+of 100 steps and up to 45 steps of fine-tuning at 2e-3 (.43, .44, .49). So early the model learns to
 expect noise, whose loss falls most, and the training must be long enough for a third of it to be
 past that.
 """
