@@ -181,7 +181,7 @@ def test_a_sample_is_there_and_its_command_too(
     assert page.startswith("<!DOCTYPE html>")
     assert str(Path.home()) not in page
     words = gallery.SAMPLES[name].words(Path("page.html"))
-    path = words[: 2 if words[0] == "premiums" else 1]
+    path = words[: 2 if words[0] in ("premiums", "train") else 1]
     assert pertoken([*path, "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in words if word.startswith("--"))

@@ -48,6 +48,7 @@ Source = str | Callable[[Row], Any]
 """The name of a column, or a function from a row to its weights."""
 
 WEIGHTS = "token_weights"
+"""The column of prepared data that holds a weight per token."""
 _DPO = {"use_weighting": False, "padding_free": False}
 
 
