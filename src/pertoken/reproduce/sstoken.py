@@ -50,10 +50,7 @@ AUC = "area under the ROC curve, clean against noise, after a third of training:
 OVER_FULL = "clean held-out loss, all tokens minus ssToken: mean less 2 standard errors, nats"
 OVER_RANDOM = "clean held-out loss, random tokens minus ssToken: mean less 2 standard errors, nats"
 BARS = {AUC: ">= 0.7", OVER_FULL: "> 0", OVER_RANDOM: "> 0"}
-REASONS: dict[str, str] = {
-    AUC: "noise that is drawn evenly can be learned as such: the base model was surer of the clean "
-    "token than it should be where there is noise, so the loss of noise falls too",
-}
+REASONS: dict[str, str] = {}
 
 Unit = dict[str, float]
 
