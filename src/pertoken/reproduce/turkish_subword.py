@@ -226,7 +226,8 @@ def _curve_rows(found: Mapping[Key, Unit]) -> list[Row]:
                 100 * cell["micro F1"],
                 "%",
                 why=f"came out {cell['size']}; {cell['running fertility']:.2f} pieces per word of "
-                f"the text, {100 * cell['running unknown']:.1f} % of the tokens unknown; inner F1 {100 * cell['inner F1']:.1f} %; lemmas in one token "
+                f"the text, {100 * cell['running unknown']:.1f} % of the tokens unknown; inner F1 "
+                f"{100 * cell['inner F1']:.1f} %; lemmas in one token "
                 f"{100 * cell['lemma is one token']:.1f} %; CER {cell['CER']:.2f}; {probes}",
             )
         )

@@ -8,15 +8,17 @@ from typing import Any
 
 from pertoken.tokenize.load import as_fast
 
-__all__ = ["Cut", "backend_of", "cuts"]
+__all__ = ["BROKEN", "Cut", "backend_of", "cuts", "unknown_id"]
 
 _SPACES = ("▁", "Ġ")  # how vocabularies write the space in front of a word
-BROKEN = "\ufffd"  # a piece that is a part of a character
+BROKEN = "\ufffd"  # a piece that is a part of a character, or an unknown token
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One word. ends: the place behind each piece, in characters; a cut inside one is a fraction.
+    """One word. pieces: as they stand in it, `BROKEN` where a token holds no whole character of it.
+
+    ends: the place behind each piece, in characters; a cut inside one is a fraction.
 
     ids: its tokens, of which a space in front may be one more than the pieces.
     """
@@ -60,22 +62,33 @@ def cuts(tokenizer: Any, words: Sequence[str]) -> list[Cut]:
             backend.enable_padding(**padding)
         if truncation is not None:
             backend.enable_truncation(**truncation)
+    unknown = unknown_id(backend)
     return [
-        _cut(word, len(space), encoded.offsets, encoded.ids)
+        _cut(word, len(space), encoded.offsets, encoded.ids, unknown)
         for word, encoded in zip(words, found, strict=True)
     ]
 
 
-def _cut(word: str, skip: int, offsets: Sequence[tuple[int, int]], ids: Sequence[int]) -> Cut:
-    spans = [(max(start - skip, 0), end - skip) for start, end in offsets]
-    spans = [(start, end) for start, end in spans if start < end]
+def unknown_id(backend: Any) -> int:
+    """The id of the unknown token; -1, which no token has, where there is none."""
+    number = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
+    return -1 if number is None else int(number)
+
+
+def _cut(
+    word: str, skip: int, offsets: Sequence[tuple[int, int]], ids: Sequence[int], unknown: int
+) -> Cut:
+    every = [(max(start - skip, 0), end - skip) for start, end in offsets]
+    spans = [(start, end) for start, end in every if start < end]
+    lost = [each == unknown for each, (start, end) in zip(ids, every, strict=True) if start < end]
     pieces: list[str] = []
     ends: list[float] = []
     inside = 0  # pieces so far of one character
     for number, (start, end) in enumerate(spans):
         following = spans[number + 1][0] if number + 1 < len(spans) else end
         shared = number > 0 and start < spans[number - 1][1]
-        pieces.append(BROKEN if shared or following < end else word[start:end])
+        whole = not (shared or following < end or lost[number])
+        pieces.append(word[start:end] if whole else BROKEN)
         inside = inside + 1 if following < end else 0
         # A character has four bytes at most, so three cuts inside it, at fourths of it.
         ends.append(end - 1 + inside / 4 if inside else end)

@@ -16,7 +16,8 @@ Of where the words are cut (turkish-subword), every different word once:
 4. boundaries: the ends of the pieces beside the ends of the morphemes. The end of the word is among
    them, as in the authors' code, so every word has one hit for nothing; `final=False` leaves it out
    (ours; a word of one morpheme in one piece counts as right then)
-5. lemma: whether it is one token by itself, and whether a piece ends where the stem does
+5. lemma: whether it is one token by itself, not the unknown one, and whether a piece ends where the
+   stem does
 6. pieces per morpheme (over-segmentation) and morphemes per piece (under-segmentation), mean over
    words; the share of words cut exactly into their morphemes
 7. affixes: of the commonest suffixes, the share that is a piece at least once (coverage) and the
@@ -47,7 +48,7 @@ from typing import Any
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8
 from pertoken.result import Part, Result
-from pertoken.tokenize._cuts import Cut, backend_of, cuts
+from pertoken.tokenize._cuts import BROKEN, Cut, backend_of, cuts, unknown_id
 from pertoken.tokenize._segmentation import segmentation_metrics
 from pertoken.tokenize.analyzers import Analysis, Analyzer, open_analyzer
 
@@ -221,14 +222,15 @@ def morphology_report(
         each for found in analyses.values() for one in found for each in one.morphemes
     }
     tokens, invalid = _standards(backend, counts, whole, reader, known)
-    lemmas = {one.lemma for one in gold.values()}
-    single = dict(
-        zip(lemmas, (len(c.pieces) == 1 for c in cuts(backend, list(lemmas))), strict=True)
-    )
+    lemmas = list(dict.fromkeys(one.lemma for one in gold.values()))
+    single = {
+        lemma: len(cut.pieces) == 1 and BROKEN not in cut.pieces
+        for lemma, cut in zip(lemmas, cuts(backend, lemmas), strict=True)
+    }
     values = {
         **tokens,
         **segmentation_metrics(gold, inner, single, final=final, affixes=affixes),
-        **_running(plain, inner, _unknown(backend)),
+        **_running(plain, inner, unknown_id(backend)),
     }
     return MorphologyReport(reader.name, len(gold), values, left_out, invalid, final, seconds)
 
@@ -305,12 +307,6 @@ def _standards(
         "%Pure": len(pure) / len(tokens) if tokens else None,
     }
     return values, [token for token, _ in tokens.most_common() if token not in valid]
-
-
-def _unknown(backend: Any) -> int:
-    """The id of the unknown token; -1, which no token has, where there is none."""
-    number = backend.token_to_id(getattr(backend.model, "unk_token", None) or "")
-    return -1 if number is None else int(number)
 
 
 def _running(
