@@ -21,7 +21,7 @@ __all__ = ["written"]
 
 _WORTH = 8  # tokens that must be shared before a cache is made of them
 
-Processors = Callable[[list[int], int], Any]
+Processors = Callable[[list[int], int], list[Any]]
 
 
 def written(
@@ -35,7 +35,7 @@ def written(
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """The numbers of the prompts of a batch and the new ids of each, without their stop token.
 
-    max_new_tokens: of all, or of each. processors: gives the logits processor of a batch, from the
+    max_new_tokens: of all, or of each. processors: gives the logits processors of a batch, from the
     numbers of its prompts and its padded width. options: of `generate`; greedy by default.
     """
     import torch
@@ -60,7 +60,7 @@ def written(
             run["past_key_values"] = deepcopy(cache)
             run["past_key_values"].batch_repeat_interleave(len(rows))
         if processors is not None:
-            run["logits_processor"] = [processors(places, ids.shape[1])]
+            run["logits_processor"] = processors(places, ids.shape[1])
         out = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),

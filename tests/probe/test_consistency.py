@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from pertoken import PertokenError
 from pertoken._replies import written
@@ -252,6 +253,15 @@ def test_with_the_mask_a_model_that_would_copy_replaces(model: Any) -> None:
 
 
 # The whole probe.
+
+
+def test_sampling_is_the_papers_as_transformers_does_it() -> None:
+    own, draw = module._Nucleus(), torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(20, 200, generator=draw)
+    scores[0, :180] = -torch.inf
+    ids = torch.zeros(20, 1, dtype=torch.long)
+    theirs = TopPLogitsWarper(0.9)(ids, TopKLogitsWarper(50)(ids, scores))
+    assert torch.equal(own(ids, scores), theirs)
 
 
 def test_prompts_that_share_a_beginning_are_answered_as_without_it() -> None:

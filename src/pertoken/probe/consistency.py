@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import LogitsProcessor
 
 from pertoken._replies import written
 from pertoken.conversation import first_turn
@@ -53,8 +54,20 @@ Text: {text}
 New text:"""
 """What is asked; {text} has its targets in brackets."""
 
-SAMPLING = {"do_sample": True, "top_p": 0.9, "top_k": 50, "temperature": 1.0}
+SAMPLING = {"top_p": 0.9, "top_k": 50, "temperature": 1.0}
 """The paper's."""
+
+
+class _Nucleus(LogitsProcessor):
+    """Top-k, then top-p among these, as transformers' own: that one sorts the whole vocabulary at
+    every step, which takes most of the time of a small model."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        best, tokens = scores.topk(min(int(SAMPLING["top_k"]), scores.shape[-1]))
+        chances = best.softmax(-1)
+        before = chances.cumsum(-1) - chances
+        kept = best.masked_fill(before >= SAMPLING["top_p"], -torch.inf)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens, kept)
 
 
 def token_consistency(
@@ -150,8 +163,14 @@ def _sampled(
             prompts,
             max_new_tokens=most,
             batch=batch,
-            processors=None if surface is None else surface.of_rows,
-            **SAMPLING,
+            processors=lambda rows, width: [
+                *([] if surface is None else [surface.of_rows(rows, width)]),
+                _Nucleus(),
+            ],
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
         ):
             found |= dict(zip(places, new, strict=True))
             if progress is not None:

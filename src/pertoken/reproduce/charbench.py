@@ -37,9 +37,9 @@ DTYPE = "float32"
 
 EACH = 286  # of each task and length: 2,002 of a task
 SPELLED = 40  # of them also spelled out: 280 of a task
-SHOTS = 6
+SHOTS = 3
 TOGETHER = 512  # questions of a unit
-BATCH = 64
+BATCH = 32
 NEW_TOKENS = 4
 
 COUNTING = "count_character_frequency"

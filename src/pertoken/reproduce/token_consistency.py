@@ -25,7 +25,7 @@ VERSION = 1
 DTYPE = "float32"
 
 TRIALS = 2000  # of each model, without the mask and with it
-SHARE = 0.2  # of a sentence's words that are no stop words
+SHARE = 0.3  # of a sentence's words that are no stop words
 WORDS = (12, 22)  # of a sentence, marks counted too
 TOGETHER = 64  # sentences of a unit
 BATCH = 32
