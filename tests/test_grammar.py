@@ -75,6 +75,7 @@ NOT_SHOWN = {
     "MaskedThought": "a mixin for trainers of TRL and transformers",
     "KNNDatastore": "a folder on disk that is open",
     "MockModel": "a model",
+    "NgramScorer": "what was learned, made by `fit` or `load`",
     "PreAffine": "a module to build models of",
     "RescaledLlamaConfig": "a config of transformers",
     "RescaledLlamaForCausalLM": "a model",

@@ -25,7 +25,7 @@ def logistic(
 
     >>> found = logistic([True, False, True, False], {"x": [3, 2, 1, 0], "flat": [1, 1, 1, 1]})
     >>> list(found), round(found["x"][0], 3)
-    (['x'], 0.523)
+    (['x'], 1.015)
     """
     used = {name: np.asarray(column, float) for name, column in columns.items()}
     used = {name: column for name, column in used.items() if column.std() > _FLAT}

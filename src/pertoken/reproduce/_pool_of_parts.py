@@ -62,7 +62,7 @@ def cut(text: str) -> Iterator[str]:
     """Pieces of about `CUT` characters that end where lines do; what is left over is dropped.
 
     >>> [len(piece) for piece in cut("a line of text\\n" * 100)]
-    [615, 615]
+    [600, 600]
     """
     waiting, size = [], 0
     for line in text.splitlines(keepends=True):
