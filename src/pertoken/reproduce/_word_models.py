@@ -42,7 +42,7 @@ class TwoModels:
             from pertoken.testing import tiny_model, tiny_tokenizer
 
             tokenizer = tiny_tokenizer()
-            size = {"vocab_size": len(tokenizer), "max_positions": 1024}
+            size: dict[str, Any] = {"vocab_size": len(tokenizer), "max_positions": 1024}
             return tiny_model("llama", seed=context.seed, **size), tokenizer
         if which == "first":
             return context.load()
