@@ -42,10 +42,8 @@ class TwoModels:
             from pertoken.testing import tiny_model, tiny_tokenizer
 
             tokenizer = tiny_tokenizer()
-            tiny = tiny_model(
-                "llama", seed=context.seed, vocab_size=len(tokenizer), max_positions=1024
-            )
-            return tiny, tokenizer
+            size: dict[str, Any] = {"vocab_size": len(tokenizer), "max_positions": 1024}
+            return tiny_model("llama", seed=context.seed, **size), tokenizer
         if which == "first":
             return context.load()
         from pertoken.loading import load
