@@ -31,6 +31,7 @@ __all__ = [
     "OptionalSeed",
     "Output",
     "Prompts",
+    "Ray",
     "Sample",
     "Seed",
     "Stats",
@@ -102,6 +103,9 @@ NoChat = Annotated[
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH", help="Write JSON; - prints it and nothing else."),
+]
+Ray = Annotated[
+    bool, typer.Option("--ray", help="On Ray: a local one of --jobs workers, or RAY_ADDRESS.")
 ]
 Html = Annotated[
     str | None,

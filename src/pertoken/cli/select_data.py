@@ -60,7 +60,7 @@ def select_data(
     save_scorer: _Save = None,
     field: Annotated[str, typer.Option(help="Where a document's text is.")] = "text",
     jobs: _Jobs = 1,
-    ray: Annotated[bool, typer.Option("--ray", help="Score on Ray instead.")] = False,
+    ray: shared.Ray = False,
     seed: shared.Seed = 0,
     as_json: shared.Json = None,
     html: shared.Html = None,

@@ -36,9 +36,6 @@ _Out = Annotated[
     Path | None,
     typer.Option(help="The file of finished cells, a line each.", show_default="PLAN.jsonl"),
 ]
-_Ray = Annotated[
-    bool, typer.Option("--ray", help="On Ray: a local one of --jobs workers, or RAY_ADDRESS.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -91,7 +88,7 @@ def turkish_sweep(
     plan: Annotated[Path, typer.Argument(help="TOML: corpora, vocabularies, families, words.")],
     out: _Out = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
-    ray: _Ray = False,
+    ray: shared.Ray = False,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:

@@ -5,9 +5,11 @@ A run is a record with settings, folder and steps; `row_of` makes a row of what 
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,26 @@ from pertoken._extras import need
 from pertoken.errors import PertokenError
 from pertoken.train._folder import mark_whole, write_run
 
-__all__ = ["load", "save_model", "train", "versions"]
+__all__ = ["check_settings", "load", "save_model", "train", "versions"]
 
 Row = dict[str, Any]
 RowOf = Callable[[dict[str, Any], dict[str, Any], int], Row]
+
+
+def check_settings(
+    learning_rate: float, least: Mapping[str, tuple[int | None, int]], for_several: str
+) -> None:
+    """Raise PertokenError for a run in several processes, and for a number that is too small.
+
+    least: name -> (its value, the least it may be). for_several: what several processes take.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise PertokenError(for_several)
+    for name, (value, lowest) in least.items():
+        if value is not None and value < lowest:
+            raise PertokenError(f"{name} must be {lowest} or more, got {value}")
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise PertokenError(f"learning_rate must be above 0, got {learning_rate:g}")
 
 
 def load(model: str | tuple[Any, Any]) -> tuple[Any, Any]:

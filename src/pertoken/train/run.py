@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, write_run
 from pertoken.train._guard import Batch, GuardMixin, grpo_trainer
-from pertoken.train._keeping import load, save_model, train, versions
+from pertoken.train._keeping import check_settings, load, save_model, train, versions
 from pertoken.train._page import gates_page
 from pertoken.train.fiberpo import Bounds
 from pertoken.train.gates import LEVELS, check_bounds
@@ -249,26 +248,22 @@ def _check(
     max_new_tokens: int | None,
     save_every: int | None,
 ) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise PertokenError(
-            "train_policy runs in one process: for several use FiberPOTrainer or TRL's own trainer"
-        )
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("group", group, 2),
-        ("batch", batch, 2),
-        ("iterations", iterations, 1),
-        ("max_new_tokens", max_new_tokens, 1),
-        ("save_every", save_every, 1),
-    ):
-        if value is not None and value < least:
-            raise PertokenError(f"{name} must be {least} or more, got {value}")
+    check_settings(
+        learning_rate,
+        {
+            "steps": (steps, 1),
+            "group": (group, 2),
+            "batch": (batch, 2),
+            "iterations": (iterations, 1),
+            "max_new_tokens": (max_new_tokens, 1),
+            "save_every": (save_every, 1),
+        },
+        "train_policy runs in one process: for several use FiberPOTrainer or TRL's own trainer",
+    )
     if batch % group:
         raise PertokenError(
             f"batch must hold whole groups: {batch} completions are no multiple of group {group}"
         )
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise PertokenError(f"learning_rate must be above 0, got {learning_rate:g}")
     if not (math.isfinite(beta) and beta >= 0):
         raise PertokenError(f"beta must be 0 or more, got {beta:g}")
 

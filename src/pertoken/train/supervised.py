@@ -12,7 +12,6 @@ schedule (the share that is hidden, the warm-up of the selection) is of the whol
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from pertoken._extras import need
 from pertoken.errors import PertokenError, nearest
 from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, write_run
-from pertoken.train._keeping import load, save_model, train, versions
+from pertoken.train._keeping import check_settings, load, save_model, train, versions
 from pertoken.train.lessons import Lesson, encode_lesson, read_lessons
 from pertoken.train.masked_thought import MaskedThought, add_mask_token
 from pertoken.train.sstoken_trainer import History, SSTokenSFT
@@ -188,20 +187,16 @@ def _own_settings(method: str, given: Row) -> Row:
 def _check(
     steps: int, batch: int, learning_rate: float, max_length: int, save_every: int | None
 ) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise PertokenError(
-            "train_supervised runs in one process: for several use the mixins over TRL's trainer"
-        )
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("batch", batch, 1),
-        ("max_length", max_length, 2),
-        ("save_every", save_every, 1),
-    ):
-        if value is not None and value < least:
-            raise PertokenError(f"{name} must be {least} or more, got {value}")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise PertokenError(f"learning_rate must be above 0, got {learning_rate:g}")
+    check_settings(
+        learning_rate,
+        {
+            "steps": (steps, 1),
+            "batch": (batch, 1),
+            "max_length": (max_length, 2),
+            "save_every": (save_every, 1),
+        },
+        "train_supervised runs in one process: for several use the mixins over TRL's trainer",
+    )
 
 
 def _rows(lessons: Sequence[Lesson], tokenizer: Any, settings: Row) -> list[Row]:
