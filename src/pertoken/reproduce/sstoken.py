@@ -22,7 +22,9 @@ What was looked at before, all with training seed 1000: a base model of 400 step
 fine-tuning at 1e-3 (area .40 after a third, REL alone .42, attention alone .47), and a base model
 of 100 steps with fine-tuning at 2e-3 (.43, REL alone .44 after 45 steps; .49, .52 after 120; .54,
 .58 after 200 of 600). So early the model learns to expect noise, whose loss falls most, and the
-training is made longer, so that a third of it is past the beginning; its end was not looked at.
+training is made longer, so that a third of it is past the beginning. With the settings as they are
+now: .57, REL alone .64, attention alone .49 after a third; .59, .67, .50 at the end. Nothing was
+changed after that.
 """
 
 from __future__ import annotations
