@@ -73,6 +73,17 @@ def test_an_endpoint_that_goes_down_loses_nothing(server: Server, capsys: Captur
     assert [one["question"] for one in kept] == ["One?", "Two?", "Three?"]
 
 
+def test_only_a_line_break_ends_a_line(server: Server, capsys: Capture) -> None:
+    """JSON may hold other separators of lines as they are."""
+    odd = "1 +\u2028 1?\x85"
+    Path("odd.jsonl").write_text(json.dumps({"question": odd}, ensure_ascii=False))
+    for _ in range(2):
+        assert main(["sift", "odd.jsonl", "--model", URL]) == 0
+    assert server.asked == 3
+    (line,) = Path("odd.jsonl.sifted.jsonl").read_text().split("\n")[:-1]
+    assert json.loads(line)["question"] == odd
+
+
 def test_a_local_model_answers(
     tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -17,9 +17,11 @@ from pertoken.testing import tiny_model
 from pertoken.train import (
     SSTokenSFT,
     prompt_attention,
+    ss_scores,
     sstoken_loss,
 )
 from pertoken.train._prompt_attention import watching
+from pertoken.train.sstoken import kept_by_place
 
 _place = Path(__file__).parent / "_supervised.py"
 _spec = importlib.util.spec_from_file_location("_supervised", _place)
@@ -85,6 +87,56 @@ def test_ties_go_to_the_earlier_token_and_rows_are_alone() -> None:
         assert torch.equal(alone[1]["scores"][0], whole[row])
 
 
+def ranked(rel: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    nowhere = torch.zeros_like(rel)
+    return ss_scores(rel, nowhere, mask, gamma=1.0, normalize="rank")
+
+
+def test_ranks_are_the_share_of_tokens_that_are_lower() -> None:
+    rel, mask = ragged()["log_probs"].round(decimals=1), ragged()["mask"]
+    found = ranked(rel, mask)
+    for row in range(5):
+        own = rel[row][mask[row]]
+        lower = [(own < one).sum().item() / max(1, len(own) - 1) for one in own]
+        assert found[row][mask[row]].tolist() == lower
+    assert not found[~mask].any()
+    assert torch.equal(ranked(torch.where(mask, rel, 1e9), mask), found)
+    assert not ranked(torch.ones(2, 4), torch.ones(2, 4)).any()  # as min-max has it
+
+
+@pytest.mark.parametrize(
+    "increasing", [torch.exp, lambda rel: rel**3, lambda rel: 5 * rel + 1, torch.atan]
+)
+def test_ranks_stay_under_any_increasing_map(increasing: Any) -> None:
+    given = ragged(6)
+    rel, mask = given["log_probs"] - given["history_log_probs"], given["mask"]
+    assert torch.equal(ranked(increasing(rel), mask), ranked(rel, mask))
+    # One outlier leaves min-max with a flat rest; the order of the ranks it can't change.
+    far = torch.where(rel == rel.max(), 1e6, rel)
+    assert torch.equal(ranked(far, mask), ranked(rel, mask))
+    kept = [
+        sstoken_loss(**given, gamma=1.0, normalize=how)[1]["kept"] for how in ("minmax", "rank")
+    ]
+    assert torch.equal(*kept)  # of REL alone both have one order
+
+
+def test_kept_tokens_are_counted_by_place() -> None:
+    kept = torch.tensor([[False, True, True, False, True], [True, False, False, False, False]])
+    mask = torch.tensor([[False, True, True, True, True], [True, True, False, False, False]])
+    assert kept_by_place(kept, mask, 2).tolist() == [1.0, 1 / 3]
+    given = ragged(7)
+    kept = sstoken_loss(**given)[1]["kept"]
+    counts = [[0, 0] for _ in range(10)]
+    for row, own in zip(kept, given["mask"], strict=True):
+        for number, one in enumerate(row[own].tolist()):
+            counts[10 * number // int(own.sum())][0] += one
+            counts[10 * number // int(own.sum())][1] += 1
+    shares = [some / all_ for some, all_ in counts]
+    assert kept_by_place(kept, given["mask"]).tolist() == pytest.approx(shares, abs=1e-12)
+    empty = kept_by_place(torch.ones(1, 3), torch.ones(1, 3)).tolist()
+    assert [one for one in empty if one == one] == [1.0] * 3
+
+
 def test_selection_carries_no_gradient() -> None:
     given = ragged(4)
     leaves = {name: part.clone().requires_grad_() for name, part in given.items() if name != "mask"}
@@ -100,6 +152,7 @@ def test_selection_carries_no_gradient() -> None:
     ("change", "message"),
     [
         ({"gamma": 1.5}, "gamma is the share of the excess loss, 0 to 1, got 1.5"),
+        ({"normalize": "ranks"}, r"unknown normalize 'ranks' \(did you mean 'rank'"),
         ({"keep": 0.0}, "the share to keep must be above 0"),
         ({"attention": torch.ones(1, 1)}, "rel, attention and mask must share the shape"),
         ({"history_log_probs": torch.ones(1, 1)}, "history_log_probs and mask must share"),
@@ -133,6 +186,41 @@ def test_sums_are_those_of_eager_attention(name: str) -> None:
             wanted = (full * prompt[:, None]).sum(-1)[:, rows]
             kept = real[:, rows] != 0
             torch.testing.assert_close(found.double()[kept], wanted[kept], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2", "gpt-neox"])
+def test_without_the_sink_and_the_sink_are_the_whole(name: str) -> None:
+    eager, fast = (
+        tiny_model(name, attention=kind, layers=3 if name == "gemma3" else 2)
+        for kind in ("eager", "sdpa")
+    )
+    ids = torch.randint(1, 60, (3, 20), generator=torch.Generator().manual_seed(1))
+    real = (torch.arange(20) < torch.tensor([[20], [13], [15]])).long()
+    prompt = (torch.arange(20) < torch.tensor([[6], [11], [2]])) & (real != 0)
+    prompt[2, 0] = False  # a sink that is no prompt is not counted anyway
+    for layer in (-1, 0):
+        full = eager(ids, attention_mask=real, output_attentions=True).attentions[layer].mean(1)
+        for kind, rows in (("token", slice(1, None)), ("predictor", slice(None, -1))):
+            given: Any = {"layer": layer, "query": kind}
+            whole = prompt_attention(fast, ids, prompt, real, **given)
+            without = prompt_attention(fast, ids, prompt, real, **given, exclude_sink=True)
+            sink = full[:, rows, 0] * prompt[:, :1]
+            kept = real[:, rows] != 0
+            torch.testing.assert_close(
+                (without.double() + sink.double())[kept], whole.double()[kept], rtol=0, atol=1e-5
+            )
+            assert (sink[:2][kept[:2]] > 1e-3).any()
+
+
+def test_the_sink_is_the_first_token_that_is_no_padding() -> None:
+    model, ids = tiny_model("llama"), torch.arange(1, 14)[None]
+    prompt = torch.arange(13)[None] < 5
+    alone = prompt_attention(model, ids, prompt, exclude_sink=True)
+    left, right = (torch.nn.functional.pad(ids, pad) for pad in ((7, 0), (0, 7)))
+    for padded, pad, rows in ((left, (7, 0), slice(7, None)), (right, (0, 7), slice(0, 12))):
+        own = [torch.nn.functional.pad(one, pad) for one in (prompt, torch.ones_like(ids))]
+        found = prompt_attention(model, padded, *own, exclude_sink=True)
+        torch.testing.assert_close(found[:, rows], alone, rtol=0, atol=1e-5)
 
 
 def test_long_rows_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +306,22 @@ def test_histories_that_are_one_state_train_alike(trl: Any, tmp_path: Path) -> N
     assert all(one["sstoken/rel"] == 0 for one in moving.state.log_history if "loss" in one)
 
 
+def test_the_options_of_the_score_are_those_of_the_functions(trl: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"normalize": "rank", "exclude_sink": True}
+    made = lab.trainer(tmp_path, SS, warmup=0.0, max_steps=1, **options)
+    old, new = lab.model(), lab.model(seed=1)
+    made.model.load_state_dict(new.state_dict())
+    given = lab.one_batch(made)
+    ids, real, learned = given["input_ids"], given["attention_mask"], given["labels"] != -100
+    with torch.no_grad():
+        both = [one(ids, attention_mask=real).logits[:, :-1].log_softmax(-1) for one in (new, old)]
+        log_probs, past = (one.gather(-1, ids[:, 1:, None])[..., 0] for one in both)
+        prompt = ~learned & (real != 0)
+        shares = prompt_attention(new, ids, prompt, real, exclude_sink=True)
+    loss, _ = sstoken_loss(log_probs, past, shares, learned[:, 1:], normalize="rank")
+    assert lab.run(made)[0] == pytest.approx(float(loss), abs=1e-6)
+
+
 def test_an_adapter_is_taken_off_for_the_history(trl: Any, tmp_path: Path) -> None:
     model = lab.model()
     calls: list[bool] = []
@@ -274,6 +378,7 @@ def test_a_resumed_run_has_the_identical_next_loss(trl: Any, tmp_path: Path, his
         ({"history": "bases"}, r"unknown history 'bases' \(did you mean 'base'"),
         ({"history": "adapter_off"}, 'history "adapter_off" needs a PEFT model, not Llama'),
         ({"keep": 0.0}, "keep must be above 0 and at most 1, got 0.0"),
+        ({"normalize": "ranks"}, r"unknown normalize 'ranks' \(did you mean 'rank'"),
         ({"gamma": -0.1}, "gamma is a share, 0 to 1, got -0.1"),
         ({"warmup": 3.0}, "warmup is a share, 0 to 1, got 3.0"),
         ({"packing": True}, "does not support packing=True"),

@@ -142,6 +142,21 @@ def test_a_choice_shows_itself(tmp_path: Path) -> None:
     assert choose_tokens("mft", LESSONS, model, ByteTokenizer(), rate=0.0).lessons()[0]["kept"] == 3
 
 
+def test_a_choice_says_which_part_of_the_answers_is_kept() -> None:
+    """Attention of a model that looks at all alike falls with the place: the first half is kept."""
+    model = tiny_model("llama", vocab_size=258, scale=0.0)
+    lessons = [Lesson("ab", "0123456789abcdef012"), Lesson("a", "0123456789abcdef012")]
+    found = choose_tokens("sstoken", lessons, model, ByteTokenizer(), keep=0.5)
+    assert found.kept_by_tenth == [1.0] * 5 + [0.0] * 5
+    assert found.to_dict()["kept_by_tenth"] == found.kept_by_tenth
+    assert (
+        "of the tenths of the answers are kept: 100%, 100%, 100%, 100%, 100%, 0%" in found.table()
+    )
+    short = choose_tokens("mft", [Lesson("ab", "0")], model, ByteTokenizer(), rate=0.0)
+    assert short.to_dict()["kept_by_tenth"] == [1.0, *[None] * 4, 1.0, *[None] * 4]
+    json.loads(short.to_json())
+
+
 @pytest.mark.parametrize(
     ("method", "more", "message"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,29 +58,22 @@ def sift(
     --model may also be an OpenAI-compatible endpoint: http://localhost:8000/v1#NAME.
     """
     from pertoken.cli.progress import progress_bar
-    from pertoken.decode.sift import SiftedAll, sift_all
+    from pertoken.decode._sift_file import sift_into, sifted_in
+    from pertoken.decode.sift import SiftedAll
 
     target = out or file.with_name(f"{file.name}.sifted.jsonl")
     output = shared.Output(as_json, html, out=target)
     questions = _questions(file)[:limit]
-    done = _done(target, model, max_new_tokens)
+    about = {"model": model, "max_new_tokens": max_new_tokens}
+    done = sifted_in(target, about)
     asked = [text for text in dict.fromkeys(text for text, _ in questions) if text not in done]
     chat, options = _chat(model, dtype) if asked else (None, {})
-    options["max_new_tokens"] = max_new_tokens
     with progress_bar() as tell:
-        for start in range(0, len(asked), batch):
-            part = asked[start : start + batch]
-            tell("questions", start, len(asked))
-            try:
-                found = sift_all(part, chat, batch=batch, **options).found
-            except (PertokenError, KeyboardInterrupt) as error:
-                typer.echo(
-                    f"{len(done)} questions are in {target}; run it again to go on", err=True
-                )
-                raise error from None
-            for one in found:
-                done[one.question] = one
-            _append(target, found, model, max_new_tokens)
+        try:
+            sift_into(target, asked, chat, done, about, batch=batch, progress=tell, **options)
+        except (PertokenError, KeyboardInterrupt) as error:
+            typer.echo(f"{len(done)} questions are in {target}; run it again to go on", err=True)
+            raise error from None
     result = SiftedAll(
         tuple(done[text] for text, _ in questions), tuple(answer for _, answer in questions)
     )
@@ -93,7 +85,8 @@ def _questions(file: Path) -> list[tuple[str, str | None]]:
     """Questions of a file and their right answers, None where the file has none."""
     from pertoken.prompts import read_utf8
 
-    lines = enumerate(read_utf8(file, "question file").splitlines(), 1)
+    # JSON may hold U+2028 and its like, at which splitlines cuts.
+    lines = enumerate(read_utf8(file, "question file").split("\n"), 1)
     rows = [(number, line.strip()) for number, line in lines if line.strip()]
     if not rows:
         raise PertokenError(f"question file {file} is empty")
@@ -122,40 +115,3 @@ def _chat(model: str, dtype: str | None) -> tuple[Any, dict[str, Any]]:
         return found, {}
     loaded, tokenizer = shared.load(model, dtype)
     return loaded, {"tokenizer": tokenizer}
-
-
-def _done(target: Path, model: str, max_new_tokens: int) -> dict[str, Any]:
-    """The questions of an earlier run, by their text; a line cut off by a kill is dropped."""
-    from pertoken.decode.sift import Sifted
-
-    if not target.is_file():
-        return {}
-    content = target.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    found = {}
-    for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            one = Sifted.from_dict(row)
-            with_ = row["model"], row["max_new_tokens"]
-        except (ValueError, KeyError, TypeError):
-            raise PertokenError(
-                f"{target}, line {number}: not a question that was sifted; give another --out"
-            ) from None
-        if with_ != (model, max_new_tokens):
-            raise PertokenError(
-                f"{target} was written with {with_[0]} and {with_[1]} new tokens, this run has "
-                f"{model} and {max_new_tokens}; give another --out"
-            )
-        found[one.question] = one
-    if len(whole) < len(content):
-        with target.open("r+b") as file:
-            file.truncate(len(whole))
-    return found
-
-
-def _append(target: Path, found: Sequence[Any], model: str, max_new_tokens: int) -> None:
-    about = {"model": model, "max_new_tokens": max_new_tokens}
-    lines = [json.dumps({**about, **one.to_dict()}, ensure_ascii=False) + "\n" for one in found]
-    with target.open("ab") as file:
-        file.write("".join(lines).encode("utf-8", "replace"))

@@ -3,20 +3,22 @@
 The paper's models have 3B parameters and more. Models of 135M and 270M solve next to no problem of
 GSM8K and write poor notes, so that no gain is to be expected; the rows say what happens instead:
 accuracy at each stage (the consensus by then, else the direct answer), how often the answers agree,
-calls and tokens. So few questions carry no bar on accuracy: the rows have their intervals. The
-wordings were written without looking at any problem of the data set.
+calls and tokens. So few questions carry no bar on accuracy: the rows have their intervals. What is
+judged is the algorithm (`_sift_flow`): its calls in every branch, many questions as each alone, and
+a file that was stopped and gone on with, against a scripted model. The wordings were written
+without looking at any problem of the data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import Any
 
 from pertoken._bootstrap import bootstrap_mean
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Reproduction, Row
+from pertoken.reproduce._sift_flow import branches, in_lockstep, resumed
 
 VERSION = 1
 DTYPE = "float32"
@@ -25,9 +27,10 @@ COUNTS = {"smollm2": 16, SECOND: 8}  # an hour on two slow cores
 TOGETHER = 4  # questions that go through the stages together, one kept unit
 NEW_TOKENS = 160
 
-BARS = {
-    "branches of the algorithm with the paper's calls in their order": ">= 1",
-}
+BRANCHES = "branches of the algorithm with the paper's calls in their order"
+LOCKSTEP = "questions in lockstep equal to the same questions one by one, whole traces"
+RESUMED = "a resumed file equal to one written at once, no finished question asked again"
+BARS = {BRANCHES: ">= 1", LOCKSTEP: ">= 1", RESUMED: ">= 1"}
 REASONS: dict[str, str] = {}
 
 SMOKE_ROWS = [{"question": f"{n} and 1?", "answer": f"#### {n + 1}"} for n in range(4)]
@@ -52,7 +55,9 @@ def run(context: Context) -> Reproduction:
             units[name, start] = ([name, start], partial(_sifted, context, models, name, part))
     found = context.remember_all(units, "questions")
     rows = [
-        Row("branches of the algorithm with the paper's calls in their order", _branches()),
+        Row(BRANCHES, branches(), "share"),
+        Row(LOCKSTEP, in_lockstep(), "share", baseline="16 questions, two for each of the 8 ways"),
+        Row(RESUMED, resumed(), "share", baseline="stopped at every call, cut off every 101 bytes"),
     ]
     for name in COUNTS:
         rows += _rows(
@@ -177,28 +182,3 @@ def _rows(units: list[Unit], name: str, seed: int) -> list[Row]:
         for label, key in means
     ]
     return rows
-
-
-def _branches() -> float:
-    """Share of the ways that three agreements can go whose calls are the algorithm's."""
-    from pertoken.decode.sift import Wording, sift
-
-    wording = Wording("SG", "FO {sticker}", "IG {prediction}", "QS {sticker}", "{text}")
-    calls = ["SG", "S1", "QS S1", "FO S1", "S2", "QS S2", "IG is 12", "FO S", "S3", "QS S3", "Q"]
-    good = 0
-    ways = list(product((True, False), repeat=3))
-    for agree in ways:
-        replies = {"SG": "S1", "FO S1": "S2", "IG is 12": "S", "FO S": "S3", "Q": "is 9"}
-        for stage, one in enumerate(agree, 1):
-            replies[f"QS S{stage}"] = f"is {10 + stage}"
-            replies[f"S{stage}"] = f"is {10 + stage}" if one else "is 8"
-        asked: list[str] = []
-
-        def model(messages: Any, asked: Any = asked, replies: Any = replies) -> str:
-            asked.append(messages[0]["content"])
-            return str(replies[asked[-1]])
-
-        sift("Q", model, wording=wording)
-        stage = next((place for place, one in enumerate(agree) if one), 3)
-        good += asked == calls[: (3, 6, 10, 11)[stage]]
-    return good / len(ways)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pertoken.train.preselection import Preselection, preselect
     from pertoken.train.reducer import Trajectories, reduce, weighted_nll
     from pertoken.train.run import Run, train_policy
+    from pertoken.train.selection import rho1_loss, top_entropy_loss
     from pertoken.train.sstoken import retrospective_excess_loss, ss_scores, sstoken_loss
     from pertoken.train.sstoken_trainer import SSTokenSFT
     from pertoken.train.strength import (
@@ -95,12 +96,14 @@ __all__ = [
     "read_lessons",
     "reduce",
     "retrospective_excess_loss",
+    "rho1_loss",
     "sample_documents",
     "select",
     "select_file",
     "signal_weights",
     "ss_scores",
     "sstoken_loss",
+    "top_entropy_loss",
     "train_policy",
     "train_supervised",
     "tv_trpo_penalty",
@@ -150,12 +153,14 @@ _HOME = {
     "read_lessons": "lessons",
     "reduce": "reducer",
     "retrospective_excess_loss": "sstoken",
+    "rho1_loss": "selection",
     "sample_documents": "pool",
     "select": "strength",
     "select_file": "pool",
     "signal_weights": "token_weights",
     "ss_scores": "sstoken",
     "sstoken_loss": "sstoken",
+    "top_entropy_loss": "selection",
     "train_policy": "run",
     "train_supervised": "supervised",
     "tv_trpo_penalty": "apc",

@@ -46,14 +46,19 @@ class Watch:
             self._call = args, kwargs
 
     @torch.no_grad()
-    def prompt_shares(self, prompt: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def prompt_shares(
+        self, prompt: torch.Tensor, real: torch.Tensor, *, exclude_sink: bool = False
+    ) -> torch.Tensor:
         """Attention on the prompt of every token, mean over heads, in [0, 1]: [batch, time].
 
-        prompt: bool [batch, time]; real: [batch, time], 0 where there is padding.
+        prompt: bool [batch, time]; real: [batch, time], 0 where there is padding. exclude_sink: see
+        `prompt_attention`.
         """
         if self._call is None:
             raise PertokenError("the model has not run while its attention was watched")
         positions = torch.where(real != 0, (real != 0).long().cumsum(1) - 1, -1)
+        if exclude_sink:
+            prompt = prompt & (positions != 0)
         found: list[torch.Tensor] = []
 
         def attend(
@@ -98,14 +103,15 @@ def prompt_attention(
     *,
     layer: int = -1,
     query: Literal["token", "predictor"] = "token",
+    exclude_sink: bool = False,
 ) -> torch.Tensor:
     """How much of each token's attention lies on the prompt, in [0, 1]: [batch, time - 1].
 
     input_ids, prompt_mask (bool), attention_mask: [batch, time]. Column t belongs to token t + 1,
     as in log-probabilities. layer: the block, the last one by default. query: "token" is the row
     of the token itself, as the authors' code takes it; "predictor" that of the token before, which
-    its loss comes from. Heads are averaged. The first token often takes much of all attention:
-    leave it out of `prompt_mask` to see past it.
+    its loss comes from. Heads are averaged. exclude_sink: the first token of each row, which often
+    takes much of all attention whatever it says, does not count as prompt.
 
     PertokenError for models whose attention can't be taken over (ALiBi, recurrent, softcapped).
 
@@ -124,5 +130,5 @@ def prompt_attention(
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     with watching(model, layer) as watch:
         model(input_ids=input_ids, attention_mask=real, use_cache=False)
-    shares = watch.prompt_shares(prompt_mask.bool(), real)
+    shares = watch.prompt_shares(prompt_mask.bool(), real, exclude_sink=exclude_sink)
     return shares[:, 1:] if query == "token" else shares[:, :-1]

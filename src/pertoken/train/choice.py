@@ -10,6 +10,7 @@ without one the attention alone is. ``mft`` shows what one step at the full rate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -28,7 +29,7 @@ from pertoken.signal import TokenSignal
 from pertoken.train._prompt_attention import watching
 from pertoken.train.lessons import Lesson, encode_lesson
 from pertoken.train.masked_thought import mask_thought
-from pertoken.train.sstoken import place, retrospective_excess_loss, ss_scores
+from pertoken.train.sstoken import kept_by_place, place, retrospective_excess_loss, ss_scores
 
 __all__ = ["CHOOSERS", "TokenChoice", "choose_tokens"]
 
@@ -71,8 +72,13 @@ class TokenChoice(Result):
         ]
 
     def to_dict(self) -> Row:
-        """Settings, a summary per lesson, and a record per answer token."""
-        return {"settings": self.settings, "lessons": self.lessons(), "tokens": self.rows()}
+        """Settings, the share kept of each tenth, a summary per lesson, a record per token."""
+        return {
+            "settings": self.settings,
+            "kept_by_tenth": self.kept_by_tenth,
+            "lessons": self.lessons(),
+            "tokens": self.rows(),
+        }
 
     def rows(self) -> list[Row]:
         """A record per answer token: lesson, its place among the tokens, text, value, kept."""
@@ -104,6 +110,15 @@ class TokenChoice(Result):
             )
         return found
 
+    @property
+    def kept_by_tenth(self) -> list[float | None]:
+        """The share of each tenth of the answers that is kept; None where none has a token."""
+        learned = [torch.tensor([label >= 0 for label in row.labels]) for row in self.chosen]
+        kept = [torch.tensor(row.kept) for row in self.chosen]
+        pad = torch.nn.utils.rnn.pad_sequence
+        shares = kept_by_place(pad(kept, True), pad(learned, True)).tolist()
+        return [None if math.isnan(one) else one for one in shares]
+
     def notes(self) -> list[str]:
         """The shares over all lessons, and how far into the answers the kept tokens stand."""
         lessons = self.lessons()
@@ -117,6 +132,8 @@ class TokenChoice(Result):
                 f"a kept token stands {sum(places) / len(places):.2f} into its answer on average "
                 "(0 the first token, 1 the last, 0.50 no preference)"
             )
+            tenths = ["-" if one is None else f"{one:.0%}" for one in self.kept_by_tenth]
+            told.append(f"of the tenths of the answers are kept: {', '.join(tenths)}")
         if self.settings["method"] == "sstoken" and not self.settings["history"]:
             told.append("no history model: REL is 0 everywhere, and the attention alone selects")
         return told

@@ -12,20 +12,24 @@ RHO-1's excess loss has the other sign and needs a reference model; here the mod
 the start REL is 0 everywhere, and then the attention alone selects. Attention on the prompt falls
 with the place in the answer (uniform attention gives P / place), so it prefers the beginning.
 
-The trainer is `SSTokenSFT` (`pertoken.train.SSTokenSFT`).
+The trainer is `SSTokenSFT` (`pertoken.train.SSTokenSFT`); RHO-1 is in `selection`.
 """
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
-from pertoken.errors import PertokenError
+from pertoken.errors import PertokenError, nearest
 from pertoken.select import rounded_up, top_share
 from pertoken.train.reducer import must_be_finite, weighted_nll, widened
 
 __all__ = ["retrospective_excess_loss", "ss_scores", "sstoken_loss"]
 
 Stats = dict[str, torch.Tensor]
+Normalize = Literal["minmax", "rank"]
+"""How REL comes to [0, 1] within an answer, see `ss_scores`."""
 
 
 def retrospective_excess_loss(
@@ -40,23 +44,25 @@ def retrospective_excess_loss(
     >>> retrospective_excess_loss(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-3.0, -1.5]]), mask)
     tensor([[ 2.0000, -0.5000]])
     """
-    if not log_probs.shape == history_log_probs.shape == mask.shape:
-        raise PertokenError(
-            "log_probs, history_log_probs and mask must share the shape [batch, time], got "
-            f"{list(log_probs.shape)}, {list(history_log_probs.shape)} and {list(mask.shape)}"
-        )
+    must_agree(log_probs=log_probs, history_log_probs=history_log_probs, mask=mask)
     gap = widened(log_probs.detach()) - widened(history_log_probs.detach())
     return torch.where(mask.bool(), gap, 0.0)
 
 
 def ss_scores(
-    rel: torch.Tensor, attention: torch.Tensor, mask: torch.Tensor, gamma: float = 0.5
+    rel: torch.Tensor,
+    attention: torch.Tensor,
+    mask: torch.Tensor,
+    gamma: float = 0.5,
+    *,
+    normalize: Normalize = "minmax",
 ) -> torch.Tensor:
     """γ · minmax(REL) + (1 - γ) · attention of each token [batch, time], 0 under the mask.
 
     rel: of `retrospective_excess_loss`; attention: of `prompt_attention`, in [0, 1]. REL goes to
     [0, 1] within each row; where all of it is one number, it is 0. gamma: in [0, 1], the paper's
-    0.5.
+    0.5. normalize: "minmax" is the paper's, which one outlier makes flat; "rank" (our reading) is
+    the share of the row's other tokens that have a lower REL.
 
     >>> mask = torch.tensor([[True, True, True, False]])
     >>> rel, attention = torch.tensor([[1.0, 3.0, 2.0, 9.0]]), torch.tensor([[0.2, 0.0, 1.0, 1.0]])
@@ -65,16 +71,26 @@ def ss_scores(
     """
     if not 0 <= gamma <= 1:
         raise PertokenError(f"gamma is the share of the excess loss, 0 to 1, got {gamma}")
-    if not rel.shape == attention.shape == mask.shape:
+    must_agree(rel=rel, attention=attention, mask=mask)
+    scaled = _scaled(rel, mask.bool(), normalize)
+    both = gamma * scaled + (1 - gamma) * attention.to(scaled)
+    return torch.where(mask.bool(), both, 0.0)
+
+
+def _scaled(rel: torch.Tensor, mask: torch.Tensor, normalize: str) -> torch.Tensor:
+    """REL in [0, 1] within each row, 0 under the mask."""
+    if normalize not in get_args(Normalize):
         raise PertokenError(
-            "rel, attention and mask must share the shape [batch, time], got "
-            f"{list(rel.shape)}, {list(attention.shape)} and {list(mask.shape)}"
+            f"unknown normalize {normalize!r}{nearest(normalize, get_args(Normalize))}; there is: "
+            f"{', '.join(get_args(Normalize))}"
         )
-    mask = mask.bool()
-    low = rel.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    last = rel.masked_fill(~mask, torch.inf)
+    if normalize == "rank":
+        lower = torch.searchsorted(last.sort(1).values, last).to(rel)
+        return torch.where(mask, lower / (mask.sum(1, keepdim=True) - 1).clamp(min=1), 0.0)
+    low = last.amin(1, keepdim=True)
     reach = rel.masked_fill(~mask, -torch.inf).amax(1, keepdim=True) - low
-    scaled = torch.where(mask & (reach > 0), (rel - low) / reach, 0.0)
-    return torch.where(mask, gamma * scaled + (1 - gamma) * attention.to(scaled), 0.0)
+    return torch.where(mask & (reach > 0), (rel - low) / reach, 0.0)
 
 
 def sstoken_loss(
@@ -85,14 +101,15 @@ def sstoken_loss(
     *,
     gamma: float = 0.5,
     keep: float = 0.6,
+    normalize: Normalize = "minmax",
     total: float | torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Stats]:
     """Mean negative log-likelihood of the tokens that ssToken keeps, and what it kept.
 
-    log_probs, history_log_probs, attention, mask: [batch, time]; one answer per row. gamma: see
-    `ss_scores`; keep: the share ρ of each answer, the paper's 0.6, rounded up. total: the tokens
-    kept in the whole accumulated batch, ⌈ρ n⌉ summed over its rows. The gradient goes through
-    log_probs alone. keep=1 is the ordinary mean.
+    log_probs, history_log_probs, attention, mask: [batch, time]; one answer per row. gamma,
+    normalize: see `ss_scores`; keep: the share ρ of each answer, the paper's 0.6, rounded up.
+    total: the tokens kept in the whole accumulated batch, ⌈ρ n⌉ summed over its rows. The gradient
+    goes through log_probs alone. keep=1 is the ordinary mean.
 
     Stats: "kept" [batch, time] bool, "scores", "rel" [batch, time], and "place", how far into their
     answers the kept tokens stand on average (0 the first token, 1 the last, 0.5 no preference).
@@ -106,10 +123,22 @@ def sstoken_loss(
     """
     rel = retrospective_excess_loss(log_probs, history_log_probs, mask)
     must_be_finite(rel, "log_probs or history_log_probs")
-    scores = ss_scores(rel, attention, mask, gamma)
+    scores = ss_scores(rel, attention, mask, gamma, normalize=normalize)
+    loss, stats = learn_best(log_probs, scores, mask, keep, total)
+    return loss, {**stats, "rel": rel}
+
+
+def learn_best(
+    log_probs: torch.Tensor,
+    scores: torch.Tensor,
+    mask: torch.Tensor,
+    keep: float,
+    total: float | torch.Tensor | None,
+) -> tuple[torch.Tensor, Stats]:
+    """Mean loss of the best tokens of each row, with "kept", "scores" and "place"."""
     kept = top_share(scores, keep, mask.bool())
     loss = weighted_nll(log_probs, kept, mask, "weights", total=total)
-    return loss, {"kept": kept, "scores": scores, "rel": rel, "place": place(kept, mask)}
+    return loss, {"kept": kept, "scores": scores, "place": place(kept, mask)}
 
 
 def place(kept: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -120,6 +149,33 @@ def place(kept: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return share[kept].mean()
 
 
+def kept_by_place(kept: torch.Tensor, mask: torch.Tensor, parts: int = 10) -> torch.Tensor:
+    """The share of each part of the answers that is kept, [parts]: as `place`, a part at a time.
+
+    kept, mask: [batch, time]; the parts of an answer are equally long, those of all answers count
+    together. NaN where no answer is long enough to have a token.
+
+    >>> kept = torch.tensor([[True, True, False, True]])
+    >>> kept_by_place(kept, torch.ones(1, 4), 2)
+    tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+    mask = mask.bool()
+    part = (mask.cumsum(1) - 1) * parts // mask.sum(1, keepdim=True).clamp(min=1)
+    counts = part[mask].bincount(minlength=parts)
+    return part[mask & kept.bool()].bincount(minlength=parts).double() / counts
+
+
 def kept_total(mask: torch.Tensor, keep: float) -> torch.Tensor:
     """How many tokens ssToken keeps of a batch, known before the model has run."""
     return rounded_up(mask.sum(1), keep).sum()
+
+
+def must_agree(**given: torch.Tensor) -> None:
+    """Raise PertokenError where tensors of these names have not one shape."""
+    shapes = [list(one.shape) for one in given.values()]
+    if any(shape != shapes[0] for shape in shapes):
+        *names, last = given
+        raise PertokenError(
+            f"{', '.join(names)} and {last} must share the shape [batch, time], got "
+            f"{', '.join(map(str, shapes[:-1]))} and {shapes[-1]}"
+        )

@@ -25,7 +25,13 @@ from pertoken.errors import PertokenError, nearest
 from pertoken.select import top_share
 from pertoken.train._prompt_attention import Watch, watching
 from pertoken.train._weighed import WeighedSFT, dropped
-from pertoken.train.sstoken import kept_total, place, retrospective_excess_loss, ss_scores
+from pertoken.train.sstoken import (
+    Normalize,
+    kept_total,
+    place,
+    retrospective_excess_loss,
+    ss_scores,
+)
 
 __all__ = ["SSTokenSFT"]
 
@@ -37,9 +43,10 @@ _FILE = "history.pt"
 class SSTokenSFT(WeighedSFT):
     """A mixin for TRL's `SFTTrainer`: only the tokens that ssToken keeps are learned.
 
-    keep, gamma: as in `sstoken_loss`. history: see the module. warmup: the share of training in
-    which the attention alone selects, since REL is 0 before the model has moved; the authors'
-    script means the first 10,000 of its 50,000 examples. decay: of the moving average.
+    keep, gamma, normalize: as in `sstoken_loss`; exclude_sink: as in `prompt_attention`. history:
+    see the module. warmup: the share of training in which the attention alone selects, since REL is
+    0 before the model has moved; the authors' script means the first 10,000 of its 50,000 examples.
+    decay: of the moving average.
 
     The loss is the mean over the kept tokens of the whole accumulated batch; with keep=1 it is
     `SFTTrainer` to the bit. A row is one example; its prompt is what is not learned. Evaluation is
@@ -63,6 +70,8 @@ class SSTokenSFT(WeighedSFT):
         history: History = "base",
         warmup: float = 0.2,
         decay: float = 0.99,
+        normalize: Normalize = "minmax",
+        exclude_sink: bool = False,
         **more: Any,
     ) -> None:
         for name, value in (("gamma", gamma), ("warmup", warmup), ("decay", decay)):
@@ -70,14 +79,18 @@ class SSTokenSFT(WeighedSFT):
                 raise PertokenError(f"{name} is a share, 0 to 1, got {value}")
         if not 0 < keep <= 1:
             raise PertokenError(f"keep must be above 0 and at most 1, got {keep}")
-        if history not in get_args(History):
-            raise PertokenError(
-                f"unknown history {history!r}{nearest(history, get_args(History))}; there is: "
-                f"{', '.join(get_args(History))}"
-            )
+        for name, word, known in (
+            ("history", history, get_args(History)),
+            ("normalize", normalize, get_args(Normalize)),
+        ):
+            if word not in known:
+                raise PertokenError(
+                    f"unknown {name} {word!r}{nearest(word, known)}; there is: {', '.join(known)}"
+                )
         super().__init__(model, args, *rest, **more)
         self._keep, self._gamma, self._kind = keep, gamma, history
         self._warmup, self._decay = warmup, decay
+        self._normalize, self._exclude_sink = normalize, exclude_sink
         Watch(self.model, -1)
         self._past: Any = None
         self._at = 0  # the step whose weights the moving average has last seen
@@ -111,11 +124,11 @@ class SSTokenSFT(WeighedSFT):
         mask, real = output.label_mask, inputs["attention_mask"]
         rel = retrospective_excess_loss(output.log_probs, inputs[HISTORY][:, 1:], mask)
         prompt = (inputs["labels"] == -100) & (real != 0)
-        attention = self._watch.prompt_shares(prompt, real)[:, 1:]
+        attention = self._watch.prompt_shares(prompt, real, exclude_sink=self._exclude_sink)[:, 1:]
         early = self.state.global_step < self._warmup * self.state.max_steps
-        kept = top_share(
-            ss_scores(rel, attention, mask, 0.0 if early else self._gamma), self._keep, mask
-        )
+        gamma = 0.0 if early else self._gamma
+        scores = ss_scores(rel, attention, mask, gamma, normalize=self._normalize)
+        kept = top_share(scores, self._keep, mask)
         if bool(kept.any()):
             logged = self._metrics["train"]
             logged["sstoken/rel"].append(rel[mask].mean().item())
