@@ -80,7 +80,8 @@ def test_scores_of_many_texts_are_those_of_each() -> None:
     rows = [([3, 4, 5, 6, 7], 2), ([8, 9, 10], 1), ([3, 3, 4, 5, 5, 6, 7], 3)]
     one.train()
     found = scored(one, other, rows)
-    assert one.training and not other.training
+    assert one.training
+    assert not other.training
     one.eval()
     for (ids, before), (scores, ratios) in zip(rows, found, strict=True):
         given = torch.tensor([ids])

@@ -53,9 +53,11 @@ if TYPE_CHECKING:
     )
     from pertoken.train.ngram_scorer import NgramScorer
     from pertoken.train.pool import Selected, sample_documents, select_file
+    from pertoken.train.preference import train_preference
     from pertoken.train.preselection import Preselection, preselect
     from pertoken.train.reducer import Trajectories, reduce, weighted_nll
     from pertoken.train.run import Run, train_policy
+    from pertoken.train.sampled import sample_answers
     from pertoken.train.sstoken import retrospective_excess_loss, ss_scores, sstoken_loss
     from pertoken.train.sstoken_trainer import SSTokenSFT
     from pertoken.train.strength import (
@@ -125,6 +127,7 @@ __all__ = [
     "replaced",
     "retrospective_excess_loss",
     "rollout_scores",
+    "sample_answers",
     "sample_documents",
     "select",
     "select_file",
@@ -133,6 +136,7 @@ __all__ = [
     "sstoken_loss",
     "token_dpo_loss",
     "train_policy",
+    "train_preference",
     "train_supervised",
     "tv_trpo_penalty",
     "weighted_nll",
@@ -195,6 +199,7 @@ _HOME = {
     "replaced": "critical_tokens",
     "retrospective_excess_loss": "sstoken",
     "rollout_scores": "critical_tokens",
+    "sample_answers": "sampled",
     "sample_documents": "pool",
     "select": "strength",
     "select_file": "pool",
@@ -203,6 +208,7 @@ _HOME = {
     "sstoken_loss": "sstoken",
     "token_dpo_loss": "cdpo",
     "train_policy": "run",
+    "train_preference": "preference",
     "train_supervised": "supervised",
     "tv_trpo_penalty": "apc",
     "weighted_nll": "reducer",

@@ -138,7 +138,8 @@ def rollout_scores(
     so the critical one is found to within 4 (scores need not fall steadily: no search by halves is
     safe). temperature: the paper's 0.5 is that of Llama-3-8B on GSM8K; it chose such that about ten
     different wrong answers arise. batch: continuations at once. seed: of the sampling; torch's
-    global generator is left as it was. Behind a stop token nothing is sampled: the answer is judged.
+    global generator is left as it was. Behind a stop token nothing is sampled, and the answer
+    itself is judged.
 
     PertokenError for an empty prompt or answer, an answer that is right (nothing in it is
     critical), and settings out of range.
@@ -155,7 +156,8 @@ def rollout_scores(
     >>> found.right, found.critical
     ([4, 0], 1)
     """
-    prompt, answer = _checked(prompt_ids, answer_ids, n, temperature, top_p, batch)
+    check_sampling(n, batch, temperature, top_p)
+    prompt, answer = _listed(prompt_ids, answer_ids)
     if every < 1:
         raise PertokenError(f"every must be 1 or more, got {every}")
     if is_correct(_text(tokenizer, answer)):
@@ -228,9 +230,11 @@ def replaced(
 
     The `n` tokens are drawn from the model's distribution (temperature 1, all of it, as in the
     authors' code) with that token's probability set to 0, and each has one continuation. Arguments
-    as of `rollout_scores`. With `pass_at_k(n, right, k)` it is the paper's "without critical token".
+    as of `rollout_scores`. With `pass_at_k(n, right, k)` it is the paper's "without critical
+    token".
     """
-    prompt, answer = _checked(prompt_ids, answer_ids, n, temperature, top_p, batch)
+    check_sampling(n, batch, temperature, top_p)
+    prompt, answer = _listed(prompt_ids, answer_ids)
     if not 0 <= place < len(answer):
         raise PertokenError(f"place must be one of the answer's {len(answer)} tokens, got {place}")
     ids = torch.tensor([*prompt, *answer[:place]], device=model.device)
@@ -304,17 +308,8 @@ def _text(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _checked(
-    prompt_ids: Sequence[int],
-    answer_ids: Sequence[int],
-    n: int,
-    temperature: float,
-    top_p: float,
-    batch: int,
-) -> tuple[list[int], list[int]]:
-    for name, ids in (("prompt", prompt_ids), ("answer", answer_ids)):
-        if not len(ids):
-            raise PertokenError(f"the {name} has no token")
+def check_sampling(n: int, batch: int, temperature: float, top_p: float) -> None:
+    """Raise PertokenError for settings of a sampling that are out of range."""
     for label, value in (("n", n), ("batch", batch)):
         if value < 1:
             raise PertokenError(f"{label} must be 1 or more, got {value}")
@@ -322,4 +317,10 @@ def _checked(
         raise PertokenError(f"temperature must be above 0, got {temperature}")
     if not 0 < top_p <= 1:
         raise PertokenError(f"top_p is a share above 0 and at most 1, got {top_p}")
+
+
+def _listed(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    for name, ids in (("prompt", prompt_ids), ("answer", answer_ids)):
+        if not len(ids):
+            raise PertokenError(f"the {name} has no token")
     return [int(one) for one in prompt_ids], [int(one) for one in answer_ids]

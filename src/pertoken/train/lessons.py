@@ -12,7 +12,7 @@ from pertoken.conversation import check_messages
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8, read_utf8
 
-__all__ = ["Lesson", "Pair", "encode_lesson", "read_lessons", "read_pairs"]
+__all__ = ["Lesson", "Pair", "encode_lesson", "prompt_ids", "read_lessons", "read_pairs"]
 
 IGNORED = -100  # the label of what is not learned
 _PROMPTS, _ANSWERS = ("prompt", "question"), ("completion", "answer")
@@ -85,9 +85,23 @@ def encode_lesson(
     >>> len(ids), labels[:4], labels[4:] == ids[4:]
     (6, [-100, -100, -100, -100], True)
     """
+    before = prompt_ids(lesson, tokenizer, chat=chat)
+    answer = tokenizer(lesson.answer, add_special_tokens=False)["input_ids"]
+    answer = [*answer, tokenizer.eos_token_id]
+    ids = [*before, *answer][:max_length]
+    if len(ids) <= len(before):
+        raise PertokenError(
+            f"{lesson.place}: the prompt alone has {len(before)} tokens, and {max_length} stay: no "
+            "token of the answer is left to learn"
+        )
+    return ids, [IGNORED] * len(before) + ids[len(before) :]
+
+
+def prompt_ids(lesson: Lesson, tokenizer: Any, *, chat: bool = True) -> list[int]:
+    """Ids [time] of what stands before the answer; arguments and errors as of `encode_lesson`."""
     if chat and getattr(tokenizer, "chat_template", None):
         messages = list(lesson.messages) or [{"role": "user", "content": lesson.prompt}]
-        before = tokenizer.apply_chat_template(
+        found = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True
         )["input_ids"]
     elif lesson.messages:
@@ -95,18 +109,10 @@ def encode_lesson(
             f'{lesson.place}: messages need a chat template; give "prompt" and "completion"'
         )
     else:
-        before = tokenizer(lesson.prompt)["input_ids"]
-    answer = tokenizer(lesson.answer, add_special_tokens=False)["input_ids"]
-    answer = [*answer, tokenizer.eos_token_id]
-    ids = [*before, *answer][:max_length]
-    if not before:
+        found = tokenizer(lesson.prompt)["input_ids"]
+    if not found:
         raise PertokenError(f"{lesson.place}: the prompt is empty: no token can be predicted by it")
-    if len(ids) <= len(before):
-        raise PertokenError(
-            f"{lesson.place}: the prompt alone has {len(before)} tokens, and {max_length} stay: no "
-            "token of the answer is left to learn"
-        )
-    return ids, [IGNORED] * len(before) + ids[len(before) :]
+    return list(found)
 
 
 def _rows(path: str | Path, what: str, form: str) -> list[tuple[dict[str, Any], str]]:
