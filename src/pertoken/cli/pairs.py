@@ -125,7 +125,7 @@ def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Sequence[Sampled]]:
     found: dict[str, Sequence[Sampled]] = {}
     if not path.exists():
         return found
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         policy_gradient_loss,
         ppo_clip_loss,
     )
-    from pertoken.train.cdpo import CDPOTrainer, token_dpo_loss
+    from pertoken.train.cdpo import CDPOTrainer, tdpo_loss, token_dpo_loss
     from pertoken.train.choice import TokenChoice, choose_tokens
     from pertoken.train.contrast import (
         ContrastData,
@@ -134,6 +134,7 @@ __all__ = [
     "signal_weights",
     "ss_scores",
     "sstoken_loss",
+    "tdpo_loss",
     "token_dpo_loss",
     "train_policy",
     "train_preference",
@@ -206,6 +207,7 @@ _HOME = {
     "signal_weights": "token_weights",
     "ss_scores": "sstoken",
     "sstoken_loss": "sstoken",
+    "tdpo_loss": "cdpo",
     "token_dpo_loss": "cdpo",
     "train_policy": "run",
     "train_preference": "preference",

@@ -122,7 +122,7 @@ def _rows(path: str | Path, what: str, form: str) -> list[tuple[dict[str, Any], 
     if file.suffix.lower() != ".jsonl":
         raise PertokenError(f"{what} are read from .jsonl files, not {file}")
     found = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):  # JSON may hold U+2028
         place = f"{file}, line {number}"
         if not line.strip():
             continue
