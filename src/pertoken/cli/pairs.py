@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def pairs(
     """
     from pertoken._files import write_whole
     from pertoken.cli.progress import progress_bar
-    from pertoken.train import contrast_data, read_lessons, sample_answers
+    from pertoken.train import contrast_data, read_lessons
 
     lessons = read_lessons(data, limit)
     settings = {
@@ -71,27 +72,15 @@ def pairs(
         raise PertokenError(f"can't write {out}: it is a file, and the files need a folder")
     kept = out / _SAMPLES
     done = _kept(kept, settings)
-    left = [number for number, one in enumerate(lessons) if one.prompt not in done]
+    left = [one for one in lessons if one.prompt not in done]
     if left:
-        loaded, tokenizer = shared.load(model, dtype)
+        loaded = shared.load(model, dtype)
         out.mkdir(parents=True, exist_ok=True)
         with progress_bar() as tell:
-            for place, number in enumerate(left):
+            for place, one in enumerate(left):
                 tell("questions", place, len(left))
-                some = sample_answers(
-                    loaded,
-                    tokenizer,
-                    [lessons[number]],
-                    n=samples,
-                    temperature=temperature,
-                    top_p=top_p,
-                    max_new_tokens=max_new_tokens,
-                    batch=batch,
-                    chat=not no_chat,
-                    seed=seed + number,
-                )[0]
-                done[lessons[number].prompt] = some
-                _keep(kept, settings, lessons[number], some)
+                done[one.prompt] = _sampled(*loaded, one, batch, settings)
+                _keep(kept, settings, one, done[one.prompt])
     found = contrast_data(
         [one.prompt for one in lessons], [done[one.prompt] for one in lessons], seed
     )
@@ -102,6 +91,26 @@ def pairs(
         f"answers to learn, of {samples * len(lessons)} sampled ({found.unread} could not be "
         f"read); they are in {out}"
     )
+
+
+def _sampled(
+    model: Any, tokenizer: Any, lesson: Lesson, batch: int, settings: dict[str, Any]
+) -> list[Sampled]:
+    """A question's answers; the draw is the question's own, whatever was asked before it."""
+    from pertoken.train import sample_answers
+
+    return sample_answers(
+        model,
+        tokenizer,
+        [lesson],
+        n=settings["samples"],
+        temperature=settings["temperature"],
+        top_p=settings["top_p"],
+        max_new_tokens=settings["max_new_tokens"],
+        batch=batch,
+        chat=settings["chat"],
+        seed=zlib.crc32(lesson.prompt.encode()) + settings["seed"],
+    )[0]
 
 
 def _files(found: ContrastData) -> dict[str, list[dict[str, str]]]:
