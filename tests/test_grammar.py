@@ -68,6 +68,7 @@ NOT_SHOWN = {
     "Analysis": "a named tuple: one reading of a word",
     "Analyzer": "a function of words with a memory, handed on as an argument",
     "ByteTokenizer": "a tokenizer",
+    "CDPOTrainer": "a Trainer of TRL, made as TRL makes its own",
     "DynamicTanh": "a module to build models of",
     "FiberPOTrainer": "a Trainer of TRL, made as TRL makes its own",
     "GatedAttention": "a module to build models of",
@@ -92,6 +93,10 @@ NOT_SHOWN = {
 RECORDS = {
     "Code": "the bits of a tensor, for `decode_cache`",
     "Lesson": "a prompt and its answer, as read from a file",
+    "Pair": "a prompt and its two answers, as read from a file",
+    "Sampled": "an answer that a model wrote",
+    "ContrastData": "lists of lessons and pairs, for three trainings",
+    "Replaced": "four figures of one place of an answer",
     "Cost": "an estimate before the work: one line of text",
     "Quantity": "an argument of an attribution",
     "Predictor": "an argument of `Predictive`",
@@ -137,7 +142,7 @@ OTHER_WORDS = {
 }
 
 OTHER_PROGRESS = dict.fromkeys(
-    ("train_policy", "train_supervised"), "called with the row of each step"
+    ("train_policy", "train_preference", "train_supervised"), "called with the row of each step"
 )
 
 OTHER_KEEP = {
@@ -147,7 +152,10 @@ OTHER_KEEP = {
 NO_DTYPE = {
     "style train": "loads the tokenizer alone",
     **dict.fromkeys(
-        [f"train {name}" for name in ("cispo", "fiberpo", "grpo", "gspo", "mft", "sft", "sstoken")],
+        [
+            f"train {name}"
+            for name in ("cdpo", "cispo", "dpo", "fiberpo", "grpo", "gspo", "mft", "sft", "sstoken")
+        ],
         "trains in float32",
     ),
     "compress": "a word's rating does not need it: encoders are read as they are",
@@ -156,6 +164,7 @@ NO_DTYPE = {
 NO_JSON = {
     "chat": "a conversation; --save keeps it",
     "fetch": "gives the path of what it fetched",
+    "pairs": "writes .jsonl files for training",
     "new": "gives the paths of what it wrote",
     "cache restore": "goes on with a conversation",
 }

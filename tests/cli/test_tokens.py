@@ -57,7 +57,7 @@ def test_a_fine_tuning(tiny_folder: str, here: Path, capsys: Capture) -> None:
         (["tokens", "bad.jsonl"], 'bad.jsonl, line 1: no "completion" or "answer" in it'),
         (["tokens", "no.jsonl"], "there is no data file no.jsonl"),
         (["tokens", "a.jsonl", "--method", "mf"], "no tokens can be shown of 'mf' (did you mean"),
-        (["tokens", "a.jsonl", "--method", "mft", "--history", "m"], "it has no history"),
+        (["tokens", "a.jsonl", "--method", "mft", "--history", "m"], "belongs to sstoken"),
         (["train", "sstoken", "a.jsonl"], "Missing option '--out'"),
         (["train", "sft", "bad.jsonl", "--out", "o"], 'line 1: no "completion" or "answer"'),
         (["train", "sft", "a.jsonl", "--out", "o", "--keep", "0.5"], "sft has no keep"),

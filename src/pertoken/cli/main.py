@@ -42,6 +42,7 @@ COMMANDS = {
     "arithmetic": ("arithmetic",),
     "probe": ("probe",),
     "select_data": ("select-data",),
+    "pairs": ("pairs",),
     "tokens": ("tokens",),
     "train": ("train",),
     "reproduce": ("reproduce",),

@@ -15,15 +15,21 @@ _Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help='A .jsonl file: {"prompt", "completion"}, {"question", "answer"} or {"messages"} '
-        "lines.",
+        'lines; of cdpo {"prompt", "chosen", "rejected"}, of which the rejected are shown.',
     ),
 ]
-_Method = Annotated[str, typer.Option(metavar="mft|sstoken", help="The method that chooses.")]
+_Method = Annotated[str, typer.Option(metavar="cdpo|mft|sstoken", help="The method that chooses.")]
 _History = Annotated[
     str | None,
     typer.Option(
         metavar="NAME", help="Of sstoken: an earlier state of the model, for the excess loss."
     ),
+]
+_Positive = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of cdpo: the copy that learned right answers.")
+]
+_Negative = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of cdpo: the copy that learned wrong answers.")
 ]
 
 
@@ -36,6 +42,8 @@ def tokens(
     data: _Data,
     method: _Method = "sstoken",
     history: _History = None,
+    positive: _Positive = None,
+    negative: _Negative = None,
     rate: Annotated[float, typer.Option(help="Of mft: the share of an answer hidden.")] = 0.4,
     keep: Annotated[float, typer.Option(help="Of sstoken: the share of an answer kept.")] = 0.6,
     gamma: Annotated[float, typer.Option(help="Of sstoken: weight of the excess loss.")] = 0.5,
@@ -54,7 +62,7 @@ def tokens(
     """
     from pertoken.cli.progress import progress_bar
     from pertoken.train.choice import CHOOSERS, choose_tokens
-    from pertoken.train.lessons import read_lessons
+    from pertoken.train.lessons import Lesson, read_lessons, read_pairs
 
     output = shared.Output(as_json, html)
     if method not in CHOOSERS:
@@ -62,11 +70,20 @@ def tokens(
             f"no tokens can be shown of {method!r}{nearest(method, CHOOSERS)}; there is: "
             f"{', '.join(CHOOSERS)}"
         )
-    if history is not None and method == "mft":
-        raise PertokenError("mft hides at random: it has no history")
-    lessons = read_lessons(data, limit)
-    loaded, tokenizer = shared.load(model, dtype)
-    past = None if history is None else shared.load(history, dtype)[0]
+    if history is not None and method != "sstoken":
+        raise PertokenError(f"--history belongs to sstoken, not to {method}")
+    for option, given in (("--positive", positive), ("--negative", negative)):
+        if (given is None) == (method == "cdpo"):
+            told = f"cdpo needs {option}" if method == "cdpo" else f"{option} belongs to cdpo"
+            raise PertokenError(f"{told}: a copy of the model, see `pertoken pairs`")
+    if method == "cdpo":
+        lessons = [Lesson(one.prompt, one.rejected, one.place) for one in read_pairs(data, limit)]
+    else:
+        lessons = read_lessons(data, limit)
+    loaded, tokenizer = shared.load(positive or model, dtype)
+    past, other = (
+        None if name is None else shared.load(name, dtype)[0] for name in (history, negative)
+    )
     with progress_bar() as tell:
         found = choose_tokens(
             method,
@@ -74,6 +91,7 @@ def tokens(
             loaded,
             tokenizer,
             history=past,
+            negative=other,
             rate=rate,
             gamma=gamma,
             keep=keep,

@@ -1,7 +1,8 @@
-"""`pertoken train`: reinforcement learning on a checkable task, and fine-tuning on worked answers.
+"""`pertoken train`: reinforcement learning on a task, fine-tuning on answers, training on pairs.
 
 A method is a command of its own. The four of reinforcement learning are one function, the three of
-fine-tuning another: they differ in the objective, or in which tokens count.
+fine-tuning another, the two of preferences a third: they differ in the objective, or in which
+tokens count.
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ _SUPERVISED = {
     "mft": "Fine-tune with masked thought: a share of the answer is hidden in the input.",
     "sstoken": "Fine-tune on the tokens that are learned or that look at the prompt.",
 }
+_PREFERRED = {
+    "dpo": "Prefer better answers to worse ones, each token of them counting alike.",
+    "cdpo": "Prefer better answers, blaming the critical tokens of the worse ones.",
+}
+_PAIRS = 'A .jsonl file of {"prompt", "chosen", "rejected"} lines, such as `pertoken pairs` makes.'
 
 
 class Methods(Group):
@@ -207,12 +213,73 @@ def supervise(
         "history": history,
     }
     settings |= {name: value for name, value in own.items() if value is not None}
-    run = _run_supervised(str(context.info_name), out, data, settings)
+    run = _run_on_answers("train_supervised", str(context.info_name), out, data, settings)
     if not output.write(run):
         print("\n".join(run.notes()))
 
 
-for _names, _function in ((_REINFORCED, reinforce), (_SUPERVISED, supervise)):
+def prefer(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help=_PAIRS)],
+    out: _Out,
+    resume: _Resume = False,
+    positive: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of cdpo: the copy that learned right answers."),
+    ] = None,
+    negative: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of cdpo: the copy that learned wrong answers."),
+    ] = None,
+    contrast: Annotated[float, typer.Option(help="Of cdpo: weight of the negative copy.")] = 1.0,
+    reduction: Annotated[
+        str,
+        typer.Option(
+            metavar="sequence|position", help="Of cdpo: sum over answers, or as released."
+        ),
+    ] = "sequence",
+    beta: Annotated[float, typer.Option(help="Of DPO: how near the reference it stays.")] = 0.1,
+    steps: _Steps = 100,
+    batch: Annotated[int, typer.Option(help="Pairs of an update.")] = 8,
+    learning_rate: _LearningRate = 1e-6,
+    max_length: Annotated[int, typer.Option(help="Tokens of prompt and answer that stay.")] = 1024,
+    save_every: _SaveEvery = None,
+    model: shared.Model = "smollm2",
+    seed: shared.Seed = 0,
+    limit: shared.Limit = None,
+    no_chat: shared.NoChat = False,
+    as_json: shared.Json = None,
+    html: shared.Html = None,
+) -> None:
+    """The reference is the model as it was. Needs the extra rl."""
+    output = shared.Output(as_json, html)
+    settings: dict[str, Any] = {
+        "model": model,
+        "positive": positive,
+        "negative": negative,
+        "contrast": contrast,
+        "reduction": reduction,
+        "beta": beta,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "max_length": max_length,
+        "chat": not no_chat,
+        "limit": limit,
+        "save_every": save_every,
+        "seed": seed,
+        "resume": resume,
+    }
+    run = _run_on_answers("train_preference", str(context.info_name), out, data, settings)
+    if not output.write(run):
+        print("\n".join(run.notes()))
+
+
+for _names, _function in (
+    (_REINFORCED, reinforce),
+    (_SUPERVISED, supervise),
+    (_PREFERRED, prefer),
+):
     for _name, _about in _names.items():
         _rest = " ".join((_function.__doc__ or "").split())
         group.command(_name, help=f"{_about}\n\n{_rest}")(_function)
@@ -256,16 +323,20 @@ def _run(
         raise
 
 
-def _run_supervised(method: str, out: Path, data: Path, settings: dict[str, Any]) -> SupervisedRun:
-    """The run, shown step by step; stopped by Ctrl-C it says how to go on."""
+def _run_on_answers(
+    runner: str, method: str, out: Path, data: Path, settings: dict[str, Any]
+) -> SupervisedRun:
+    """The run of a function of `pertoken.train`, shown step by step as in `_run`."""
     from rich.console import Console
 
-    from pertoken.train import train_supervised
+    import pertoken.train
 
+    run: Any = getattr(pertoken.train, runner)
     try:
         rows = LossRows(f"{method} on {data.name}", settings["steps"])
         with quiet(), live(Console(stderr=True), rows) as show:
-            return train_supervised(method, out, data, progress=show, **settings)
+            found: SupervisedRun = run(method, out, data, progress=show, **settings)
+            return found
     except KeyboardInterrupt:
         typer.echo(how_to_go_on(out), err=True)
         raise

@@ -198,4 +198,5 @@ def gap(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     (3.0, 1.0)
     """
     each = torch.tensor(one).double() - torch.tensor(other).double()
-    return each.mean().item(), each.std().item() / math.sqrt(len(each))
+    spread = each.std().item() if len(each) > 1 else 0.0  # one seed, of a smoke run, has none
+    return each.mean().item(), spread / math.sqrt(len(each))

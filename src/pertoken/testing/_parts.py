@@ -44,7 +44,7 @@ KINDS: dict[Kind, str] = {
     "measure": "a measure of a tokenizer",
     "probe": "a measure of a model",
     "tokenizer": "a changed tokenizer, with its model",
-    "loss": "a loss on texts; ssToken with all tokens kept, masked thought with none hidden",
+    "loss": "a loss on texts; ssToken keeps all, masked thought hides nothing, cDPO at its start",
 }
 """What a part acts on, in the order of the tables, with how it is used."""
 
@@ -257,6 +257,18 @@ def _masked_thought(bench: Bench, text: torch.Tensor | None = None) -> tuple[str
     return "", gradient(bench, text, read=mask_thought(text, labels, 0.0, mask_id=0))
 
 
+def _cdpo(bench: Bench, text: torch.Tensor | None = None) -> tuple[str, torch.Tensor]:
+    """The new tokens as a chosen answer where the policy is its reference: half of -β ∇ log π."""
+    from pertoken.train.cdpo import token_dpo_loss
+
+    def loss(chosen: torch.Tensor) -> torch.Tensor:
+        nothing, mask = torch.zeros_like(chosen), torch.ones_like(chosen)
+        given = (chosen, nothing, chosen.detach(), nothing, mask, mask)
+        return token_dpo_loss(*given, beta=1.0)[0] * 2 / chosen.numel()
+
+    return "", gradient(bench, bench.plain if text is None else text, loss)
+
+
 def _sstoken(bench: Bench, text: torch.Tensor | None = None) -> tuple[str, torch.Tensor]:
     """With all tokens kept."""
     from pertoken.train.sstoken import sstoken_loss
@@ -323,6 +335,7 @@ _OWN: dict[str, tuple[Kind, Callable[..., Any]]] = {
     "awrs": ("sampler", _awrs),
     "balanced": ("drafter", _balanced),
     "byte-probabilities": ("bytes", _bytes),
+    "cdpo": ("loss", _cdpo),
     "charbench": ("probe", _characters),
     "cntp": ("chooser", _cautious),
     "fiberpo": ("loss", _fiberpo),

@@ -23,11 +23,27 @@ if TYPE_CHECKING:
         policy_gradient_loss,
         ppo_clip_loss,
     )
+    from pertoken.train.cdpo import CDPOTrainer, tdpo_loss, token_dpo_loss
     from pertoken.train.choice import TokenChoice, choose_tokens
+    from pertoken.train.contrast import (
+        ContrastData,
+        Sampled,
+        contrast_data,
+        contrastive_scores,
+        log_ratio,
+    )
+    from pertoken.train.critical_tokens import (
+        Replaced,
+        Rollouts,
+        critical_token,
+        pass_at_k,
+        replaced,
+        rollout_scores,
+    )
     from pertoken.train.fiberpo import fiberpo_loss, fiberpo_ratio, hierarchy_loss
     from pertoken.train.gates import closed_gates
     from pertoken.train.hierarchy import gate, log_ratio_levels
-    from pertoken.train.lessons import Lesson, encode_lesson, read_lessons
+    from pertoken.train.lessons import Lesson, Pair, encode_lesson, read_lessons, read_pairs
     from pertoken.train.masked_thought import (
         MaskedThought,
         add_mask_token,
@@ -37,9 +53,11 @@ if TYPE_CHECKING:
     )
     from pertoken.train.ngram_scorer import NgramScorer
     from pertoken.train.pool import Selected, sample_documents, select_file
+    from pertoken.train.preference import train_preference
     from pertoken.train.preselection import Preselection, preselect
     from pertoken.train.reducer import Trajectories, reduce, weighted_nll
     from pertoken.train.run import Run, train_policy
+    from pertoken.train.sampled import sample_answers
     from pertoken.train.selection import rho1_loss, top_entropy_loss
     from pertoken.train.sstoken import retrospective_excess_loss, ss_scores, sstoken_loss
     from pertoken.train.sstoken_trainer import SSTokenSFT
@@ -54,13 +72,19 @@ if TYPE_CHECKING:
     from pertoken.train.trl import FiberPOTrainer
 
 __all__ = [
+    "CDPOTrainer",
+    "ContrastData",
     "FiberPOTrainer",
     "Lesson",
     "MaskedThought",
     "NgramScorer",
+    "Pair",
     "Preselection",
+    "Replaced",
+    "Rollouts",
     "Run",
     "SSTokenSFT",
+    "Sampled",
     "Selected",
     "SupervisedRun",
     "TokenChoice",
@@ -73,6 +97,9 @@ __all__ = [
     "choose_tokens",
     "cispo_loss",
     "closed_gates",
+    "contrast_data",
+    "contrastive_scores",
+    "critical_token",
     "dapo_loss",
     "dr_grpo_loss",
     "encode_lesson",
@@ -85,8 +112,10 @@ __all__ = [
     "hierarchy_loss",
     "label_extremes",
     "linear_rate",
+    "log_ratio",
     "log_ratio_levels",
     "mask_thought",
+    "pass_at_k",
     "policy_gradient_loss",
     "ppo_clip_loss",
     "predictive_strength",
@@ -94,30 +123,43 @@ __all__ = [
     "prompt_attention",
     "question_dependence",
     "read_lessons",
+    "read_pairs",
     "reduce",
+    "replaced",
     "retrospective_excess_loss",
     "rho1_loss",
+    "rollout_scores",
+    "sample_answers",
     "sample_documents",
     "select",
     "select_file",
     "signal_weights",
     "ss_scores",
     "sstoken_loss",
+    "tdpo_loss",
+    "token_dpo_loss",
     "top_entropy_loss",
     "train_policy",
+    "train_preference",
     "train_supervised",
     "tv_trpo_penalty",
     "weighted_nll",
 ]
 
 _HOME = {
+    "CDPOTrainer": "cdpo",
+    "ContrastData": "contrast",
     "FiberPOTrainer": "trl",
     "Lesson": "lessons",
     "MaskedThought": "masked_thought",
     "NgramScorer": "ngram_scorer",
+    "Pair": "lessons",
     "Preselection": "preselection",
+    "Replaced": "critical_tokens",
+    "Rollouts": "critical_tokens",
     "Run": "run",
     "SSTokenSFT": "sstoken_trainer",
+    "Sampled": "contrast",
     "Selected": "pool",
     "SupervisedRun": "supervised",
     "TokenChoice": "choice",
@@ -130,6 +172,9 @@ _HOME = {
     "choose_tokens": "choice",
     "cispo_loss": "baselines",
     "closed_gates": "gates",
+    "contrast_data": "contrast",
+    "contrastive_scores": "contrast",
+    "critical_token": "critical_tokens",
     "dapo_loss": "baselines",
     "dr_grpo_loss": "baselines",
     "encode_lesson": "lessons",
@@ -142,8 +187,10 @@ _HOME = {
     "hierarchy_loss": "fiberpo",
     "label_extremes": "strength",
     "linear_rate": "masked_thought",
+    "log_ratio": "contrast",
     "log_ratio_levels": "hierarchy",
     "mask_thought": "masked_thought",
+    "pass_at_k": "critical_tokens",
     "policy_gradient_loss": "baselines",
     "ppo_clip_loss": "baselines",
     "predictive_strength": "strength",
@@ -151,17 +198,24 @@ _HOME = {
     "prompt_attention": "_prompt_attention",
     "question_dependence": "masked_thought",
     "read_lessons": "lessons",
+    "read_pairs": "lessons",
     "reduce": "reducer",
+    "replaced": "critical_tokens",
     "retrospective_excess_loss": "sstoken",
     "rho1_loss": "selection",
+    "rollout_scores": "critical_tokens",
+    "sample_answers": "sampled",
     "sample_documents": "pool",
     "select": "strength",
     "select_file": "pool",
     "signal_weights": "token_weights",
     "ss_scores": "sstoken",
     "sstoken_loss": "sstoken",
+    "tdpo_loss": "cdpo",
+    "token_dpo_loss": "cdpo",
     "top_entropy_loss": "selection",
     "train_policy": "run",
+    "train_preference": "preference",
     "train_supervised": "supervised",
     "tv_trpo_penalty": "apc",
     "weighted_nll": "reducer",

@@ -12,6 +12,7 @@ from pertoken.testing.battery import Subject
 from pertoken.testing.laws import LawBroken
 from pertoken.testing.mock import ByteTokenizer
 from pertoken.testing.models import tiny_model
+from pertoken.train.cdpo import token_dpo_loss
 from pertoken.train.fiberpo import fiberpo_loss
 from pertoken.train.masked_thought import mask_thought
 from pertoken.train.preselection import Preselection, preselect
@@ -46,6 +47,19 @@ def _sstoken(
     return sstoken_loss(log_probs, old_log_probs, nowhere, mask, total=total)[0]
 
 
+def _cdpo(
+    log_probs: torch.Tensor,
+    old_log_probs: torch.Tensor,
+    mask: torch.Tensor,
+    total: float | None = None,
+) -> torch.Tensor:
+    """Each row as a rejected answer, the sampling policy as reference, beside a chosen one that
+    has not moved; divided by the rows."""
+    still, whole = torch.zeros_like(log_probs), torch.ones_like(mask)
+    loss, _ = token_dpo_loss(still, log_probs, still, old_log_probs, whole, mask)
+    return loss if total is None else loss * len(mask) / total
+
+
 def _answer_alone(case: Case) -> None:
     """Only inputs of the answer change, and their labels stay."""
     draw = torch.Generator().manual_seed(case.seed)
@@ -60,6 +74,7 @@ def _answer_alone(case: Case) -> None:
 _INPUTS = "changes the inputs of the ordinary loss"
 
 SUBJECTS = (
+    Subject("cdpo", "loss", _cdpo),
     Subject("fiberpo", "loss", partial(fiberpo_loss, trajectory=(0.97, 1.03))),
     Subject(
         "masked-thought",

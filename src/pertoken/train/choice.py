@@ -6,6 +6,7 @@
 ``sstoken`` gives each answer token its score and says whether it is kept; with a history model (an
 earlier state, such as the model before its fine-tuning) the retrospective excess loss is in it,
 without one the attention alone is. ``mft`` shows what one step at the full rate would hide.
+``cdpo`` gives each token of a wrong answer its weight, how critical two fine-tuned copies find it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pertoken.result import Part, Result, cells
 from pertoken.select import top_share
 from pertoken.signal import TokenSignal
 from pertoken.train._prompt_attention import watching
+from pertoken.train.contrast import scored
 from pertoken.train.lessons import Lesson, encode_lesson
 from pertoken.train.masked_thought import mask_thought
 from pertoken.train.sstoken import kept_by_place, place, retrospective_excess_loss, ss_scores
@@ -35,9 +37,11 @@ __all__ = ["CHOOSERS", "TokenChoice", "choose_tokens"]
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
-CHOOSERS = ("mft", "sstoken")
+CHOOSERS = ("cdpo", "mft", "sstoken")
 """The methods that `choose_tokens` knows."""
 _PLACES = 4096  # tokens of a batch, at most
+_OUT = '<span class="out">struck out</span>: '
+_STRUCK = {"cdpo": "", "mft": f"{_OUT}hidden in the input; ", "sstoken": f"{_OUT}not learned; "}
 _MASK = -1  # stands where a token is hidden; no id
 
 
@@ -66,7 +70,7 @@ class TokenChoice(Result):
     @property
     def signals(self) -> list[TokenSignal]:
         """A signal per lesson: the value of every answer token, nothing for the prompt's."""
-        name = "score" if self.settings["method"] == "sstoken" else "hidden"
+        name = {"sstoken": "score", "mft": "hidden", "cdpo": "weight"}[self.settings["method"]]
         return [
             TokenSignal.from_ids(self.tokenizer, row.ids, row.values, name) for row in self.chosen
         ]
@@ -121,6 +125,8 @@ class TokenChoice(Result):
 
     def notes(self) -> list[str]:
         """The shares over all lessons, and how far into the answers the kept tokens stand."""
+        if self.settings["method"] == "cdpo":
+            return self._critical()
         lessons = self.lessons()
         answer, kept = (sum(row[name] for row in lessons) for name in ("answer", "kept"))
         told = [f"{kept} of {answer} answer tokens are kept ({kept / answer:.1%})"]
@@ -136,6 +142,14 @@ class TokenChoice(Result):
             told.append(f"of the tenths of the answers are kept: {', '.join(tenths)}")
         if self.settings["method"] == "sstoken" and not self.settings["history"]:
             told.append("no history model: REL is 0 everywhere, and the attention alone selects")
+        return told
+
+    def _critical(self) -> list[str]:
+        """Of cdpo: the token of each answer that is blamed most."""
+        told = []
+        for number, signal in enumerate(self.signals):
+            top = signal.top(1)[0]
+            told.append(f"lesson {number}: {top.token!r} counts most, {top.value:.3f}")
         return told
 
     def _parts(self) -> list[Part]:
@@ -158,9 +172,8 @@ class TokenChoice(Result):
         body = (
             f"<h1>{escape(title)}</h1>\n<p><small>{escape(settings)}</small></p>\n<ul>{lines}"
             '<li><span class="p9">high</span> to <span class="p1">low</span> value; '
-            '<span class="out">struck out</span>: '
-            + ("hidden in the input" if self.settings["method"] == "mft" else "not learned")
-            + "; the prompt is pale</li></ul>\n"
+            + _STRUCK[self.settings["method"]]
+            + "the prompt is pale</li></ul>\n"
             + "\n".join(blocks)
         )
         return document(title, body, style="\n".join([_style(), looks]))
@@ -173,6 +186,8 @@ def choose_tokens(
     tokenizer: Any,
     *,
     history: Any = None,
+    negative: Any = None,
+    contrast: float = 1.0,
     rate: float = 0.4,
     gamma: float = 0.5,
     keep: float = 0.6,
@@ -184,8 +199,10 @@ def choose_tokens(
     """What a method of `CHOOSERS` makes of each answer token of your lessons.
 
     history: a model, an earlier state of this one with the same tokenizer. rate: of mft; gamma,
-    keep: of sstoken; seed: of what mft hides. One forward per lesson, with a history model two; mft
-    needs none. PertokenError for an unknown method and a history of another vocabulary.
+    keep: of sstoken; seed: of what mft hides. For cdpo the lessons are wrong answers, model is the
+    copy fine-tuned on right ones and `negative` that on wrong ones; contrast: β of
+    `contrastive_scores`. One forward per lesson, with a second model two; mft needs none.
+    PertokenError for an unknown method, a model that is missing or has other tokens.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
     >>> lesson, model = Lesson("1+1=", "2 and no more"), tiny_model("llama", vocab_size=258)
@@ -200,18 +217,16 @@ def choose_tokens(
         )
     if not lessons:
         raise PertokenError("there is no lesson to show")
-    if history is not None and method == "mft":
-        raise PertokenError("mft hides at random: it has no history")
-    if history is not None and history.config.get_text_config().vocab_size != (
-        model.config.get_text_config().vocab_size
-    ):
-        raise PertokenError("history must be an earlier state of the model: it has other tokens")
+    _check_models(method, model, history, negative)
     encoded = [encode_lesson(one, tokenizer, chat=chat, max_length=max_length) for one in lessons]
     settings: Row = {"method": method, "max_length": max_length}
     if method == "mft":
         settings |= {"rate": rate, "seed": seed}
         found = [_hidden(*one, rate, seed + number) for number, one in enumerate(encoded)]
         return TokenChoice(settings, found, tokenizer)
+    if method == "cdpo":
+        settings |= {"contrast": contrast}
+        return TokenChoice(settings, _blamed(encoded, model, negative, contrast), tokenizer)
     settings |= {"gamma": gamma, "keep": keep, "history": history is not None}
     rows: list[ChosenRow | None] = [None] * len(encoded)
     done = 0
@@ -223,6 +238,46 @@ def choose_tokens(
             rows[one] = row
         done += len(part)
     return TokenChoice(settings, [row for row in rows if row is not None], tokenizer)
+
+
+def _check_models(method: str, model: Any, history: Any, negative: Any) -> None:
+    """Raise PertokenError for a second model that the method has not, or that does not fit."""
+    if history is not None and method != "sstoken":
+        why = "hides at random" if method == "mft" else "compares two copies"
+        raise PertokenError(f"{method} {why}: it has no history")
+    if (negative is None) == (method == "cdpo"):
+        raise PertokenError(
+            "cdpo needs negative, the copy that was fine-tuned on wrong answers"
+            if method == "cdpo"
+            else f"{method} has no negative model: it belongs to cdpo"
+        )
+    other = negative if history is None else history
+    if other is not None and _vocabulary(other) != _vocabulary(model):
+        raise PertokenError(
+            "negative and model must be copies of one model: they have other tokens"
+            if history is None
+            else "history must be an earlier state of the model: it has other tokens"
+        )
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _blamed(
+    encoded: Sequence[tuple[list[int], list[int]]], positive: Any, negative: Any, contrast: float
+) -> list[ChosenRow]:
+    """The weights of critical-token DPO, and the log ratio of the two models."""
+    rows = [(ids, sum(label < 0 for label in labels)) for ids, labels in encoded]
+    found = []
+    for (ids, before), (_, labels), (scores, ratios) in zip(
+        rows, encoded, scored(positive, negative, rows, contrast), strict=True
+    ):
+        nothing = [float("nan")] * before
+        weights = [1 - one for one in scores]
+        more = {"log_ratio": [*nothing, *ratios]}
+        found.append(ChosenRow(ids, labels, [*nothing, *weights], [True] * len(ids), more))
+    return found
 
 
 def _hidden(ids: list[int], labels: list[int], rate: float, seed: int) -> ChosenRow:

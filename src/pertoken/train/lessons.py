@@ -12,7 +12,7 @@ from pertoken.conversation import check_messages
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8, read_utf8
 
-__all__ = ["Lesson", "encode_lesson", "read_lessons"]
+__all__ = ["Lesson", "Pair", "encode_lesson", "prompt_ids", "read_lessons", "read_pairs"]
 
 IGNORED = -100  # the label of what is not learned
 _PROMPTS, _ANSWERS = ("prompt", "question"), ("completion", "answer")
@@ -33,6 +33,16 @@ class Lesson:
     weights: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with a better and a worse answer; place: where it was read, for errors."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    place: str = "a pair"
+
+
 def read_lessons(
     path: str | Path, limit: int | None = None, weights: str | None = None
 ) -> list[Lesson]:
@@ -43,16 +53,21 @@ def read_lessons(
     PertokenError names the file and line: not JSON, a field that is missing or no text, an answer
     that is empty.
     """
-    file = Path(path)
-    content = read_utf8(file, "data file")
-    if file.suffix.lower() != ".jsonl":
-        raise PertokenError(f"lessons are read from .jsonl files, not {file}")
-    lines = enumerate(content.splitlines(), 1)
-    found = [
-        _lesson(line, f"{file}, line {number}", weights) for number, line in lines if line.strip()
-    ]
-    if not found:
-        raise PertokenError(f"data file {file} is empty")
+    rows = _rows(path, "lessons", '{"prompt": "…", "completion": "…"}')
+    return [_lesson(row, place, weights) for row, place in rows][:limit]
+
+
+def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
+    """The pairs of a .jsonl file of {"prompt" or "question", "chosen", "rejected"} lines.
+
+    PertokenError as of `read_lessons`, and for two answers that are the same.
+    """
+    found = []
+    for row, place in _rows(path, "pairs", '{"prompt": "…", "chosen": "…", "rejected": "…"}'):
+        texts = (_text(row, names, place) for names in (_PROMPTS, ("chosen",), ("rejected",)))
+        found.append(Pair(*texts, place))
+        if found[-1].chosen == found[-1].rejected:
+            raise PertokenError(f"{place}: chosen and rejected are the same text")
     return found[:limit]
 
 
@@ -70,22 +85,10 @@ def encode_lesson(
     >>> len(ids), labels[:4], labels[4:] == ids[4:]
     (6, [-100, -100, -100, -100], True)
     """
-    if chat and getattr(tokenizer, "chat_template", None):
-        messages = list(lesson.messages) or [{"role": "user", "content": lesson.prompt}]
-        before = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-    elif lesson.messages:
-        raise PertokenError(
-            f'{lesson.place}: messages need a chat template; give "prompt" and "completion"'
-        )
-    else:
-        before = tokenizer(lesson.prompt)["input_ids"]
+    before = prompt_ids(lesson, tokenizer, chat=chat)
     answer = tokenizer(lesson.answer, add_special_tokens=False)["input_ids"]
     answer = [*answer, tokenizer.eos_token_id]
     ids = [*before, *answer][:max_length]
-    if not before:
-        raise PertokenError(f"{lesson.place}: the prompt is empty: no token can be predicted by it")
     if len(ids) <= len(before):
         raise PertokenError(
             f"{lesson.place}: the prompt alone has {len(before)} tokens, and {max_length} stay: no "
@@ -94,15 +97,48 @@ def encode_lesson(
     return ids, [IGNORED] * len(before) + ids[len(before) :]
 
 
-def _lesson(line: str, place: str, weights: str | None) -> Lesson:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PertokenError(f"{place}: not JSON ({error.msg}, column {error.colno})") from None
-    if not isinstance(row, dict):
+def prompt_ids(lesson: Lesson, tokenizer: Any, *, chat: bool = True) -> list[int]:
+    """Ids [time] of what stands before the answer; arguments and errors as of `encode_lesson`."""
+    if chat and getattr(tokenizer, "chat_template", None):
+        messages = list(lesson.messages) or [{"role": "user", "content": lesson.prompt}]
+        found = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+    elif lesson.messages:
         raise PertokenError(
-            f'{place}: an object such as {{"prompt": "…", "completion": "…"}} is wanted'
+            f'{lesson.place}: messages need a chat template; give "prompt" and "completion"'
         )
+    else:
+        found = tokenizer(lesson.prompt)["input_ids"]
+    if not found:
+        raise PertokenError(f"{lesson.place}: the prompt is empty: no token can be predicted by it")
+    return list(found)
+
+
+def _rows(path: str | Path, what: str, form: str) -> list[tuple[dict[str, Any], str]]:
+    """The objects of a .jsonl file, and where each stands."""
+    file = Path(path)
+    content = read_utf8(file, "data file")
+    if file.suffix.lower() != ".jsonl":
+        raise PertokenError(f"{what} are read from .jsonl files, not {file}")
+    found = []
+    for number, line in enumerate(content.split("\n"), 1):  # JSON may hold U+2028
+        place = f"{file}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PertokenError(f"{place}: not JSON ({error.msg}, column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise PertokenError(f"{place}: an object such as {form} is wanted")
+        found.append((row, place))
+    if not found:
+        raise PertokenError(f"data file {file} is empty")
+    return found
+
+
+def _lesson(row: dict[str, Any], place: str, weights: str | None) -> Lesson:
     numbers = None if weights is None else _weights(row, weights, place)
     if "messages" in row:
         return _conversation(row["messages"], place, numbers)
@@ -114,7 +150,8 @@ def _text(row: dict[str, Any], names: Sequence[str], place: str) -> str:
     name = next((one for one in names if one in row), None)
     if name is None:
         has = ", ".join(map(repr, row)) or "nothing"
-        raise PertokenError(f'{place}: no "{names[0]}" or "{names[1]}" in it, only {has}')
+        wanted = " or ".join(f'"{one}"' for one in names)
+        raise PertokenError(f"{place}: no {wanted} in it, only {has}")
     text = row[name]
     if not isinstance(text, str) or not text.strip():
         raise PertokenError(f'{place}: "{name}" must hold some text')

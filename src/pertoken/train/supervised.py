@@ -77,9 +77,10 @@ class SupervisedRun(Result):
         losses = [row["loss"] for row in self.steps]
         part = max(1, len(losses) // 4)
         first, last = (sum(some) / part for some in (losses[:part], losses[-part:]))
+        what = "lessons" if "lessons" in self.settings else "pairs"
         return [
             f"loss {first:.3f} in the first quarter of the steps, {last:.3f} in the last",
-            f"{self.settings['lessons']} lessons; the model is in {self.folder / 'model'}",
+            f"{self.settings[what]} {what}; the model is in {self.folder / 'model'}",
         ]
 
 

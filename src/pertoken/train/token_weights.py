@@ -182,6 +182,12 @@ class TokenWeightedDPO(_Trainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
         if name != "train":
             return super()._prepare_dataset(dataset, processing_class, args, name)
+        sources = self._read_from(dataset)
+        found = super()._prepare_dataset(dataset, processing_class, args, name)
+        return self._with_weights(found, sources)
+
+    def _read_from(self, dataset: Any) -> dict[str, Source]:
+        """Where the weights of each side come from; PertokenError for columns that are missing."""
         columns = set(next(iter(dataset)))
         sources = {
             side: source
@@ -194,7 +200,10 @@ class TokenWeightedDPO(_Trainer):
                 f"{', '.join(sorted(columns))}"
             )
         _require(dataset, list(sources.values()))
-        found = super()._prepare_dataset(dataset, processing_class, args, name)
+        return sources
+
+    def _with_weights(self, dataset: Any, sources: dict[str, Source]) -> Any:
+        """The prepared data with a weight per token of both texts."""
 
         def weigh(row: Row, index: int) -> Row:
             made = {}
@@ -206,7 +215,7 @@ class TokenWeightedDPO(_Trainer):
             before = [1.0] * len(row["prompt_ids"])
             return {WEIGHTS: [before + made["chosen"], before + made["rejected"]]}
 
-        return found.map(weigh, with_indices=True)
+        return dataset.map(weigh, with_indices=True)
 
     @contextmanager
     def _weighing(self, model: Any, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:

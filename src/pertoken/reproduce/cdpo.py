@@ -1,0 +1,196 @@
+"""Reproduction of critical-token DPO (arXiv 2411.19943) on models small enough to train here.
+
+The paper has Llama-3 and DeepSeek-math on GSM8K and MATH. Here tiny Llamas learn sums of three
+steps (`_worked_sums`) until they are right about half the time, and are then what the paper's
+models are: they sample 64 answers to each of 300 training questions, two copies learn the right and
+the wrong ones (`contrast_data`), and the pairs train the policy. All else is the library's own:
+`rollout_scores`, `replaced`, `scored`, `token_dpo_loss`.
+
+Three claims. (a) Wrong answers to new questions: with another token in the place of the critical
+one they become right, against going on behind it and against another token in a random place of the
+same answer. "Going on behind it" is sampled afresh, since the token was chosen for its zeros. (b)
+The critical token is among the three lowest s_t, against rankings by entropy, by probability and by
+the log ratio of the two copies. (c) Preference training that blames critical tokens against DPO,
+against the released mean over positions, against TDPO, and, as a control, against the same weights
+shuffled within each answer. Learning rates are chosen by the run itself on training seed 1000 and
+its own problems, of the same three for every arm.
+
+What was looked at before, all with training seed 1000: see `LOOKED_AT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pertoken._bootstrap import bootstrap_mean
+from pertoken.reproduce import _own_answers as own
+from pertoken.reproduce import _worked_sums as lab
+from pertoken.reproduce._context import Context
+from pertoken.reproduce._report import Reproduction, Row
+from pertoken.train import pass_at_k
+
+VERSION = 1
+DTYPE = "float32"
+
+RATES = (3e-5, 1e-4, 3e-4)
+WRONG, SEEDS = 30, 5
+DEV_SEED = 1000
+LOWEST = 3
+ARMS = ("dpo", "cdpo", "cdpo by position", "tdpo", "shuffled weights")
+LOOKED_AT = ()
+
+FIXED = "pass@64 with another token in the critical place less going on behind it, points"
+CONTROL = "the same less another token in a random place, points"
+FOUND = "critical tokens among the 3 lowest s_t, over chance"
+GAIN = "accuracy, cDPO minus DPO: mean less 2 standard errors, points"
+BARS = {FIXED: ">= 20", CONTROL: ">= 10", FOUND: ">= 2", GAIN: "> 0"}
+REASONS: dict[str, str] = {}
+
+Unit = dict[str, Any]
+
+
+def run(context: Context) -> Reproduction:
+    """All rows; kept seed by seed, the development seed first."""
+    smoke = context.smoke
+    dev = context.remember(["dev"], partial(tried, smoke=smoke))
+    rates = {arm: max(RATES, key=lambda rate: dev[f"{arm} {rate:g}"]) for arm in ARMS}
+    seeds = [context.seed + place for place in range(1 if smoke else SEEDS)]
+    units: dict[int, tuple[object, Callable[[], Unit]]] = {
+        seed: ([seed], partial(one_seed, seed, rates, smoke=smoke)) for seed in seeds
+    }
+    found = list(context.remember_all(units, "seeds").values())
+    return context.reproduction(
+        [*_replacing(found, context.seed), *_ranking(found, context.seed), *_training(found)],
+        base_examples=own.BASE_EXAMPLES,
+        base_steps_at_most=own.BASE_STEPS,
+        base_accuracy=own.ENOUGH,
+        base_learning_rate=own.BASE_RATE,
+        layers=lab.LAYERS,
+        hidden=lab.HIDDEN,
+        questions=own.QUESTIONS,
+        samples=own.SAMPLES,
+        temperature=own.TEMPERATURE,
+        copy_steps=own.COPY_STEPS,
+        copy_learning_rate=own.COPY_RATE,
+        dpo_steps=own.DPO_STEPS,
+        dpo_batch=own.DPO_BATCH,
+        beta=own.BETA,
+        learning_rates=rates,
+        dev_accuracy=dev,
+        wrong_answers=WRONG,
+        training_seeds=seeds,
+        test_problems=own.TEST,
+        chosen_on=f"training seed {DEV_SEED}, its own problems",
+    )
+
+
+def tried(smoke: bool = False) -> dict[str, float]:
+    """The accuracy of every arm at every rate, on the development seed's problems."""
+    start = own.Start(DEV_SEED, smoke)
+    return {
+        f"{arm} {rate:g}": start.accuracy(start.trained(arm, rate), "dev")
+        for arm in ARMS
+        for rate in RATES
+    }
+
+
+def one_seed(seed: int, rates: Mapping[str, float], *, smoke: bool = False) -> Unit:
+    """Everything of a training seed: its wrong answers looked at, its policies trained."""
+    start = own.Start(seed, smoke)
+    accuracy = {arm: start.accuracy(start.trained(arm, rates[arm]), "report") for arm in ARMS}
+    return {
+        "critical": start.critical(2 if smoke else WRONG),
+        "accuracy": {"before": start.accuracy(start.policy, "report"), **accuracy},
+        "pairs": len(start.pairs),
+    }
+
+
+def _replacing(units: Sequence[Unit], seed: int) -> list[Row]:
+    """Claim (a): pass@n and the share that is right, for the three ways to go on."""
+    every = [one for unit in units for one in unit["critical"]]
+    rates = {
+        way: [100 * pass_at_k(one["n"], one[way], one["n"]) for one in every]
+        for way in ("behind", "instead", "random")
+    }
+    shares = {way: [100 * one[way] / one["n"] for one in every] for way in rates}
+    names = {
+        "behind": "going on behind the critical token",
+        "instead": "another token in the critical place",
+        "random": "another token in a random place",
+    }
+    rows = []
+    for metric, one, other in ((FIXED, "instead", "behind"), (CONTROL, "instead", "random")):
+        gaps = [a - b for a, b in zip(rates[one], rates[other], strict=True)]
+        row = Row(
+            metric,
+            sum(gaps) / len(gaps),
+            "points",
+            interval=bootstrap_mean(gaps, seed),
+            baseline=f"{len(gaps)} wrong answers",
+        )
+        rows.append(row)
+    for label, table in (("pass@64", rates), ("right", shares)):
+        for way, name in names.items():
+            mean = sum(table[way]) / len(every)
+            interval = bootstrap_mean(table[way], seed)
+            rows.append(Row(f"{name}: {label}", mean, "points", interval=interval))
+    return rows
+
+
+def _ranking(units: Sequence[Unit], seed: int) -> list[Row]:
+    """Claim (b): how often the critical token is among the lowest, over chance."""
+    every = [one for unit in units for one in unit["critical"]]
+    chance = sum(min(1.0, LOWEST / one["length"]) for one in every) / len(every)
+    rows = []
+    for name in ("s_t", "log ratio", "probability", "entropy"):
+        hits = [float(one["ranks"][name] < LOWEST) / chance for one in every]
+        metric = (
+            FOUND if name == "s_t" else f"critical tokens among the 3 first by {name}, over chance"
+        )
+        interval = bootstrap_mean(hits, seed)
+        rows.append(
+            Row(
+                metric,
+                sum(hits) / len(hits),
+                "",
+                interval=interval,
+                baseline=f"chance {chance:.3f}",
+            )
+        )
+    return rows
+
+
+def _training(units: Sequence[Unit]) -> list[Row]:
+    """Claim (c): accuracies of all arms, and cDPO against each."""
+    table = {arm: [unit["accuracy"][arm] for unit in units] for arm in ("before", *ARMS)}
+    rows = []
+    for rival in ("dpo", *ARMS[2:], "before"):
+        mean, error = lab.gap(table["cdpo"], table[rival])
+        interval = (mean - 2 * error, mean + 2 * error)
+        judged = rival == "dpo"
+        metric = GAIN if judged else f"accuracy, cDPO minus {rival}, points"
+        rows.append(
+            Row(
+                metric,
+                interval[0] if judged else mean,
+                "points",
+                None,
+                "",
+                interval,
+                f"mean {mean:.3g}",
+            )
+        )
+    rows += [
+        Row(
+            f"accuracy, {arm}",
+            sum(values) / len(values),
+            "points",
+            baseline=", ".join(f"{one:.3g}" for one in values),
+        )
+        for arm, values in table.items()
+    ]
+    pairs = [unit["pairs"] for unit in units]
+    rows.append(Row("pairs to train on", sum(pairs) / len(pairs)))
+    return rows

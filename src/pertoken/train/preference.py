@@ -1,0 +1,214 @@
+"""Training on pairs of a better and a worse answer: what `pertoken train dpo|cdpo` runs.
+
+    from pertoken.train import train_preference
+    run = train_preference("cdpo", "out", "pairs.jsonl", model="smollm2", positive=…, negative=…)
+
+TRL's `DPOTrainer` does the work: ``dpo`` is TRL's own, ``cdpo`` is `CDPOTrainer`, where a rejected
+token counts by how critical it is. The reference is the model as it was given. The authors train
+LoRA adapters at 4e-5; here all weights learn, at a constant and smaller rate.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pertoken._extras import need
+from pertoken.errors import PertokenError, nearest
+from pertoken.train._folder import claim, write_run
+from pertoken.train._keeping import check_settings, load, save_model, train, versions
+from pertoken.train.cdpo import CDPOMixin, Reduction
+from pertoken.train.lessons import Pair, read_pairs
+from pertoken.train.supervised import SupervisedRun
+
+__all__ = ["PREFERENCE", "train_preference"]
+
+Row = dict[str, Any]
+Model = str | tuple[Any, Any]
+PREFERENCE = ("dpo", "cdpo")
+"""The methods of `train_preference`."""
+_MICRO = 2  # pairs of a forward and backward pass at most, for memory
+_LOGGED = {
+    "rewards/margins": "margin",
+    "rewards/accuracies": "preferred",
+    "cdpo/weight": "weight",
+}
+
+
+def train_preference(
+    method: str,
+    out: str | Path,
+    pairs: str | Path | Sequence[Pair],
+    *,
+    model: Model = "smollm2",
+    positive: Model | None = None,
+    negative: Model | None = None,
+    contrast: float = 1.0,
+    reduction: Reduction = "sequence",
+    beta: float = 0.1,
+    steps: int = 100,
+    batch: int = 8,
+    learning_rate: float = 1e-6,
+    max_length: int = 1024,
+    chat: bool = True,
+    limit: int | None = None,
+    save_every: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: Callable[[Row], None] | None = None,
+) -> SupervisedRun:
+    """Train a model to prefer the chosen answers; the trained one lies in ``out/model``.
+
+    method: dpo or cdpo. pairs: a file for `read_pairs`, or pairs; the first `limit` of them.
+    positive, negative: of cdpo, the copies fine-tuned on right and on wrong answers
+    (`contrast_data` says on which); contrast, reduction: see `CDPOTrainer`. beta: DPO's. The rest
+    is as in `train_supervised`, of `batch` pairs an update.
+
+    PertokenError before the first step for settings that do not fit the method, models of other
+    tokens, a pair that is broken (file and line), a folder of another run, a missing extra ``rl``.
+    The last checkpoint is whole whatever stops the run.
+    """
+    _check(method, positive, negative, beta, contrast)
+    check_settings(
+        learning_rate,
+        {
+            "steps": (steps, 1),
+            "batch": (batch, 1),
+            "max_length": (max_length, 2),
+            "save_every": (save_every, 1),
+        },
+        "train_preference runs in one process: for several use CDPOTrainer or TRL's DPOTrainer",
+    )
+    need("trl", "rl")
+    need("tensorboard", "rl")
+    given = read_pairs(pairs, limit) if isinstance(pairs, str | Path) else list(pairs)[:limit]
+    if not given:
+        raise PertokenError("there is no pair to learn from")
+    own = {"positive": _name(positive), "negative": _name(negative)}
+    settings = {
+        "method": method,
+        "model": _name(model),
+        "pairs": len(given),
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "beta": beta,
+        **({**own, "contrast": contrast, "reduction": reduction} if method == "cdpo" else {}),
+        "max_length": max_length,
+        "chat": chat,
+        "save_every": save_every or max(1, math.ceil(steps / 10)),
+        "seed": seed,
+    }
+    run = SupervisedRun(settings, versions(), Path(out))
+    student, tokenizer = load(model)
+    checkpoint = claim(run.folder, settings, resume=resume)
+    if checkpoint is None:
+        write_run(run.folder, run.to_dict())
+    copies: Row = {}
+    if method == "cdpo":
+        copies = {
+            "positive": load(positive)[0] if positive else None,
+            "negative": load(negative)[0] if negative else None,
+        }
+    trainer = _trainer(run, student, tokenizer, given, copies)
+    train(trainer, run, row_of, checkpoint, progress)
+    save_model(trainer, tokenizer, run.folder)
+    write_run(run.folder, run.to_dict())
+    return run
+
+
+def row_of(logs: Row, settings: Row, step: int) -> Row:
+    """A step's row from what TRL has logged.
+
+    margin: chosen less rejected reward, in β nats; preferred: share of pairs with a margin above 0;
+    weight: of cdpo, the mean weight of a rejected token.
+    """
+    row = {"step": step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm")}
+    return row | {name: logs[key] for key, name in _LOGGED.items() if key in logs}
+
+
+def _name(model: Model | None) -> str | None:
+    return model if isinstance(model, str | None) else type(model[0]).__name__
+
+
+def _check(
+    method: str, positive: Model | None, negative: Model | None, beta: float, contrast: float
+) -> None:
+    if method not in PREFERENCE:
+        raise PertokenError(
+            f"unknown method {method!r}{nearest(method, PREFERENCE)}; there is: "
+            f"{', '.join(PREFERENCE)}"
+        )
+    for name, value in (("beta", beta), ("contrast", contrast)):
+        if not (math.isfinite(value) and value >= 0) or (name == "beta" and value == 0):
+            raise PertokenError(f"{name} must be {'above 0' if name == 'beta' else '0 or more'}")
+    for name, copied in (("positive", positive), ("negative", negative)):
+        if method == "dpo" and copied is not None:
+            raise PertokenError(f"dpo has no {name} model: it belongs to cdpo")
+        if method == "cdpo" and copied is None:
+            raise PertokenError(
+                f"cdpo needs the {name} model: `pertoken pairs` samples what it learns, `pertoken "
+                "train sft` makes it"
+            )
+
+
+def _trainer(
+    run: SupervisedRun, model: Any, tokenizer: Any, pairs: Sequence[Pair], copies: Row
+) -> Any:
+    """TRL's trainer, with the mixin of cdpo, quiet."""
+    settings = run.settings
+    batch = settings["batch"]
+    micro = max(size for size in range(1, _MICRO + 1) if batch % size == 0)
+    args = need("trl", "rl").DPOConfig(
+        output_dir=str(run.folder),
+        beta=settings["beta"],
+        max_steps=settings["steps"],
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=batch // micro,
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="constant",
+        max_length=settings["max_length"],
+        seed=settings["seed"],
+        bf16=False,  # float32: small steps vanish in bfloat16 weights
+        gradient_checkpointing=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=settings["save_every"],
+        report_to=[],
+        disable_tqdm=True,
+    )
+    more = dict(copies)
+    if settings["method"] == "cdpo":
+        more |= {"contrast": settings["contrast"], "reduction": settings["reduction"]}
+    mixins = (CDPOMixin,) if settings["method"] == "cdpo" else ()
+    made: Any = type("Trainer", (*mixins, need("trl", "rl").DPOTrainer), {})
+    trainer = made(
+        model=model,
+        # TRL would load the reference by the name in the model's configuration.
+        ref_model=copy.deepcopy(model).requires_grad_(False),
+        args=args,
+        train_dataset=need("datasets", "rl").Dataset.from_list(
+            [_row(one, tokenizer, settings["chat"]) for one in pairs]
+        ),
+        processing_class=tokenizer,
+        **more,
+    )
+    trainer.remove_callback(need("transformers.trainer_callback", "rl").PrinterCallback)
+    return trainer
+
+
+def _row(pair: Pair, tokenizer: Any, chat: bool) -> Row:
+    """A pair as TRL reads it: messages where there is a chat template, else bare text."""
+    texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    if not chat or not getattr(tokenizer, "chat_template", None):
+        return dict(texts)
+    return {
+        name: [{"role": "user" if name == "prompt" else "assistant", "content": text}]
+        for name, text in texts.items()
+    }
