@@ -144,7 +144,7 @@ class Start:
         rows = [_cut(pair.prompt, pair.rejected) for pair in self.pairs]
         weights = torch.zeros(len(rows), width)
         for place, ((own, before), (scores, _)) in enumerate(
-            zip(rows, scored(*self.copies, rows), strict=True)
+            zip(rows, scored(self.copies[0], self.copies[1], rows), strict=True)
         ):
             weights[place, before : len(own)] = 1 - torch.tensor(scores)
         return ids, weights
@@ -242,7 +242,7 @@ class Start:
         """How many tokens of the answer stand before the critical one in each ranking."""
         ids = torch.tensor([[*prompt, *answer]])
         logits = self.policy(ids, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        scores, ratios = scored(*self.copies, [(ids[0].tolist(), len(prompt))])[0]
+        scores, ratios = scored(self.copies[0], self.copies[1], [(ids[0].tolist(), len(prompt))])[0]
         rankings = {
             "s_t": scores,
             "log ratio": ratios,

@@ -271,12 +271,15 @@ class CDPOMixin(TokenWeightedDPO):
         finally:
             for hook in hooks:
                 hook.remove()
-        policy, reference = seen  # unweighted: these hooks are before those of the weights
+        # Unweighted: these hooks are before those of the weights.
+        (chosen, rejected), (ref_chosen, ref_rejected) = (each.chunk(2) for each in seen)
         chosen_mask, rejected_mask = inputs["completion_mask"][:, 1:].chunk(2)
         chosen_weights, rejected_weights = inputs["token_weights"][:, 1:].chunk(2)
         loss, _ = token_dpo_loss(
-            *policy.chunk(2),
-            *reference.chunk(2),
+            chosen,
+            rejected,
+            ref_chosen,
+            ref_rejected,
             chosen_mask,
             rejected_mask,
             rejected_weights=rejected_weights,

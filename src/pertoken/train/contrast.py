@@ -119,16 +119,18 @@ def scored(
     positive.eval(), negative.eval()
     try:
         for part in batches([len(ids) for ids, _ in rows], _PLACES):
-            texts = [torch.tensor(rows[one][0], device=positive.device) for one in part]
+            texts = [torch.tensor(rows[text][0], device=positive.device) for text in part]
             ids, real = right_padded(texts)
             more = {} if real is None else {"attention_mask": real.long()}
-            logits = [each(ids, use_cache=False, **more).logits for each in (positive, negative)]
+            one, other = (
+                each(ids, use_cache=False, **more).logits for each in (positive, negative)
+            )
             every = torch.ones_like(ids)
-            scores = contrastive_scores(*logits, ids, every, beta).tolist()
-            ratios = log_ratio(*logits, ids, every).tolist()
-            for at, one in enumerate(part):
-                own = slice(rows[one][1] - 1, len(rows[one][0]) - 1)
-                found[one] = scores[at][own], ratios[at][own]
+            scores = contrastive_scores(one, other, ids, every, beta).tolist()
+            ratios = log_ratio(one, other, ids, every).tolist()
+            for at, text in enumerate(part):
+                own = slice(rows[text][1] - 1, len(rows[text][0]) - 1)
+                found[text] = scores[at][own], ratios[at][own]
     finally:
         positive.train(modes[0]), negative.train(modes[1])
     return found

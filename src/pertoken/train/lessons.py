@@ -64,8 +64,9 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
     """
     found = []
     for row, place in _rows(path, "pairs", '{"prompt": "…", "chosen": "…", "rejected": "…"}'):
-        texts = (_text(row, names, place) for names in (_PROMPTS, ("chosen",), ("rejected",)))
-        found.append(Pair(*texts, place))
+        prompt = _text(row, _PROMPTS, place)
+        chosen, rejected = (_text(row, [side], place) for side in ("chosen", "rejected"))
+        found.append(Pair(prompt, chosen, rejected, place))
         if found[-1].chosen == found[-1].rejected:
             raise PertokenError(f"{place}: chosen and rejected are the same text")
     return found[:limit]
