@@ -35,9 +35,6 @@ def test_smoke_run_touches_every_declared_row(
     assert list(tmp_path.iterdir()) == []
 
 
-REPORTED_AS_IT_IS = {"sift"}  # no bar on what models of this size can't do, whatever they do
-
-
 @pytest.mark.parametrize("slug", SLUGS)
 def test_its_report_is_of_its_declared_bars(slug: str) -> None:
     path = harness.reports_folder() / f"{slug}.json"
@@ -45,7 +42,7 @@ def test_its_report_is_of_its_declared_bars(slug: str) -> None:
         pytest.skip(f"{slug} has no report yet")
     _, module = harness.find(slug)
     bars = freeze(module.BARS, slug)
-    assert len(bars) >= (1 if slug in REPORTED_AS_IT_IS else 3)
+    assert len(bars) >= 3
     report = read_report(path)
     assert not report.smoke
     assert {row.metric: row.bar for row in report.figures if row.bar} == {
