@@ -29,7 +29,11 @@ languages = ["eng", "deu_1996", "tur", "ell_monotonic", "hin", "mya"]
 vocabularies = [288, 320, 384, 448]
 kinds = ["bpe", "superword"]
 """
-INPUTS = {"prompt.txt": PROMPT, "plan.toml": PLAN}
+LESSONS = """\
+{"question": "A pen costs 3 coins. How much are 4 pens?", "answer": "4 x 3 = 12, so 12 coins."}
+{"question": "Ann has 9 pears and eats 2. How many are left?", "answer": "9 - 2 = 7, so 7 pears."}
+"""
+INPUTS = {"prompt.txt": PROMPT, "plan.toml": PLAN, "lessons.jsonl": LESSONS}
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,11 @@ SAMPLES = {
         "Token premiums of languages",
         "pertoken premiums sweep plan.toml",
         "Counts over vocabularies, and the vocabulary at which a language pays no more.",
+    ),
+    "tokens": Sample(
+        "Which tokens a training would learn from",
+        "pertoken tokens lessons.jsonl --method sstoken",
+        "Each answer token in the colour of its score, struck out where it would not be learned.",
     ),
     "arithmetic": Sample(
         "Sums in number formats",
