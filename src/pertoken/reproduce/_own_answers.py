@@ -30,9 +30,9 @@ from pertoken.train.contrast import scored
 
 BASE_EXAMPLES, BASE_STEPS, BASE_RATE = 4000, 600, 2e-3
 ENOUGH, ASKED, EVERY = 50, 200, 20  # points; problems, and steps between the looks
-QUESTIONS, SAMPLES, TEMPERATURE = 300, 64, 1.0
+QUESTIONS, SAMPLES, TEMPERATURE = 1500, 64, 1.0
 COPY_STEPS, COPY_RATE = 60, 3e-4
-DPO_STEPS, DPO_BATCH, BETA = 120, 32, 0.1
+EPOCHS, DPO_BATCH, BETA = 3, 32, 0.1  # the authors'
 TEST = 500
 
 Unit = dict[str, Any]
@@ -155,7 +155,7 @@ class Start:
         model.load_state_dict(self.policy.state_dict())
         draw = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-        steps = 2 if self.smoke else DPO_STEPS
+        steps = 2 if self.smoke else EPOCHS * len(self.ids) // DPO_BATCH
         for step in range(steps):
             rows = torch.randint(len(self.ids), (DPO_BATCH,), generator=draw)
             for group in optimizer.param_groups:

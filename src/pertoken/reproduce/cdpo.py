@@ -2,7 +2,7 @@
 
 The paper has Llama-3 and DeepSeek-math on GSM8K and MATH. Here tiny Llamas learn sums of three
 steps (`_worked_sums`) until they are right about half the time, and are then what the paper's
-models are: they sample 64 answers to each of 300 training questions, two copies learn the right and
+models are: they sample 64 answers to each of 1,500 training questions, two copies learn the right and
 the wrong ones (`contrast_data`), and the pairs train the policy. All else is the library's own:
 `rollout_scores`, `replaced`, `scored`, `token_dpo_loss`.
 
@@ -15,7 +15,14 @@ against the released mean over positions, against TDPO, and, as a control, again
 shuffled within each answer. Learning rates are chosen by the run itself on training seed 1000 and
 its own problems, of the same three for every arm.
 
-What was looked at before, all with training seed 1000: see `LOOKED_AT`.
+What was looked at before, all with training seed 1000. Ten wrong answers: eight critical tokens
+were among the three lowest s_t, nine among the three of lowest probability. Preference training of
+a policy that is right in 47.4 of 100: with 300 questions and 60 steps 44.4 (DPO) and 44.6 (cDPO) at
+a rate of 3e-6, 21.2 and 33.8 at 1e-5, 2.0 and 29.6 at 3e-5; with β of 1 40 to 46 at all three; with
+1,500 questions and the authors' three epochs 48.0 and 48.0 at 1e-6, 39.4 and 43.2 at 3e-6, 4.6 and
+31.2 at 1e-5. So both do harm where they move the policy at all, DPO far more: a wrong answer's
+arithmetic behind its wrong token is right, and is pushed down with the rest. The rates that are
+tried were lowered for that; β stayed the paper's.
 """
 
 from __future__ import annotations
@@ -34,12 +41,11 @@ from pertoken.train import pass_at_k
 VERSION = 1
 DTYPE = "float32"
 
-RATES = (3e-5, 1e-4, 3e-4)
+RATES = (3e-7, 1e-6, 3e-6)
 WRONG, SEEDS = 30, 5
 DEV_SEED = 1000
 LOWEST = 3
 ARMS = ("dpo", "cdpo", "cdpo by position", "tdpo", "shuffled weights")
-LOOKED_AT = ()
 
 FIXED = "pass@64 with another token in the critical place less going on behind it, points"
 CONTROL = "the same less another token in a random place, points"
@@ -74,7 +80,7 @@ def run(context: Context) -> Reproduction:
         temperature=own.TEMPERATURE,
         copy_steps=own.COPY_STEPS,
         copy_learning_rate=own.COPY_RATE,
-        dpo_steps=own.DPO_STEPS,
+        dpo_epochs=own.EPOCHS,
         dpo_batch=own.DPO_BATCH,
         beta=own.BETA,
         learning_rates=rates,
