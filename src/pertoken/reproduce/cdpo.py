@@ -2,8 +2,8 @@
 
 The paper has Llama-3 and DeepSeek-math on GSM8K and MATH. Here tiny Llamas learn sums of three
 steps (`_worked_sums`) until they are right about half the time, and are then what the paper's
-models are: they sample 64 answers to each of 1,500 training questions, two copies learn the right and
-the wrong ones (`contrast_data`), and the pairs train the policy. All else is the library's own:
+models are: they sample 64 answers to each of 1,500 training questions, two copies learn the right
+and the wrong ones (`contrast_data`), and the pairs train the policy. All else is the library's own:
 `rollout_scores`, `replaced`, `scored`, `token_dpo_loss`.
 
 Three claims. (a) Wrong answers to new questions: with another token in the place of the critical
@@ -20,9 +20,8 @@ were among the three lowest s_t, nine among the three of lowest probability. Pre
 a policy that is right in 47.4 of 100: with 300 questions and 60 steps 44.4 (DPO) and 44.6 (cDPO) at
 a rate of 3e-6, 21.2 and 33.8 at 1e-5, 2.0 and 29.6 at 3e-5; with β of 1 40 to 46 at all three; with
 1,500 questions and the authors' three epochs 48.0 and 48.0 at 1e-6, 39.4 and 43.2 at 3e-6, 4.6 and
-31.2 at 1e-5. So both do harm where they move the policy at all, DPO far more: a wrong answer's
-arithmetic behind its wrong token is right, and is pushed down with the rest. The rates that are
-tried were lowered for that; β stayed the paper's.
+31.2 at 1e-5. So both do harm where they move the policy at all, DPO far more; the rates that are
+tried were lowered for that, and β stayed the paper's.
 """
 
 from __future__ import annotations
