@@ -37,6 +37,11 @@ def test_json_lines_in_three_spellings(tmp_path: Path) -> None:
     ]
 
 
+def test_a_separator_inside_of_json_ends_no_line(tmp_path: Path) -> None:
+    file = write(tmp_path, '{"prompt": "a\u2028b"}\r\n{"prompt": "c"}\n')
+    assert [one.text for one in read_prompts(file)] == ["a\u2028b", "c"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

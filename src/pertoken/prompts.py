@@ -45,7 +45,7 @@ def read_prompts(path: str | Path | None, limit: int | None = None) -> list[Prom
     content = read_utf8(file, "prompt file")
     if file.suffix.lower() not in (".txt", ".jsonl"):
         raise PertokenError(f"prompts are read from .txt (one a line) or .jsonl files, not {file}")
-    rows = enumerate(content.splitlines(), 1)
+    rows = enumerate(content.split("\n"), 1)  # JSON may hold U+2028, where splitlines cuts
     lines = [(number, line) for number, line in rows if line.strip()]
     if not lines:
         raise PertokenError(f"prompt file {file} is empty")

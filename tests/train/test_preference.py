@@ -38,6 +38,11 @@ def test_pairs_are_read(tmp_path: Path) -> None:
     assert len(read_pairs(file, 2)) == 2
 
 
+def test_a_separator_inside_of_json_ends_no_line(tmp_path: Path) -> None:
+    line = '{"prompt": "a\u2028b", "chosen": "c", "rejected": "d"}'
+    assert read_pairs(write(tmp_path / "a.jsonl", line))[0].prompt == "a\u2028b"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -187,7 +187,7 @@ def _read(path: Path, limit: int | None) -> tuple[list[str], list[str]]:
 
     prompts: list[str] = []
     references: list[str] = []
-    for number, line in enumerate(read_utf8(path, "data file").splitlines(), 1):
+    for number, line in enumerate(read_utf8(path, "data file").split("\n"), 1):
         if not line.strip():
             continue
         try:

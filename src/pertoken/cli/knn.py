@@ -178,7 +178,7 @@ def read_texts(path: Path, limit: int | None) -> list[str]:
     if path.is_dir():
         found = [read_utf8(file, "text", exact=True) for file in sorted(path.glob("*.txt"))]
     elif path.suffix.lower() == ".jsonl":
-        lines = read_utf8(path, "corpus").splitlines()
+        lines = read_utf8(path, "corpus").split("\n")
         found = [
             _text(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
         ]
