@@ -126,7 +126,8 @@ def test_the_embedded_model(smollm2):
         output = model(ids, output_hidden_states=True)
     for number, wanted in enumerate(output.hidden_states[1:-1]):
         miss = (states[f"block {number}"].sum(0) - wanted[0]).abs().max()
-        assert miss < 1e-6 * wanted.abs().max()  # single elements are as large as 20,000
+        # float32, and single elements are as large as 20,000; the error goes with the processor.
+        assert miss < 1e-5 * wanted.abs().max()
     token = int(output.logits[0, -1].argmax())
     parts = states["output"][:, token]
     assert abs(float(parts.sum() - output.logits[0, -1, token])) < 1e-4

@@ -32,6 +32,7 @@ Row = dict[str, Any]
 Model = str | tuple[Any, Any]
 PREFERENCE = ("dpo", "cdpo")
 """The methods of `train_preference`."""
+_SEVERAL = "train_preference runs in one process: for several use CDPOTrainer or TRL's DPOTrainer"
 _MICRO = 2  # pairs of a forward and backward pass at most, for memory
 _LOGGED = {
     "rewards/margins": "margin",
@@ -74,22 +75,11 @@ def train_preference(
     The last checkpoint is whole whatever stops the run.
     """
     _check(method, positive, negative, beta, contrast)
-    check_settings(
-        learning_rate,
-        {
-            "steps": (steps, 1),
-            "batch": (batch, 1),
-            "max_length": (max_length, 2),
-            "save_every": (save_every, 1),
-        },
-        "train_preference runs in one process: for several use CDPOTrainer or TRL's DPOTrainer",
-    )
-    need("trl", "rl")
-    need("tensorboard", "rl")
-    given = read_pairs(pairs, limit) if isinstance(pairs, str | Path) else list(pairs)[:limit]
-    if not given:
-        raise PertokenError("there is no pair to learn from")
-    own = {"positive": _name(positive), "negative": _name(negative)}
+    numbers = {"steps": (steps, 1), "batch": (batch, 1), "max_length": (max_length, 2)}
+    check_settings(learning_rate, {**numbers, "save_every": (save_every, 1)}, _SEVERAL)
+    given = _given(pairs, limit)
+    copied = {"positive": positive, "negative": negative}
+    own = {**{side: _name(one) for side, one in copied.items()}, "contrast": contrast}
     settings = {
         "method": method,
         "model": _name(model),
@@ -98,7 +88,7 @@ def train_preference(
         "batch": batch,
         "learning_rate": learning_rate,
         "beta": beta,
-        **({**own, "contrast": contrast, "reduction": reduction} if method == "cdpo" else {}),
+        **({**own, "reduction": reduction} if method == "cdpo" else {}),
         "max_length": max_length,
         "chat": chat,
         "save_every": save_every or max(1, math.ceil(steps / 10)),
@@ -109,17 +99,22 @@ def train_preference(
     checkpoint = claim(run.folder, settings, resume=resume)
     if checkpoint is None:
         write_run(run.folder, run.to_dict())
-    copies: Row = {}
-    if method == "cdpo":
-        copies = {
-            "positive": load(positive)[0] if positive else None,
-            "negative": load(negative)[0] if negative else None,
-        }
+    copies = {side: load(one)[0] for side, one in copied.items() if one is not None}
     trainer = _trainer(run, student, tokenizer, given, copies)
     train(trainer, run, row_of, checkpoint, progress)
     save_model(trainer, tokenizer, run.folder)
     write_run(run.folder, run.to_dict())
     return run
+
+
+def _given(pairs: str | Path | Sequence[Pair], limit: int | None) -> list[Pair]:
+    """The pairs, once it is sure that they can be learned from."""
+    need("trl", "rl")
+    need("tensorboard", "rl")
+    found = read_pairs(pairs, limit) if isinstance(pairs, str | Path) else list(pairs)[:limit]
+    if not found:
+        raise PertokenError("there is no pair to learn from")
+    return found
 
 
 def row_of(logs: Row, settings: Row, step: int) -> Row:
