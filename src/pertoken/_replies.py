@@ -8,6 +8,7 @@ little is padded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,22 @@ from pertoken.conversation import stop_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["written"]
+__all__ = ["drawing", "written"]
 
 _WORTH = 8  # tokens that must be shared before a cache is made of them
 
 Processors = Callable[[list[int], int], list[Any]]
+
+
+@contextmanager
+def drawing(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Start torch's generators from a seed, and put them back."""
+    import torch
+
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def written(

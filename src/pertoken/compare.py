@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pertoken._answers import answers
 from pertoken._pieces import pieces
+from pertoken._replies import drawing
 from pertoken.compare_report import REFERENCE, Comparison, Decoded
 from pertoken.errors import PertokenError
 from pertoken.prompts import Prompt, encode_prompt, read_prompts
@@ -99,7 +100,7 @@ def compare(
         "greedy": True,
         "seed": seed,
     }
-    with _drawing(loaded, seed):
+    with drawing(loaded, seed):
         results, foreign = _decode_all(loaded, ids, makers, max_new_tokens, keep, tell)
     _judge_all(loaded, ids, results, lossy, max_new_tokens, tell)
     if lossy:
@@ -343,17 +344,6 @@ def _loss(model: Any, prompt: torch.Tensor, new: Sequence[int]) -> float:
         logits = model(input_ids=text, use_cache=False).logits[0, prompt.shape[1] - 1 : -1]
     chances = logits.float().log_softmax(-1)
     return -float(chances.gather(-1, text[0, prompt.shape[1] :, None]).sum())
-
-
-@contextlib.contextmanager
-def _drawing(model: Any, seed: int) -> Iterator[None]:
-    """Start torch's generators from a seed, and put them back."""
-    import torch
-
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def _versions() -> dict[str, str]:

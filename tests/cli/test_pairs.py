@@ -22,6 +22,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pair = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "samples.jsonl").write_text("[1]\n")
     return tmp_path
 
 
@@ -83,6 +87,9 @@ def test_training(tiny_folder: str, capsys: Capture) -> None:
     [
         (["pairs", "no.jsonl", "--out", "o"], "there is no data file no.jsonl"),
         (["pairs", "a.jsonl", "--out", "pairs.jsonl"], "it is a file"),
+        (["pairs", "talk.jsonl", "--out", "o"], "talk.jsonl, line 1: pairs are made of"),
+        (["pairs", "a.jsonl", "--out", "other"], "samples.jsonl, line 1: no sampled answers"),
+        (["train", "dpo", "pairs.jsonl", "--out", "o", "--contrast", "2"], "dpo has no contrast"),
         (["train", "cdpo", "pairs.jsonl", "--out", "o"], "cdpo needs the positive model"),
         (["train", "dpo", "a.jsonl", "--out", "o"], 'a.jsonl, line 1: no "chosen" in it'),
         (["tokens", "pairs.jsonl", "--method", "cdpo"], "cdpo needs --positive"),

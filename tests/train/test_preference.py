@@ -168,6 +168,7 @@ def test_a_run_goes_on_with_the_identical_next_loss(
         ("dpo", {"positive": "smollm2"}, "dpo has no positive model"),
         ("cdpo", {"negative": None}, "cdpo needs the negative model"),
         ("cdpo", {"reduction": "sum"}, "reduction must be"),
+        ("dpo", {"reduction": "position"}, "dpo has no contrast and no reduction"),
         ("cdpo", {"contrast": -1.0}, "contrast must be 0 or more"),
         ("dpo", {"beta": 0.0}, "beta must be above 0"),
         ("dpo", {"pairs": []}, "there is no pair"),

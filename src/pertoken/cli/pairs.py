@@ -66,8 +66,12 @@ def pairs(
         "top_p": top_p,
         "max_new_tokens": max_new_tokens,
         "chat": not no_chat,
+        "dtype": dtype,
         "seed": seed,
     }
+    for one in lessons:
+        if one.messages:
+            raise PertokenError(f'{one.place}: pairs are made of {{"question", "answer"}} lines')
     if out.exists() and not out.is_dir():
         raise PertokenError(f"can't write {out}: it is a file, and the files need a folder")
     kept = out / _SAMPLES
@@ -128,22 +132,30 @@ def _files(found: ContrastData) -> dict[str, list[dict[str, str]]]:
 
 
 def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Sequence[Sampled]]:
-    """Answers of an earlier run by question; a line that was cut off does not count."""
+    """Answers of an earlier run by question; a line cut off by a kill is dropped."""
     from pertoken.train import Sampled
 
     found: dict[str, Sequence[Sampled]] = {}
     if not path.exists():
         return found
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["settings"] != settings:
+            given = row["settings"]
+            found[row["question"]] = [Sampled(**one) for one in row["answers"]]
+        except (ValueError, KeyError, TypeError):
             raise PertokenError(
-                f"{path} holds answers of other settings ({row['settings']}): take another folder"
+                f"{path}, line {number}: no sampled answers; take another folder"
+            ) from None
+        if given != settings:
+            raise PertokenError(
+                f"{path} holds answers of other settings ({given}): take another folder"
             )
-        found[row["question"]] = [Sampled(**one) for one in row["answers"]]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
     return found
 
 
@@ -153,8 +165,5 @@ def _keep(path: Path, settings: dict[str, Any], lesson: Lesson, some: Sequence[S
         "settings": settings,
         "answers": [asdict(one) for one in some],
     }
-    before = path.read_bytes() if path.exists() else b""
     with path.open("ab") as file:
-        if before and not before.endswith(b"\n"):  # a line was cut off
-            file.write(b"\n")
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor
 
-from pertoken._replies import written
+from pertoken._replies import drawing, written
 from pertoken.conversation import first_turn
 from pertoken.errors import PertokenError
 from pertoken.probe._artifacts import artifact
@@ -155,9 +155,7 @@ def _sampled(
     """The new ids of each prompt, drawn as in the paper."""
     found: dict[int, list[int]] = {}
     what = "texts" if surface is None else "texts with the mask"
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with drawing(model, seed):
         for places, new in written(
             model,
             prompts,

@@ -84,8 +84,8 @@ REASONS: dict[str, str] = {
     spearman_metric(SECOND): _MIDDLE,
     spearman_metric("mamba"): (
         "the residual's size goes with the change of the output in every layer, alike in all and "
-        "more closely than the whole update's; a model trained for minutes, and documents of a few "
-        "bytes"
+        "more closely than the whole update's; why it is not closer was not found (the model is "
+        "trained for minutes, its documents have a few bytes)"
     ),
     _metrics("mamba")["cosine"]: (
         "a model of a few layers changes much of a token in each of them, as the identity's cosine "

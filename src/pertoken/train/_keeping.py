@@ -21,7 +21,7 @@ from pertoken._extras import need
 from pertoken.errors import PertokenError
 from pertoken.train._folder import mark_whole, write_run
 
-__all__ = ["check_settings", "load", "save_model", "train", "versions"]
+__all__ = ["arguments", "check_settings", "load", "save_model", "train", "versions"]
 
 Row = dict[str, Any]
 RowOf = Callable[[dict[str, Any], dict[str, Any], int], Row]
@@ -41,6 +41,29 @@ def check_settings(
             raise PertokenError(f"{name} must be {lowest} or more, got {value}")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise PertokenError(f"learning_rate must be above 0, got {learning_rate:g}")
+
+
+def arguments(run: Any, most: int) -> dict[str, Any]:
+    """What the configuration of every trainer has; at most `most` rows in a pass, for memory."""
+    settings, batch = run.settings, run.settings["batch"]
+    micro = max(size for size in range(1, most + 1) if batch % size == 0)
+    return {
+        "output_dir": str(run.folder),
+        "max_steps": settings["steps"],
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": batch // micro,
+        "learning_rate": settings["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "seed": settings["seed"],
+        "bf16": False,  # float32: small steps vanish in bfloat16 weights
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": settings["save_every"],
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 def load(model: str | tuple[Any, Any]) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pertoken._replies import written
+from pertoken._replies import drawing, written
 from pertoken.conversation import stop_ids
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells
@@ -291,9 +291,7 @@ def _judged(
             opened.append(place)
     rows = [[*prefixes[place][0], *prefixes[place][1]] for place in opened]
     done = 0
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with drawing(model, seed):
         for places, new in written(model, rows, batch=batch, do_sample=True, top_k=0, **options):
             for number, ids in zip(places, new, strict=True):
                 whole = [*prefixes[opened[number]][1], *ids]

@@ -14,14 +14,13 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, get_args
 
 from pertoken._extras import need
+from pertoken._tokenizer_hash import tokenizer_hash
 from pertoken.errors import PertokenError, nearest
 from pertoken.train._folder import claim, write_run
-from pertoken.train._keeping import check_settings, load, save_model, train, versions
+from pertoken.train._keeping import arguments, check_settings, load, save_model, train, versions
 from pertoken.train.cdpo import CDPOMixin, Reduction
 from pertoken.train.lessons import Pair, read_pairs
 from pertoken.train.supervised import SupervisedRun
@@ -74,7 +73,7 @@ def train_preference(
     tokens, a pair that is broken (file and line), a folder of another run, a missing extra ``rl``.
     The last checkpoint is whole whatever stops the run.
     """
-    _check(method, positive, negative, beta, contrast)
+    _check(method, positive, negative, beta, contrast, reduction)
     numbers = {"steps": (steps, 1), "batch": (batch, 1), "max_length": (max_length, 2)}
     check_settings(learning_rate, {**numbers, "save_every": (save_every, 1)}, _SEVERAL)
     given = _given(pairs, limit)
@@ -99,12 +98,20 @@ def train_preference(
     checkpoint = claim(run.folder, settings, resume=resume)
     if checkpoint is None:
         write_run(run.folder, run.to_dict())
-    copies = {side: load(one)[0] for side, one in copied.items() if one is not None}
+    copies = {side: _copy(side, one, tokenizer) for side, one in copied.items() if one is not None}
     trainer = _trainer(run, student, tokenizer, given, copies)
     train(trainer, run, row_of, checkpoint, progress)
     save_model(trainer, tokenizer, run.folder)
     write_run(run.folder, run.to_dict())
     return run
+
+
+def _copy(side: str, model: Model, tokenizer: Any) -> Any:
+    """The positive or negative model; PertokenError where its tokens are not the student's."""
+    found, own = load(model)
+    if tokenizer_hash(own) != tokenizer_hash(tokenizer):
+        raise PertokenError(f"the {side} model has another tokenizer: it must be a copy of model")
+    return found
 
 
 def _given(pairs: str | Path | Sequence[Pair], limit: int | None) -> list[Pair]:
@@ -132,7 +139,12 @@ def _name(model: Model | None) -> str | None:
 
 
 def _check(
-    method: str, positive: Model | None, negative: Model | None, beta: float, contrast: float
+    method: str,
+    positive: Model | None,
+    negative: Model | None,
+    beta: float,
+    contrast: float,
+    reduction: str,
 ) -> None:
     if method not in PREFERENCE:
         raise PertokenError(
@@ -142,6 +154,10 @@ def _check(
     for name, value in (("beta", beta), ("contrast", contrast)):
         if not (math.isfinite(value) and value >= 0) or (name == "beta" and value == 0):
             raise PertokenError(f"{name} must be {'above 0' if name == 'beta' else '0 or more'}")
+    if reduction not in get_args(Reduction):
+        raise PertokenError(f'reduction must be "sequence" or "position", got {reduction!r}')
+    if method == "dpo" and (contrast, reduction) != (1.0, "sequence"):
+        raise PertokenError("dpo has no contrast and no reduction: they belong to cdpo")
     for name, copied in (("positive", positive), ("negative", negative)):
         if method == "dpo" and copied is not None:
             raise PertokenError(f"dpo has no {name} model: it belongs to cdpo")
@@ -157,26 +173,10 @@ def _trainer(
 ) -> Any:
     """TRL's trainer, with the mixin of cdpo, quiet."""
     settings = run.settings
-    batch = settings["batch"]
-    micro = max(size for size in range(1, _MICRO + 1) if batch % size == 0)
     args = need("trl", "rl").DPOConfig(
-        output_dir=str(run.folder),
+        **arguments(run, _MICRO),
         beta=settings["beta"],
-        max_steps=settings["steps"],
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch // micro,
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type="constant",
         max_length=settings["max_length"],
-        seed=settings["seed"],
-        bf16=False,  # float32: small steps vanish in bfloat16 weights
-        gradient_checkpointing=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=settings["save_every"],
-        report_to=[],
-        disable_tqdm=True,
     )
     more = dict(copies)
     if settings["method"] == "cdpo":

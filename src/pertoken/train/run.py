@@ -28,7 +28,7 @@ from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, write_run
 from pertoken.train._guard import Batch, GuardMixin, grpo_trainer
-from pertoken.train._keeping import check_settings, load, save_model, train, versions
+from pertoken.train._keeping import arguments, check_settings, load, save_model, train, versions
 from pertoken.train._page import gates_page
 from pertoken.train.fiberpo import Bounds
 from pertoken.train.gates import LEVELS, check_bounds
@@ -270,9 +270,7 @@ def _check(
 
 def _trainer(trainer_class: Any, run: Run, model: Any, task: Task, problems: list[Example]) -> Any:
     """TRL's trainer for a run, quiet and with the guard in front."""
-    settings, folder = run.settings, run.folder
-    batch = settings["batch"]
-    micro = max(size for size in range(1, _MICRO + 1) if batch % size == 0)
+    settings = run.settings
     token, trajectory = settings["token"], settings["trajectory"]
     bounds = token or trajectory
     clip: dict[str, Any] = {"loss_type": "grpo"}
@@ -289,26 +287,12 @@ def _trainer(trainer_class: Any, run: Run, model: Any, task: Task, problems: lis
         if settings["method"] == "gspo":
             clip["importance_sampling_level"] = "sequence"
     args = need("trl", "rl").GRPOConfig(
-        output_dir=str(folder),
+        **arguments(run, _MICRO),
         **clip,
-        max_steps=settings["steps"],
         num_generations=settings["group"],
         num_iterations=settings["iterations"],
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch // micro,
         max_completion_length=settings["max_new_tokens"],
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type="constant",
         disable_dropout=True,  # else the ratio of an unchanged policy would not be 1
-        seed=settings["seed"],
-        bf16=False,  # float32: small steps vanish in bfloat16 weights
-        gradient_checkpointing=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=settings["save_every"],
-        report_to=[],
-        disable_tqdm=True,
     )
     ask = _asker(run.tokenizer)
     rows = [{"prompt": ask(each.prompt), "problem": i} for i, each in enumerate(problems)]

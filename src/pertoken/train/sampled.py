@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from pertoken._answers import answer_of, equivalent
-from pertoken._replies import written
+from pertoken._replies import drawing, written
 from pertoken.train.contrast import Sampled
 from pertoken.train.critical_tokens import check_sampling
 from pertoken.train.lessons import Lesson, prompt_ids
@@ -43,9 +41,7 @@ def sample_answers(
     prompts = [prompt_ids(one, tokenizer, chat=chat) for one in lessons for _ in range(n)]
     texts = [""] * len(prompts)
     done = 0
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with drawing(model, seed):
         for places, new in written(
             model,
             prompts,

@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from pertoken._extras import need
 from pertoken.errors import PertokenError, nearest
 from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, write_run
-from pertoken.train._keeping import check_settings, load, save_model, train, versions
+from pertoken.train._keeping import arguments, check_settings, load, save_model, train, versions
 from pertoken.train.lessons import Lesson, encode_lesson, read_lessons
 from pertoken.train.masked_thought import MaskedThought, add_mask_token
 from pertoken.train.sstoken_trainer import History, SSTokenSFT
@@ -225,25 +223,9 @@ def _rows(lessons: Sequence[Lesson], tokenizer: Any, settings: Row) -> list[Row]
 def _trainer(run: SupervisedRun, model: Any, tokenizer: Any, rows: list[Row]) -> Any:
     """TRL's trainer with the mixin of the method, quiet."""
     settings = run.settings
-    batch = settings["batch"]
-    micro = max(size for size in range(1, _MICRO + 1) if batch % size == 0)
     args = need("trl", "rl").SFTConfig(
-        output_dir=str(run.folder),
-        max_steps=settings["steps"],
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=batch // micro,
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type="constant",
+        **arguments(run, _MICRO),
         max_length=None,
-        seed=settings["seed"],
-        bf16=False,  # float32: small steps vanish in bfloat16 weights
-        gradient_checkpointing=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=settings["save_every"],
-        report_to=[],
-        disable_tqdm=True,
     )
     more: Row = {}
     mixins: tuple[type, ...] = ()
