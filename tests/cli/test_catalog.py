@@ -28,8 +28,11 @@ def test_list_has_every_paper(capsys: Capture) -> None:
     assert main(["list"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for one in methods():
-        start = f"{one.slug} {one.family} {one.status}"
+        bars = one.bars if one.status == "ready" else None
+        start = f"{one.slug} {one.status if bars is None else f'{bars[0]} of {bars[1]}'} "
         assert any(line.startswith(start) for line in lines)
+    heads = [f"{family} {what}" for family, what in FAMILIES.items()]
+    assert [line for line in lines if line in heads] == heads
     assert not any("Use it" in line for line in lines)
 
 

@@ -54,6 +54,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["list", "--famly", "decode"], "--famly"),
         (["show"], "METHOD"),
         (["show", "goose", "sift"], "sift"),
+        (["list", "--json"], "a file, or - to print it (see `pertoken list --help`)"),
+        (["train", "mft", "data.jsonl", "--rate"], "(see `pertoken train mft --help`)"),
     ],
 )
 def test_wrong_usage(

@@ -1,4 +1,4 @@
-"""The list of commands in a help text, with the whole first sentence of each."""
+"""Groups of commands: a help that tells the whole first sentence of each, errors that name it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ __all__ = ["Group"]
 
 class Group(TyperGroup):
     """A group whose help wraps what its commands are for, where click would cut it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; what is wrong with its options is told as its own, not the group's."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:
+                name = ctx.invoked_subcommand
+                command = self.get_command(ctx, name)
+                error.ctx = type(ctx)(command, parent=ctx, info_name=name)  # type: ignore[attr-defined]
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a line, or several, for each command."""

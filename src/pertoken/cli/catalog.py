@@ -38,19 +38,10 @@ def list_methods(
     cards = [one for one in cards if family in (None, one.family)]
     if shared.Output(as_json).write([one.to_dict() for one in cards]):
         return
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    table.add_column("family", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    table.add_column("what for")
-    for one in cards:
-        table.add_row(one.slug, one.family, _status(one), one.use_when.removeprefix("Use it "))
     console = Console(highlight=False)
-    console.print(table)
+    console.print(_listed(cards))
     if not references:
         usable = sum(one.status != "planned" for one in cards)
         console.print(f"{usable} of {len(cards)} there; `pertoken show METHOD` tells more")
@@ -111,6 +102,30 @@ def new(
 
     for path in scaffold(slug, root=root, title=title, family=family, plug=plug, arxiv=arxiv):
         print(path)
+
+
+def _listed(cards: list[Card]) -> Any:
+    """A row per card under the heads of their families; the last column has most of the width."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    table.add_column("bars held", no_wrap=True)
+    table.add_column("what for")
+    family, order = None, list(FAMILIES)
+    for one in sorted(cards, key=lambda one: order.index(one.family)):
+        if one.family != family:
+            if family is not None:
+                table.add_row()
+            family = one.family
+            table.add_row(f"[bold]{family}[/bold]", "", f"[dim]{FAMILIES[family]}[/dim]")
+        bars = one.bars if one.status == "ready" else None
+        told = one.status if bars is None else f"{bars[0]} of {bars[1]}"
+        owner = "" if one.package == "pertoken" else f" (package {one.package})"
+        table.add_row(f"  {one.slug}", told, escape(one.use_when.removeprefix("Use it ") + owner))
+    return table
 
 
 def _status(one: Card) -> str:

@@ -153,7 +153,10 @@ def _report(error: Exception) -> int:
         line, code = f"no space left on the disk{where}; free some and run again", 2
     elif hasattr(error, "format_message"):  # a usage error of the option parser
         path = getattr(getattr(error, "ctx", None), "command_path", "pertoken")
-        line, code = f"{error.format_message().rstrip('.')} (see `{path} --help`)", 2
+        line, code = error.format_message().rstrip("."), 2
+        if getattr(error, "option_name", None) in ("--json", "--html") and "requires" in line:
+            line += ": a file, or - to print it"
+        line += f" (see `{path} --help`)"
     else:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         line, code = f"unexpected {what} (run it again with --debug for the traceback)", 1
