@@ -126,6 +126,23 @@ def test_scores_are_those_of_the_functions_and_padding_changes_nothing() -> None
     assert alone.chosen[0].kept == found.chosen[1].kept
 
 
+def test_scores_by_rank_and_without_the_sink() -> None:
+    model, past = (tiny_model("llama", vocab_size=258, seed=seed) for seed in (0, 1))
+    lesson = Lesson("abcdef", "0123456789")
+    options: Any = {"normalize": "rank", "exclude_sink": True}
+    (row,) = choose_tokens(
+        "sstoken", [lesson], model, ByteTokenizer(), history=past, **options
+    ).chosen
+    ids, labels = (torch.tensor([one]) for one in encode_lesson(lesson, ByteTokenizer()))
+    learned = labels[0] != -100
+    rel, own = (
+        torch.tensor(one, dtype=torch.float64)[learned] for one in (row.more["rel"], row.values)
+    )
+    attention = prompt_attention(model, ids, labels == -100, exclude_sink=True)[0][learned[1:]]
+    ranks = rel.argsort().argsort() / (len(rel) - 1)
+    torch.testing.assert_close(own, ((ranks + attention) / 2).to(own), rtol=0, atol=1e-5)
+
+
 def test_a_choice_shows_itself(tmp_path: Path) -> None:
     model = tiny_model("llama", vocab_size=258)
     for method in ("mft", "sstoken"):
@@ -164,6 +181,7 @@ def test_a_choice_says_which_part_of_the_answers_is_kept() -> None:
         ("mft", {"history": tiny_model("llama")}, "it has no history"),
         ("sstoken", {"history": tiny_model("llama")}, "history must be an earlier state"),
         ("sstoken", {"gamma": 2.0}, "gamma is the share"),
+        ("sstoken", {"normalize": "ranks"}, r"unknown normalize 'ranks' \(did you mean 'rank'"),
     ],
 )
 def test_mistakes_of_a_choice(method: str, more: dict[str, Any], message: str) -> None:
@@ -201,7 +219,10 @@ def go(out: Path, tiny: str, method: str, **options: Any) -> SupervisedRun:
 def test_a_run_goes_on_with_the_identical_next_loss(
     tmp_path: Path, tiny_folder: str, method: str
 ) -> None:
-    options: dict[str, Any] = {"mft": {"rate": 0.9}, "sstoken": {"history": "ema"}}[method]
+    options: dict[str, Any] = {
+        "mft": {"rate": 0.9},
+        "sstoken": {"history": "ema", "normalize": "rank", "exclude_sink": True},
+    }[method]
     options |= {"save_every": 2}
     whole = go(tmp_path / "whole", tiny_folder, method, **options)
     assert whole.steps[-1]["loss"] < whole.steps[0]["loss"]
@@ -247,6 +268,7 @@ def test_weights_of_the_data_are_used(tmp_path: Path, tiny_folder: str) -> None:
         ("mft", {"keep": 0.1}, "mft has no keep: it belongs to sstoken"),
         ("mft", {"rate": 1.1}, "rate is a share of the answer's tokens"),
         ("sstoken", {"keep": 0.0}, "keep must be above 0"),
+        ("sstoken", {"normalize": "none"}, "unknown normalize 'none'"),
         ("sstoken", {"history": "adapter_off"}, "history must be one of base, precomputed, ema"),
         ("sft", {"steps": 0}, "steps must be 1 or more, got 0"),
         ("sft", {"learning_rate": 0.0}, "learning_rate must be above 0"),

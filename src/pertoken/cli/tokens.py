@@ -47,6 +47,16 @@ def tokens(
     rate: Annotated[float, typer.Option(help="Of mft: the share of an answer hidden.")] = 0.4,
     keep: Annotated[float, typer.Option(help="Of sstoken: the share of an answer kept.")] = 0.6,
     gamma: Annotated[float, typer.Option(help="Of sstoken: weight of the excess loss.")] = 0.5,
+    normalize: Annotated[
+        str,
+        typer.Option(
+            metavar="minmax|rank", help="Of sstoken: how the excess loss comes to 0 to 1."
+        ),
+    ] = "minmax",
+    exclude_sink: Annotated[
+        bool,
+        typer.Option("--exclude-sink", help="Of sstoken: the row's first token is no prompt."),
+    ] = False,
     max_length: Annotated[int, typer.Option(help="Tokens of a lesson that stay.")] = 1024,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
@@ -95,6 +105,8 @@ def tokens(
             rate=rate,
             gamma=gamma,
             keep=keep,
+            normalize=normalize,  # type: ignore[arg-type]  # checked there
+            exclude_sink=exclude_sink,
             max_length=max_length,
             chat=not no_chat,
             seed=seed,

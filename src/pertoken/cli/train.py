@@ -77,6 +77,18 @@ _History = Annotated[
         metavar="base|precomputed|ema", help="Of sstoken: the earlier state.", show_default="base"
     ),
 ]
+_Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="minmax|rank",
+        help="Of sstoken: how the excess loss comes to 0 to 1.",
+        show_default="minmax",
+    ),
+]
+_ExcludeSink = Annotated[
+    bool,
+    typer.Option("--exclude-sink", help="Of sstoken: the row's first token is no prompt."),
+]
 
 # What each command is for; the rest of its help is the docstring of its function.
 _REINFORCED = {
@@ -181,6 +193,8 @@ def supervise(
     keep: _Keep = None,
     gamma: _Gamma = None,
     history: _History = None,
+    normalize: _Normalize = None,
+    exclude_sink: _ExcludeSink = False,
     max_length: Annotated[int, typer.Option(help="Tokens of a lesson that stay.")] = 1024,
     save_every: _SaveEvery = None,
     model: shared.Model = "smollm2",
@@ -211,6 +225,8 @@ def supervise(
         "keep": keep,
         "gamma": gamma,
         "history": history,
+        "normalize": normalize,
+        "exclude_sink": exclude_sink or None,
     }
     settings |= {name: value for name, value in own.items() if value is not None}
     run = _run_on_answers("train_supervised", str(context.info_name), out, data, settings)

@@ -31,7 +31,13 @@ from pertoken.train._prompt_attention import watching
 from pertoken.train.contrast import scored
 from pertoken.train.lessons import Lesson, encode_lesson
 from pertoken.train.masked_thought import mask_thought
-from pertoken.train.sstoken import kept_by_place, place, retrospective_excess_loss, ss_scores
+from pertoken.train.sstoken import (
+    Normalize,
+    kept_by_place,
+    place,
+    retrospective_excess_loss,
+    ss_scores,
+)
 
 __all__ = ["CHOOSERS", "TokenChoice", "choose_tokens"]
 
@@ -191,6 +197,8 @@ def choose_tokens(
     rate: float = 0.4,
     gamma: float = 0.5,
     keep: float = 0.6,
+    normalize: Normalize = "minmax",
+    exclude_sink: bool = False,
     max_length: int = 1024,
     chat: bool = True,
     seed: int = 0,
@@ -199,9 +207,10 @@ def choose_tokens(
     """What a method of `CHOOSERS` makes of each answer token of your lessons.
 
     history: a model, an earlier state of this one with the same tokenizer. rate: of mft; gamma,
-    keep: of sstoken; seed: of what mft hides. For cdpo the lessons are wrong answers, model is the
-    copy fine-tuned on right ones and `negative` that on wrong ones; contrast: β of
-    `contrastive_scores`. One forward per lesson, with a second model two; mft needs none.
+    keep, normalize, exclude_sink: of sstoken, see `SSTokenSFT`; seed: of what mft hides. For cdpo
+    the lessons are wrong answers, model is the copy fine-tuned on right ones and `negative` that on
+    wrong ones; contrast: β of `contrastive_scores`. One forward per lesson, with a second model
+    two; mft needs none.
     PertokenError for an unknown method, a model that is missing or has other tokens.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
@@ -228,12 +237,13 @@ def choose_tokens(
         settings |= {"contrast": contrast}
         return TokenChoice(settings, _blamed(encoded, model, negative, contrast), tokenizer)
     settings |= {"gamma": gamma, "keep": keep, "history": history is not None}
+    settings |= {"normalize": normalize, "exclude_sink": exclude_sink}
     rows: list[ChosenRow | None] = [None] * len(encoded)
     done = 0
     for part in batches([len(ids) for ids, _ in encoded], _PLACES):
         if progress is not None:
             progress("lessons", done, len(encoded))
-        scored = _scored([encoded[one] for one in part], model, history, gamma, keep)
+        scored = _scored([encoded[one] for one in part], model, history, settings)
         for one, row in zip(part, scored, strict=True):
             rows[one] = row
         done += len(part)
@@ -296,8 +306,7 @@ def _scored(
     encoded: Sequence[tuple[list[int], list[int]]],
     model: Any,
     history: Any,
-    gamma: float,
-    keep: float,
+    settings: Row,
 ) -> list[ChosenRow]:
     """Scores of a batch of like length, as `SSTokenSFT` takes them."""
     width = max(len(ids) for ids, _ in encoded)
@@ -312,11 +321,12 @@ def _scored(
     mask = labels[:, 1:] != -100
     with watching(model) as watch:
         log_probs = _log_probs(model, ids, real)
-    attention = watch.prompt_shares((labels == -100) & (real != 0), real)[:, 1:]
+    prompt, sink = (labels == -100) & (real != 0), settings["exclude_sink"]
+    attention = watch.prompt_shares(prompt, real, exclude_sink=sink)[:, 1:]
     past = log_probs if history is None else _log_probs(history, ids, real)
     rel = retrospective_excess_loss(log_probs, past, mask)
-    scores = ss_scores(rel, attention, mask, gamma)
-    kept = top_share(scores, keep, mask)
+    scores = ss_scores(rel, attention, mask, settings["gamma"], normalize=settings["normalize"])
+    kept = top_share(scores, settings["keep"], mask)
     found = []
     for row, (own, marks) in enumerate(encoded):
         learned = [label >= 0 for label in marks]

@@ -33,7 +33,14 @@ Row = dict[str, Any]
 SUPERVISED: dict[str, dict[str, Any]] = {
     "sft": {"weights": None},
     "mft": {"rate": 0.4, "noise": "mask"},
-    "sstoken": {"keep": 0.6, "gamma": 0.5, "history": "base", "warmup": 0.2},
+    "sstoken": {
+        "keep": 0.6,
+        "gamma": 0.5,
+        "history": "base",
+        "warmup": 0.2,
+        "normalize": "minmax",
+        "exclude_sink": False,
+    },
 }
 """The methods, with their own settings and what these are by default."""
 HISTORIES = tuple(one for one in get_args(History) if one != "adapter_off")  # no adapter here
@@ -108,10 +115,10 @@ def train_supervised(
 
     steps: updates in all, of `batch` lessons each. own: settings of the method (`SUPERVISED`). Of
     sft: weights, the field of the file that holds a weight per answer token, the stop token among
-    them. Of mft: rate and noise, see `MaskedThought`. Of sstoken: keep, gamma, history and warmup,
-    see `SSTokenSFT`. max_length: tokens of a lesson that stay. chat: in the model's chat template.
-    save_every: steps between checkpoints, a tenth of the run by default. seed: of the order and of
-    what is hidden. progress: called with each row as it is made.
+    them. Of mft: rate and noise, see `MaskedThought`. Of sstoken: keep, gamma, history, warmup,
+    normalize and exclude_sink, see `SSTokenSFT`. max_length: tokens of a lesson that stay. chat: in
+    the model's chat template. save_every: steps between checkpoints, a tenth of the run by default.
+    seed: of the order and of what is hidden. progress: called with each row as it is made.
 
     PertokenError before the first step for settings that do not fit the method, a lesson that can't
     be learned (file and line), a folder of another run, a missing extra ``rl``. The last checkpoint
