@@ -38,6 +38,7 @@ from pertoken.reproduce._report import Reproduction, Row
 from pertoken.train import pass_at_k
 
 VERSION = 1
+MODEL = "tiny"
 DTYPE = "float32"
 
 RATES = (3e-7, 1e-6, 3e-6)

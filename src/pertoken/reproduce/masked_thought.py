@@ -28,6 +28,7 @@ from pertoken.reproduce._report import Reproduction, Row
 from pertoken.train import linear_rate, mask_thought, question_dependence, weighted_nll
 
 VERSION = 1
+MODEL = "tiny"
 DTYPE = "float32"
 
 EXAMPLES, STEPS, SEEDS, TEST = 600, 400, 5, 500

@@ -28,6 +28,7 @@ from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Reproduction, Row
 
 VERSION = 1
+MODEL = "tiny"
 DTYPE = "float32"
 
 LENGTH = 128  # tokens of a row; 16 rows are a step

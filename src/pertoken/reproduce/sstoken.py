@@ -56,6 +56,7 @@ from pertoken.train._prompt_attention import watching
 from pertoken.train.sstoken import kept_by_place
 
 VERSION = 1
+MODEL = "tiny"
 DTYPE = "float32"
 
 BASE_EXAMPLES, BASE_STEPS, BASE_RATE = 4000, 100, 2e-3
