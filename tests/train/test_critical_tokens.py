@@ -10,7 +10,7 @@ import torch
 
 from pertoken.errors import PertokenError
 from pertoken.testing import ARCHITECTURES, ByteTokenizer, MockModel, tiny_model
-from pertoken.train import critical_token, pass_at_k, replaced, rollout_scores
+from pertoken.train import continued, critical_token, pass_at_k, replaced, rollout_scores
 
 TOKENIZER = ByteTokenizer()
 END = 1
@@ -132,6 +132,15 @@ def test_another_token_in_its_place() -> None:
     assert replaced(twice, TOKENIZER, ids("q"), ids(" "), 0, n=4, **RIGHT).same_text == 4
 
 
+def test_going_on_behind_the_beginning_of_an_answer() -> None:
+    assert 16 <= continued(FATAL, TOKENIZER, ids("q"), ids("b"), n=64, **RIGHT) <= 48
+    assert continued(FATAL, TOKENIZER, ids("q"), ids("abx"), n=8, **RIGHT) == 0
+    # A beginning that would be right if it ended here is asked about all the same.
+    on = scripted(q="R", R="y", y=".")
+    assert continued(on, TOKENIZER, ids("q"), ids("R"), n=8, **RIGHT) == 0
+    assert continued(on, TOKENIZER, ids("q"), ids("R."), n=8, **RIGHT) == 8  # it has ended
+
+
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one() -> None:
     for n in range(1, 7):
         for right in range(n + 1):
@@ -160,6 +169,8 @@ def test_mistakes(answer: str, options: dict[str, Any], message: str) -> None:
 def test_mistakes_of_the_small_ones() -> None:
     with pytest.raises(PertokenError, match="one of the answer's 1 tokens"):
         replaced(FATAL, TOKENIZER, ids("q"), ids("x"), 1, **RIGHT)
+    with pytest.raises(PertokenError, match="the answer has no token"):
+        continued(FATAL, TOKENIZER, ids("q"), [], **RIGHT)
     with pytest.raises(PertokenError, match="threshold is a share"):
         critical_token([0.0], threshold=0.0)
     with pytest.raises(PertokenError, match="1 <= k <= n"):

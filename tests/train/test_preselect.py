@@ -111,6 +111,9 @@ def test_bits_are_those_of_one_pass_where_the_document_fits() -> None:
     assert strided != pytest.approx(bits, abs=1e-6)  # short blocks have less in front
     [whole] = bits_per_character(model, tokenizer, [text], block=40, stride=2)
     assert whole == pytest.approx(bits, abs=1e-9)
+    model.config.max_position_embeddings = 9  # one for the token in front
+    [small] = bits_per_character(model, tokenizer, [text])
+    assert small == pytest.approx(strided, abs=1e-9)  # 8 * 512 // 1900 = 2
 
 
 def narrow(model: Any, marks: str, by: float) -> Any:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -27,6 +28,7 @@ from pertoken.train import (
     weighted_nll,
 )
 from pertoken.train.contrast import scored
+from pertoken.train.critical_tokens import continued
 
 BASE_EXAMPLES, BASE_STEPS, BASE_RATE = 4000, 600, 2e-3
 ENOUGH, ASKED, EVERY = 50, 200, 20  # points; problems, and steps between the looks
@@ -77,6 +79,11 @@ class Start:
             batch=512,
             seed=seed,
         )
+        # One judge for all: what stands behind the last "=".
+        answers = [
+            [replace(one, right=_is(row, one.text)) for one in some]
+            for some, row in zip(answers, self.known[len(rows) :], strict=True)
+        ]
         if smoke:  # a model of two steps has no right answer
             answers = [[*some, _right(one)] for some, one in zip(answers, asked, strict=True)]
         data = contrast_data([one.prompt for one in asked], answers, seed)
@@ -216,7 +223,7 @@ class Start:
         }
         lesson = _lesson(row)
         said = sample_answers(self.policy, SIGNS, [lesson], n=1, seed=number, **given)[0][0]
-        if said.right or not (said.answer or self.smoke) or not said.text:
+        if _is(row, said.text) or not (said.answer or self.smoke) or not said.text:
             return None
         prompt, answer = lab.ids_of(row.question), [*lab.ids_of(said.text), lab.END]
         judge = {"is_correct": partial(_is, row), "n": n, **given}
@@ -225,14 +232,20 @@ class Start:
         if place is None:
             return None
         again = dict(judge, seed=number + 10**6)
-        start = [*answer[: place + 1]]
-        behind = rollout_scores(self.policy, SIGNS, prompt, start, **again, every=len(start))
         other = draw.choice([at for at in range(len(answer) - 1) if at != place])
+        before = draw.randrange(place) if place else None
+        model, signs = self.policy, SIGNS
         return {
             "length": len(answer),
-            "behind": behind.right[-1],
-            "instead": replaced(self.policy, SIGNS, prompt, answer, place, **again).right,
-            "random": replaced(self.policy, SIGNS, prompt, answer, other, **again).right,
+            "place": place,
+            "other": other,
+            "before": before,
+            "behind": continued(model, signs, prompt, answer[: place + 1], **again),
+            "instead": replaced(model, signs, prompt, answer, place, **again).right,
+            "random": replaced(model, signs, prompt, answer, other, **again).right,
+            "earlier": None
+            if before is None
+            else replaced(model, signs, prompt, answer, before, **again).right,
             "n": n,
             "ranks": self._ranks(prompt, answer, place),
         }
@@ -252,6 +265,10 @@ class Start:
         return {
             name: sum(one < values[place] for one in values) for name, values in rankings.items()
         }
+
+
+start = cache(Start)
+"""A start, made once in a process."""
 
 
 def _lesson(row: lab.Sum) -> Lesson:

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
+from pertoken.timing import foreign_share, read_cpu
 from pertoken.train import NgramScorer
 
 JOBS = 2
@@ -27,15 +29,23 @@ if __name__ == "__main__":
 """
 
 
+class Run(NamedTuple):
+    """seconds and greatest memory of a run; foreign: what others used of the machine, a share."""
+
+    seconds: float
+    megabytes: float
+    foreign: float | None
+
+
 def selecting(
     scorer: NgramScorer, documents: Sequence[str], megabytes: Sequence[int], repeats: int
-) -> dict[int, list[tuple[float, float]]]:
-    """For each size in MB of text: (seconds, greatest memory in MB) of each run, in turns.
+) -> dict[int, list[Run]]:
+    """The runs for each size in MB of text, in turns.
 
     Memory is the parent's and the greatest of one worker's together; Linux alone tells it. The
     documents are repeated until a file has its size.
     """
-    found: dict[int, list[tuple[float, float]]] = {size: [] for size in megabytes}
+    found: dict[int, list[Run]] = {size: [] for size in megabytes}
     with TemporaryDirectory() as name:
         folder = Path(name)
         scorer.save(folder / "scorer")
@@ -47,9 +57,11 @@ def selecting(
             for size in megabytes:
                 files = [str(folder / f"{size}.jsonl"), str(folder / "out.jsonl")]
                 command = [sys.executable, str(script), *files, str(folder / "scorer"), str(JOBS)]
+                before = read_cpu()
                 run = subprocess.run(command, capture_output=True, text=True, check=True)
+                foreign = foreign_share(before, read_cpu())
                 seconds, kilobytes = json.loads(run.stdout)
-                found[size].append((seconds, kilobytes / 1024))
+                found[size].append(Run(seconds, kilobytes / 1024, foreign))
     return found
 
 

@@ -8,9 +8,11 @@ and the wrong ones (`contrast_data`), and the pairs train the policy. All else i
 
 Three claims. (a) Wrong answers to new questions: with another token in the place of the critical
 one they become right, against going on behind it and against another token in a random place of the
-same answer. "Going on behind it" is sampled afresh, since the token was chosen for its zeros. (b)
-The critical token is among the three lowest s_t, against rankings by entropy, by probability and by
-the log ratio of the two copies. (c) Preference training that blames critical tokens against DPO,
+same answer. "Going on behind it" is sampled afresh, since the token was chosen for its zeros. A
+random place is as a rule in half of the answers behind the critical one, where little can be right
+by its definition; a place drawn among those before it stands beside that, without a bar. (b) The
+critical token is among the three lowest s_t, against rankings by entropy, by probability and by the
+log ratio of the two copies. (c) Preference training that blames critical tokens against DPO,
 against the released mean over positions, against TDPO, and, as a control, against the same weights
 shuffled within each answer. Learning rates are chosen by the run itself on training seed 1000 and
 its own problems, of the same three for every arm.
@@ -26,6 +28,7 @@ tried were lowered for that, and β stayed the paper's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -60,7 +63,11 @@ Unit = dict[str, Any]
 def run(context: Context) -> Reproduction:
     """All rows; kept seed by seed, the development seed first."""
     smoke = context.smoke
-    dev = context.remember(["dev"], partial(tried, smoke=smoke))
+    own_dev: dict[str, tuple[object, Callable[[], dict[str, float]]]] = {
+        arm: (["dev", arm], partial(tried, arm, smoke=smoke)) for arm in ARMS
+    }
+    tries = context.remember_all(own_dev, "arms at three rates").values()
+    dev = {name: value for one in tries for name, value in one.items()}
     rates = {arm: max(RATES, key=lambda rate: dev[f"{arm} {rate:g}"]) for arm in ARMS}
     seeds = [context.seed + place for place in range(1 if smoke else SEEDS)]
     units: dict[int, tuple[object, Callable[[], Unit]]] = {
@@ -71,7 +78,7 @@ def run(context: Context) -> Reproduction:
         [*_replacing(found, context.seed), *_ranking(found, context.seed), *_training(found)],
         base_examples=own.BASE_EXAMPLES,
         base_steps_at_most=own.BASE_STEPS,
-        base_accuracy=own.ENOUGH,
+        base_stops_at_accuracy=own.ENOUGH,
         base_learning_rate=own.BASE_RATE,
         layers=lab.LAYERS,
         hidden=lab.HIDDEN,
@@ -88,26 +95,24 @@ def run(context: Context) -> Reproduction:
         wrong_answers=WRONG,
         training_seeds=seeds,
         test_problems=own.TEST,
+        intervals="over the answers of all seeds; of accuracies 2 standard errors over seeds",
         chosen_on=f"training seed {DEV_SEED}, its own problems",
     )
 
 
-def tried(smoke: bool = False) -> dict[str, float]:
-    """The accuracy of every arm at every rate, on the development seed's problems."""
-    start = own.Start(DEV_SEED, smoke)
-    return {
-        f"{arm} {rate:g}": start.accuracy(start.trained(arm, rate), "dev")
-        for arm in ARMS
-        for rate in RATES
-    }
+def tried(arm: str, *, smoke: bool = False) -> dict[str, float]:
+    """The accuracy of an arm at every rate, on the development seed's problems."""
+    start = own.start(DEV_SEED, smoke)
+    return {f"{arm} {rate:g}": start.accuracy(start.trained(arm, rate), "dev") for rate in RATES}
 
 
 def one_seed(seed: int, rates: Mapping[str, float], *, smoke: bool = False) -> Unit:
     """Everything of a training seed: its wrong answers looked at, its policies trained."""
-    start = own.Start(seed, smoke)
+    start = own.start(seed, smoke)
+    critical = start.critical(2 if smoke else WRONG)
     accuracy = {arm: start.accuracy(start.trained(arm, rates[arm]), "report") for arm in ARMS}
     return {
-        "critical": start.critical(2 if smoke else WRONG),
+        "critical": critical,
         "accuracy": {"before": start.accuracy(start.policy, "report"), **accuracy},
         "pairs": len(start.pairs),
     }
@@ -120,6 +125,7 @@ def _replacing(units: Sequence[Unit], seed: int) -> list[Row]:
         way: [100 * pass_at_k(one["n"], one[way], one["n"]) for one in every]
         for way in ("behind", "instead", "random")
     }
+    later = [one for one in every if one["before"] is not None]
     shares = {way: [100 * one[way] / one["n"] for one in every] for way in rates}
     names = {
         "behind": "going on behind the critical token",
@@ -137,6 +143,18 @@ def _replacing(units: Sequence[Unit], seed: int) -> list[Row]:
             baseline=f"{len(gaps)} wrong answers",
         )
         rows.append(row)
+    gaps = [100 * (pass_at_k(one["n"], one["instead"], one["n"]) - _earlier(one)) for one in later]
+    behind = sum(one["other"] > one["place"] for one in every) / len(every)
+    rows += [
+        Row(
+            "the same less another token in a random place before the critical one, points",
+            sum(gaps) / len(gaps) if gaps else math.nan,
+            "points",
+            interval=bootstrap_mean(gaps, seed) if gaps else None,
+            baseline=f"{len(gaps)} wrong answers",
+        ),
+        Row("random places behind the critical one", behind, "share"),
+    ]
     for label, table in (("pass@64", rates), ("right", shares)):
         for way, name in names.items():
             mean = sum(table[way]) / len(every)
@@ -145,11 +163,25 @@ def _replacing(units: Sequence[Unit], seed: int) -> list[Row]:
     return rows
 
 
+def _earlier(one: Unit) -> float:
+    """pass@n with another token in a place before the critical one."""
+    return float(pass_at_k(one["n"], one["earlier"], one["n"]))
+
+
 def _ranking(units: Sequence[Unit], seed: int) -> list[Row]:
     """Claim (b): how often the critical token is among the lowest, over chance."""
     every = [one for unit in units for one in unit["critical"]]
     chance = sum(min(1.0, LOWEST / one["length"]) for one in every) / len(every)
     rows = []
+    for rival in ("log ratio", "probability"):
+        gaps = [
+            float(one["ranks"]["s_t"] < LOWEST) - float(one["ranks"][rival] < LOWEST)
+            for one in every
+        ]
+        metric = f"critical tokens among the 3 first by s_t minus by {rival}"
+        rows.append(
+            Row(metric, sum(gaps) / len(gaps), "share", interval=bootstrap_mean(gaps, seed))
+        )
     for name in ("s_t", "log ratio", "probability", "entropy"):
         hits = [float(one["ranks"][name] < LOWEST) / chance for one in every]
         metric = (

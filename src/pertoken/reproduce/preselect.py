@@ -6,6 +6,7 @@ pool of other documents, a thirtieth of it mathematics, is read by all six; a sc
 documents that order them rightly, and the best tenth of the whole pool is kept. Then fresh models
 are trained: on what was kept, on documents drawn at random, and on those that the ablest model
 finds likeliest. How far is a model on N selected tokens, and how many random ones does that take?
+Tokens read are counted, those of a document that comes again too.
 
 The paper has six Llamas of 7B to 65B parameters, benchmarks for their ability, and trains 1B models
 on 30B selected tokens beside 300B random ones. Here the parts make known what should be selected,
@@ -41,8 +42,8 @@ SMALL, LARGE, REPEATS = 60, 240, 3  # megabytes of the files that are timed
 SELECTED, AT_RANDOM, LIKELIEST = "selected", "random", "likeliest to the ablest"
 
 SHARE = "the target's share of the selected characters over its share of the pool"
-TOKENS = "tokens of random documents over selected ones, to the same loss on the target"
-NO_ORDER = "the same with abilities in an order without meaning, mean"
+TOKENS = "tokens read of random documents over selected ones, to the same loss on the target"
+NO_ORDER = "the target's share, selected by abilities in an order without meaning: mean"
 SPEED = "selecting from a file with 2 processes"
 FLAT = f"memory on {LARGE} MB over that on {SMALL} MB"
 BARS = {SHARE: ">= 3", TOKENS: ">= 3", NO_ORDER: "<= 1.5", SPEED: ">= 20", FLAT: "<= 1.1"}
@@ -69,10 +70,11 @@ def run(context: Context) -> Reproduction:
     }
     rows = [
         *_share_rows(world, selected),
-        *_training_rows(kinds, context.seed),
+        *_training_rows(kinds),
         *_order_rows(world),
-        *_file_rows(context, scorer, world.documents),
     ]
+    timed, noise = _file_rows(context, scorer, world.documents)
+    rows += timed
     most, least = scorer.top_features(15)
     return context.reproduction(
         rows,
@@ -82,11 +84,13 @@ def run(context: Context) -> Reproduction:
         ],
         pool={name: len(own) for name, own in world.pool.items()},
         labelled=len(world.read),
+        orders=world.orders,
         strengths=np.bincount(np.round(world.strength() * 15).astype(int), minlength=16).tolist(),
         speaks_for=[text for text, _ in most],
         speaks_against=[text for text, _ in least],
         steps={"known": STEPS, "fresh": RANDOM_STEPS, "rows": 16, "length": LENGTH},
         losses={kind: [each["losses"] for each in own] for kind, own in kinds.items()},
+        **noise,
     )
 
 
@@ -101,10 +105,13 @@ class _World:
         rows = {name: context.data(name, smoke_rows=some) for name, some in SMOKE.items()}
         self.train = material.parts(rows, pool=False, most=4000 if smoke else None)
         self.pool = material.parts(rows, pool=True, most=4000 if smoke else None)
-        self.documents = [text for own in self.pool.values() for text in own]
+        mixed = [(text, name) for name, own in self.pool.items() for text in own]
+        # In no order, since at equal scores earlier documents are selected.
+        places = np.random.default_rng(context.seed).permutation(len(mixed))
+        self.documents = [mixed[place][0] for place in places]
+        self.part = np.array([mixed[place][1] for place in places])
         self.sizes = np.array([len(text) for text in self.documents])
-        self.is_target = np.zeros(len(self.documents), dtype=bool)
-        self.is_target[: len(self.pool[material.TARGET])] = True
+        self.is_target = self.part == material.TARGET
         self.read = list(range(0, len(self.documents), 2))
         self.asked = material.mathematics(rows["gsm8k"], 2)
         self.shares = material.SHARES[:2] if smoke else material.SHARES
@@ -114,6 +121,7 @@ class _World:
             [text for own in self.train.values() for text in own]
         )
         self.target = self._rows(material.mathematics(rows["gsm8k"], 3))[:TARGET_ROWS]
+        self.orders: list[dict[str, float]] = []  # what those without meaning have selected
         self._known: list[dict[str, Any]] | None = None
         self._learned: Any = None
 
@@ -156,7 +164,7 @@ class _World:
         rows = self._rows(texts)
         model = training.train("baseline", rows, len(self.tokenizer), self.steps, number)
         bits = [
-            bits_per_character(model, self.tokenizer, part) for part in (self.asked, self._own())
+            bits_per_character(model, self.tokenizer, some) for some in (self.asked, self.documents)
         ]
         sizes = [len(text) for text in self.asked]
         return {"ability": float(np.average(bits[0], weights=sizes)), "losses": bits[1]}
@@ -166,7 +174,7 @@ class _World:
 
     def losses(self) -> Any:
         """Bits per character [models, documents read]."""
-        return np.array([each["losses"] for each in self.known()])
+        return np.array([each["losses"] for each in self.known()])[:, self.read]
 
     def abilities(self) -> list[float]:
         return [-float(each["ability"]) for each in self.known()]
@@ -202,10 +210,8 @@ class _World:
         return self.chosen(self.scorer().score(self.documents))
 
     def likeliest(self) -> Any:
-        """Those that the ablest model gives the fewest bits per character, among what it read."""
-        scores = np.full(len(self.documents), -math.inf)
-        scores[self.read] = -self.losses()[int(np.argmax(self.abilities()))]
-        return self.chosen(scores)
+        """Those that the ablest model gives the fewest bits per character."""
+        return self.chosen(-np.array(self.known()[int(np.argmax(self.abilities()))]["losses"]))
 
     def share(self, chosen: Any) -> float:
         """The target's share of these characters over its share of the pool's."""
@@ -240,14 +246,11 @@ def _share_rows(world: _World, selected: Any) -> list[Row]:
     kept = world.sizes[selected & world.is_target].sum() / world.sizes[world.is_target].sum()
     rows = [
         Row(SHARE, world.share(selected), "x", baseline=f"{part:.1%} of the pool"),
-        Row("the same, likeliest to the ablest", world.share(world.likeliest()), "x"),
+        Row(f"{SHARE}: {LIKELIEST}", world.share(world.likeliest()), "x"),
         Row("share of the target's characters that was selected", float(kept), "share"),
     ]
-    start = 0
-    for name, own in world.pool.items():
-        places = np.zeros(len(world.documents), dtype=bool)
-        places[start : start + len(own)] = True
-        start += len(own)
+    for name in world.pool:
+        places = world.part == name
         share = world.sizes[selected & places].sum() / world.sizes[selected].sum()
         of_all = world.sizes[places].sum() / world.sizes.sum()
         rows.append(
@@ -261,7 +264,7 @@ def _share_rows(world: _World, selected: Any) -> list[Row]:
     return [*rows, length]
 
 
-def _training_rows(kinds: Mapping[str, list[dict[str, Any]]], seed: int) -> list[Row]:
+def _training_rows(kinds: Mapping[str, list[dict[str, Any]]]) -> list[Row]:
     """Losses at the end, and how many tokens of each kind are as good as all the random ones."""
     ends = {kind: [each["losses"][-1][1] for each in own] for kind, own in kinds.items()}
     rows = []
@@ -271,22 +274,16 @@ def _training_rows(kinds: Mapping[str, list[dict[str, Any]]], seed: int) -> list
             for own, end in zip(kinds[kind], ends[AT_RANDOM], strict=True)
         ]
         name = TOKENS if kind == SELECTED else f"{TOKENS}, {kind}"
-        paper = "10" if kind == SELECTED else ""
-        rows.append(
-            Row(
-                name,
-                float(np.mean(ratios)),
-                "x",
-                paper=paper,
-                paper_setting="1B models, 300B random and 30B selected tokens" if paper else "",
-                interval=bootstrap_mean(ratios, seed),
-            )
-        )
+        row = Row(name, float(np.mean(ratios)), "x", interval=(min(ratios), max(ratios)))
+        if kind == SELECTED:
+            row.paper = "10"
+            row.paper_setting = "1B models, 300B random and 30B selected tokens"
+        rows.append(row)
     for kind, own in ends.items():
         name = f"loss on the target at the end: {kind}"
-        rows.append(
-            Row(name, float(np.mean(own)), "nats/token", interval=bootstrap_mean(own, seed))
-        )
+        rows.append(Row(name, float(np.mean(own)), "nats/token", interval=(min(own), max(own))))
+    for row in rows:
+        row.baseline = f"mean and range of {len(ends[AT_RANDOM])} trainings"
     return rows
 
 
@@ -303,6 +300,7 @@ def _ratio(losses: Sequence[Sequence[float]], wanted: float) -> float:
 def _order_rows(world: _World) -> list[Row]:
     """What is selected when abilities are shuffled: the models are the same, their order is not."""
     from pertoken.errors import PertokenError
+    from pertoken.train import predictive_strength
 
     draw = np.random.default_rng(world.context.seed)
     shares, none = [], 0
@@ -314,7 +312,9 @@ def _order_rows(world: _World) -> list[Row]:
             none += 1
             continue
         shares.append(world.share(world.chosen(scorer.score(world.documents))))
-    mean = float(np.mean(shares)) if shares else 0.0
+        strength = predictive_strength(world.losses(), order)
+        world.orders.append({"ratio": shares[-1], "documents": int((strength >= 1).sum())})
+    mean = float(np.mean(shares)) if shares else math.nan
     interval = bootstrap_mean(shares, world.context.seed) if len(shares) > 1 else None
     return [
         Row(NO_ORDER, mean, "x", interval=interval, baseline=f"of {len(shares)} orders"),
@@ -322,20 +322,26 @@ def _order_rows(world: _World) -> list[Row]:
     ]
 
 
-def _file_rows(context: Context, scorer: Any, documents: Sequence[str]) -> list[Row]:
+def _file_rows(
+    context: Context, scorer: Any, documents: Sequence[str]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Speed and memory, and how quiet the machine was."""
     from pertoken.reproduce._pool_speed import selecting
+    from pertoken.timing import FOREIGN_LIMIT
 
     small, large, repeats = (1, 2, 1) if context.smoke else (SMALL, LARGE, REPEATS)
     found = selecting(scorer, documents, (small, large), repeats)
-    speeds = [large / seconds for seconds, _ in found[large]]
-    memory = {size: max(peak for _, peak in runs) for size, runs in found.items()}
-    return [
+    quiet = [one for one in found[large] if one.foreign is None or one.foreign <= FOREIGN_LIMIT]
+    speeds = [large / one.seconds for one in (found[large] if context.smoke else quiet)]
+    memory = {size: max(one.megabytes for one in runs) for size, runs in found.items()}
+    noise = {"quiet_runs": len(quiet), "others_used": [one.foreign for one in found[large]]}
+    rows = [
         Row(
             SPEED,
-            float(np.median(speeds)),
+            float(np.median(speeds)) if speeds else math.nan,
             "MB/s",
-            interval=(min(speeds), max(speeds)),
-            baseline="start of the processes and writing included; interval: all runs",
+            interval=(min(speeds), max(speeds)) if speeds else None,
+            baseline="start of the processes and writing included; interval: all quiet runs",
         ),
         Row(
             FLAT,
@@ -344,3 +350,4 @@ def _file_rows(context: Context, scorer: Any, documents: Sequence[str]) -> list[
             baseline=f"{memory[small]:.0f} to {memory[large]:.0f} MB",
         ),
     ]
+    return rows, noise

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pertoken.train.critical_tokens import (
         Replaced,
         Rollouts,
+        continued,
         critical_token,
         pass_at_k,
         replaced,
@@ -97,6 +98,7 @@ __all__ = [
     "choose_tokens",
     "cispo_loss",
     "closed_gates",
+    "continued",
     "contrast_data",
     "contrastive_scores",
     "critical_token",
@@ -172,6 +174,7 @@ _HOME = {
     "choose_tokens": "choice",
     "cispo_loss": "baselines",
     "closed_gates": "gates",
+    "continued": "critical_tokens",
     "contrast_data": "contrast",
     "contrastive_scores": "contrast",
     "critical_token": "critical_tokens",

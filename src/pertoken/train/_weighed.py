@@ -206,7 +206,7 @@ def _above_zero(total: torch.Tensor) -> torch.Tensor:
     if not bool(total > 0):
         raise PertokenError(
             f"the weights of a batch sum to {float(total):g}, not above 0: they can't be the "
-            'divisor; take normalizer="tokens"'
+            'divisor; is there an answer in it? Weights of your own may have normalizer="tokens"'
         )
     return total
 

@@ -28,7 +28,15 @@ from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells
 from pertoken.signal import TokenSignal
 
-__all__ = ["Replaced", "Rollouts", "critical_token", "pass_at_k", "replaced", "rollout_scores"]
+__all__ = [
+    "Replaced",
+    "Rollouts",
+    "continued",
+    "critical_token",
+    "pass_at_k",
+    "replaced",
+    "rollout_scores",
+]
 
 Judge = Callable[[str], bool]
 """Whether the text of a whole answer is right."""
@@ -208,6 +216,46 @@ def critical_token(scores: Sequence[float], threshold: float = THRESHOLD) -> int
         elif candidate is not None and score >= threshold:
             candidate, dropped = None, candidate
     return dropped if candidate is None else candidate
+
+
+def continued(
+    model: Any,
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    answer_ids: Sequence[int],
+    *,
+    is_correct: Judge,
+    n: int = 64,
+    temperature: float = 0.5,
+    top_p: float = 0.95,
+    max_new_tokens: int = 1024,
+    batch: int = 64,
+    seed: int = 0,
+) -> int:
+    """How many of `n` continuations of the beginning of an answer are right.
+
+    Arguments as of `rollout_scores`. Of an answer up to its critical token, that one with it, this
+    is with `pass_at_k(n, right, k)` the paper's "with critical token".
+
+    >>> from pertoken.testing import ByteTokenizer, tiny_model
+    >>> model, everything = tiny_model("llama", vocab_size=258), lambda text: True
+    >>> continued(model, ByteTokenizer(), [5], [6], is_correct=everything, n=3, max_new_tokens=2)
+    3
+    """
+    check_sampling(n, batch, temperature, top_p)
+    judged = _judged(
+        model,
+        tokenizer,
+        [_listed(prompt_ids, answer_ids)] * n,
+        is_correct,
+        batch,
+        seed,
+        None,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+    )
+    return sum(judged)
 
 
 @torch.no_grad()

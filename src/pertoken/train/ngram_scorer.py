@@ -88,7 +88,7 @@ class NgramScorer:
     ) -> NgramScorer:
         """Train on texts with labels 1 (wanted) and 0; the defaults are the paper's.
 
-        Raises PertokenError for labels of one kind alone, and for a text without a word.
+        Raises PertokenError for labels of one kind alone.
         """
         wanted = np.asarray(labels)
         if len(wanted) != len(texts) or not np.isin(wanted, (0, 1)).all():

@@ -37,8 +37,9 @@ def bits_per_character(
 ) -> list[float]:
     """Loss of each text in bits, over its characters.
 
-    block: tokens read at once, fewer where the model has fewer positions; a longer text is read in
-    blocks that begin `stride` tokens apart, and each token counts in the first that reaches it.
+    block: tokens read at once; a longer text is read in blocks that begin `stride` tokens apart,
+    and each token counts in the first that reaches it. Where the model has fewer positions both
+    shrink in the same proportion.
     Raises PertokenError for an empty text, and where the tokenizer's ids are not the model's.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
@@ -51,10 +52,9 @@ def bits_per_character(
     from pertoken.tokenize import nats_per_text
 
     room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    block = min(block, (room or block + 1) - 1)  # one place is for the token in front
-    found = nats_per_text(
-        model, tokenizer, texts, window=block, stride=min(stride, block), progress=progress
-    )
+    window = min(block, (room or block + 1) - 1)  # one place is for the token in front
+    apart = max(1, min(stride, block) * window // block)
+    found = nats_per_text(model, tokenizer, texts, window=window, stride=apart, progress=progress)
     return [nats / math.log(2) / len(text) for (nats, _), text in zip(found, texts, strict=True)]
 
 
