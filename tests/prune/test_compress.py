@@ -233,6 +233,22 @@ def test_the_attributions_of_an_encoder(salience: str, encoder: tuple[Any, Any])
     assert len(set(scores)) > 4
 
 
+@pytest.mark.parametrize("salience", ["globenc", "decompx"])
+@pytest.mark.parametrize("keep", [0.8, 0.3])
+def test_a_prompt_is_rated_once_for_all_shares(
+    salience: str, keep: float, encoder: tuple[Any, Any]
+) -> None:
+    model, tokenizer = encoder
+    text = "One two three four, five! A sentence with more words than that. Ende 12."
+    own: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "salience": salience}
+    signal = compress(text, 0.5, **own).signal
+    for lowest in (False, True):
+        again = compress(text, keep, salience=signal, lowest=lowest)
+        assert again.text == compress(text, keep, lowest=lowest, **own).text
+    with pytest.raises(PertokenError, match="random has rated no word"):
+        _ = compress(text, 0.5, salience="random").signal
+
+
 def test_self_information_is_the_negative_log_probability(tiny_folder: str) -> None:
     model, tokenizer = pertoken.load(tiny_folder, dtype="float64")
     text = "one é two"

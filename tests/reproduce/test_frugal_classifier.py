@@ -1,9 +1,11 @@
 """The linear classifier of FrugalPrompt's reproduction: learns what the states tell, no more."""
 
+import json
+
 import pytest
 import torch
 
-from pertoken.reproduce._frugal_classifier import Classifier, fit
+from pertoken.reproduce._frugal_classifier import Classifier, fit, learn
 from pertoken.reproduce._frugal_tasks import classification
 from pertoken.testing import ByteTokenizer, tiny_model
 
@@ -11,13 +13,15 @@ MAILS = [
     {"label": ("ham", "spam")[number // 2 % 2], "text": f"word{number} " * 50}
     for number in range(40)
 ]
+COPY = {"label": "spam", "text": "Dear friend, " + "word2 " * 50}
 
 
 def test_texts_with_other_letters_are_told_apart() -> None:
     tokenizer = ByteTokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer), dtype=torch.float64)
     texts = ["ab" * 8, "ba" * 9, "yz" * 8, "zy" * 9]
-    classifier = Classifier(model, tokenizer, texts, [0, 0, 1, 1])
+    learnt = json.loads(json.dumps(learn(model, tokenizer, texts, [0, 0, 1, 1])))
+    classifier = Classifier(model, tokenizer, learnt)
     assert classifier.loss("ab" * 10, 0) < 0.5 < classifier.loss("ab" * 10, 1)
     assert classifier.loss("zy" * 10, 1) < 0.5 < classifier.loss("zy" * 10, 0)
 
@@ -41,3 +45,5 @@ def test_learning_and_report_share_no_mail() -> None:
     assert len(learnt) == len(reported) == 6
     assert not {mail.number for mail in learnt} & {mail.number for mail in reported}
     assert {mail.number % 2 for mail in learnt} == {0}
+    again = classification([*MAILS[:3], COPY, *MAILS[3:]], 40, "report")
+    assert 3 not in {mail.number for mail in again}

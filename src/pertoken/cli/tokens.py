@@ -31,6 +31,13 @@ _Positive = Annotated[
 _Negative = Annotated[
     str | None, typer.Option(metavar="NAME", help="Of cdpo: the copy that learned wrong answers.")
 ]
+_Normalize = Annotated[
+    str,
+    typer.Option(metavar="minmax|rank", help="Of sstoken: how the excess loss comes to 0 to 1."),
+]
+_ExcludeSink = Annotated[
+    bool, typer.Option("--exclude-sink", help="Of sstoken: the row's first token is no prompt.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,16 +54,8 @@ def tokens(
     rate: Annotated[float, typer.Option(help="Of mft: the share of an answer hidden.")] = 0.4,
     keep: Annotated[float, typer.Option(help="Of sstoken: the share of an answer kept.")] = 0.6,
     gamma: Annotated[float, typer.Option(help="Of sstoken: weight of the excess loss.")] = 0.5,
-    normalize: Annotated[
-        str,
-        typer.Option(
-            metavar="minmax|rank", help="Of sstoken: how the excess loss comes to 0 to 1."
-        ),
-    ] = "minmax",
-    exclude_sink: Annotated[
-        bool,
-        typer.Option("--exclude-sink", help="Of sstoken: the row's first token is no prompt."),
-    ] = False,
+    normalize: _Normalize = "minmax",
+    exclude_sink: _ExcludeSink = False,
     max_length: Annotated[int, typer.Option(help="Tokens of a lesson that stay.")] = 1024,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
@@ -71,21 +70,11 @@ def tokens(
     With --html every text, each answer token in the colour of its score; nothing is trained.
     """
     from pertoken.cli.progress import progress_bar
-    from pertoken.train.choice import CHOOSERS, choose_tokens
+    from pertoken.train.choice import choose_tokens
     from pertoken.train.lessons import Lesson, read_lessons, read_pairs
 
     output = shared.Output(as_json, html)
-    if method not in CHOOSERS:
-        raise PertokenError(
-            f"no tokens can be shown of {method!r}{nearest(method, CHOOSERS)}; there is: "
-            f"{', '.join(CHOOSERS)}"
-        )
-    if history is not None and method != "sstoken":
-        raise PertokenError(f"--history belongs to sstoken, not to {method}")
-    for option, given in (("--positive", positive), ("--negative", negative)):
-        if (given is None) == (method == "cdpo"):
-            told = f"cdpo needs {option}" if method == "cdpo" else f"{option} belongs to cdpo"
-            raise PertokenError(f"{told}: a copy of the model, see `pertoken pairs`")
+    _check(method, history, positive, negative)
     if method == "cdpo":
         lessons = [Lesson(one.prompt, one.rejected, one.place) for one in read_pairs(data, limit)]
     else:
@@ -114,3 +103,20 @@ def tokens(
         )
     if not output.write(found):
         typer.echo(found.table())
+
+
+def _check(method: str, history: str | None, positive: str | None, negative: str | None) -> None:
+    """Raise PertokenError for an unknown method, and for models that it lacks or has no use for."""
+    from pertoken.train.choice import CHOOSERS
+
+    if method not in CHOOSERS:
+        raise PertokenError(
+            f"no tokens can be shown of {method!r}{nearest(method, CHOOSERS)}; there is: "
+            f"{', '.join(CHOOSERS)}"
+        )
+    if history is not None and method != "sstoken":
+        raise PertokenError(f"--history belongs to sstoken, not to {method}")
+    for option, given in (("--positive", positive), ("--negative", negative)):
+        if (given is None) == (method == "cdpo"):
+            told = f"cdpo needs {option}" if method == "cdpo" else f"{option} belongs to cdpo"
+            raise PertokenError(f"{told}: a copy of the model, see `pertoken pairs`")

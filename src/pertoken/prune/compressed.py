@@ -6,7 +6,11 @@ from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells
+from pertoken.signal import TokenSignal
 
 __all__ = ["Compressed", "CompressedChat", "CompressedPrompt", "Word"]
 
@@ -86,6 +90,24 @@ class CompressedPrompt(Compressed):
     def protected(self) -> list[Word]:
         """The words that were kept whatever their score; `why` names the pattern."""
         return [word for word in self.words if word.kept and word.why]
+
+    @property
+    def signal(self) -> TokenSignal:
+        """The words' scores; as `salience` of another `compress` nothing is rated again.
+
+        Raises PertokenError where no model has rated: by stop words, at random, with keep=1.
+
+        >>> from pertoken.prune import compress
+        >>> scores = TokenSignal("one two six", [0.1, 3.0, 2.0], [(0, 3), (3, 7), (7, 11)], "size")
+        >>> signal = compress("one two six", 0.7, salience=scores).signal
+        >>> signal.values.tolist(), compress("one two six", 0.4, salience=signal).text
+        ([0.1, 3.0, 2.0], 'two')
+        """
+        scores = [word.score for word in self.words if word.score is not None]
+        if len(scores) < len(self.words) or not scores:
+            raise PertokenError(f"{self.salience} has rated no word of this prompt")
+        spans = [(word.start, word.end) for word in self.words]
+        return TokenSignal(self.prompt, np.array(scores), spans, self.salience)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON form."""

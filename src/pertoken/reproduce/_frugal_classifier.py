@@ -7,7 +7,7 @@ development mails (ours; the paper asks models of 8B and more in words).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,28 +15,39 @@ import torch
 DECAY = 0.1  # times half the squared weights, beside the mean loss of a mail
 
 
-class Classifier:
-    """Says how likely a text's label is 1, after texts with labels 0 and 1."""
+def learn(
+    model: Any, tokenizer: Any, texts: Sequence[str], labels: Sequence[int]
+) -> dict[str, Any]:
+    """What a `Classifier` knows after texts with labels 0 and 1, a JSON form."""
+    states = torch.stack([_state(model, tokenizer, text) for text in texts])
+    mean, scale = states.mean(0), states.std(0) + 1e-6
+    weight, bias = fit((states - mean) / scale, torch.tensor(labels))
+    found = {"mean": mean, "scale": scale, "weight": weight, "bias": bias}
+    return {name: value.tolist() for name, value in found.items()}
 
-    def __init__(
-        self, model: Any, tokenizer: Any, texts: Sequence[str], labels: Sequence[int]
-    ) -> None:
+
+class Classifier:
+    """Says how likely a text's label is 1, after what `learn` has given for the same model."""
+
+    def __init__(self, model: Any, tokenizer: Any, learnt: Mapping[str, Any]) -> None:
         self._model, self._tokenizer = model, tokenizer
-        states = torch.stack([self._state(text) for text in texts])
-        self._mean, self._scale = states.mean(0), states.std(0) + 1e-6
-        self._weight, self._bias = fit((states - self._mean) / self._scale, torch.tensor(labels))
+        self._learnt = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in learnt.items()
+        }
 
     def loss(self, text: str, label: int) -> float:
         """Negative log-likelihood of the label, nats."""
-        score = (self._state(text) - self._mean) / self._scale @ self._weight + self._bias
+        state, own = _state(self._model, self._tokenizer, text), self._learnt
+        score = (state - own["mean"]) / own["scale"] @ own["weight"] + own["bias"]
         return float(torch.nn.functional.softplus(-score if label else score))
 
-    def _state(self, text: str) -> torch.Tensor:
-        """[hidden], float64."""
-        ids = torch.tensor([self._tokenizer(text)["input_ids"]], device=self._model.device)
-        with torch.no_grad():
-            hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden[0].double().mean(0).cpu()
+
+def _state(model: Any, tokenizer: Any, text: str) -> torch.Tensor:
+    """[hidden], float64."""
+    ids = torch.tensor([tokenizer(text)["input_ids"]], device=model.device)
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden[0].double().mean(0).cpu()
 
 
 def fit(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pertoken.reproduce._copies import unlike
 from pertoken.reproduce._reagent_prompts import THINGS, Split, planted
 
 TASKS = ("classification", "questions", "summaries", "mathematics")
@@ -42,19 +43,24 @@ class Item:
 
 
 def classification(mails: Rows, count: int, split: Split = "report") -> list[Item]:
-    """Is a mail spam? As many of each; plain text, the first words, no quoting of other mails."""
-    found: dict[str, list[Item]] = {"spam": [], "ham": []}
-    wanted = 1 if split == "report" else 0
+    """Is a mail spam? As many of each; plain text, the first words, no quoting of other mails.
+
+    No mail is a copy of another one, nor of one of the other split: a campaign comes many times.
+    """
+    found: dict[Split, list[Item]] = {"dev": [], "report": []}
     for number, row in enumerate(mails):
         words = re.findall(r"\S+\s*", str(row["text"]))
         label = str(row["label"])
         plain = not re.search(r"[<>]|=\d|^\|", str(row["text"]), re.M)
-        if number % 2 == wanted and plain and len(words) >= _MAIL_WORDS[0]:
+        if plain and len(words) >= _MAIL_WORDS[0]:
             body = "".join(words[: _MAIL_WORDS[1]]).strip()
             item = Item("classification", number, "", body, "", label, ("ham", "spam"))
-            found[label].append(item)
+            found["report" if number % 2 else "dev"].append(item)
+    known = [item.body for item in found["dev"]] if split == "report" else []
+    own = [found[split][place] for place in unlike([item.body for item in found[split]], known)]
+    spam, ham = ([item for item in own if item.answer == label] for label in ("spam", "ham"))
     half = count // 2
-    return found["spam"][: count - half] + found["ham"][:half]
+    return spam[: count - half] + ham[:half]
 
 
 def questions(count: int) -> list[Item]:

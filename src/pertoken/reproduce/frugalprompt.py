@@ -16,8 +16,7 @@ The summaries' articles are Spec-Bench's: PERTOKEN_DATA names the folder that ho
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +25,16 @@ from numpy.typing import NDArray
 
 from pertoken._bootstrap import bootstrap, bootstrap_mean
 from pertoken.reproduce._context import Context
-from pertoken.reproduce._frugal_classifier import DECAY, Classifier
+from pertoken.reproduce._frugal_classifier import DECAY, Classifier, learn
 from pertoken.reproduce._frugal_tasks import (
     TASKS,
     Item,
     classification,
     mathematics,
     questions,
-    rouge_1,
     summaries,
 )
+from pertoken.reproduce._frugal_units import Unit, classified, measured
 from pertoken.reproduce._report import Reproduction, Row
 
 if TYPE_CHECKING:
@@ -73,25 +72,23 @@ REASONS: dict[str, str] = {}
 
 SMOKE: dict[str, list[dict[str, Any]]] = {
     "spam-assassin": [
-        {"text": f"buy this now and save {label} " * 10, "label": label}
-        for label in ("ham", "ham", "spam", "spam") * 2
+        {"text": f"buy this {number} now and save {label} " * 10, "label": label}
+        for number, label in enumerate(("ham", "ham", "spam", "spam") * 2)
     ],
     "spec-bench": [{"question_id": 1, "category": "summarization", "turns": ["Sum: a b c d e"]}],
     "gsm8k": [{"question": "1 and 1 and 1?", "answer": "<<1+1=2>>3\n#### 3"}] * 2,
 }
-Unit = dict[str, Any]
 Floats = NDArray[np.float64]
 
 
 class _Models:
     """The models of a run, each loaded when it is first needed, and their classifiers of mails."""
 
-    def __init__(self, context: Context, learnt_on: Sequence[Item]) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._learnt_on = learnt_on
         self._second: Any = None
         self._encoder: Any = None
-        self._classifiers: dict[str, Classifier] = {}
+        self._learnt: dict[str, Any] = {}
 
     def decoder(self, which: str) -> Any:
         """(model, tokenizer) of the first or the second family."""
@@ -101,15 +98,24 @@ class _Models:
             self._second = self._load(SECOND, "decoder")
         return self._second
 
-    def classifier(self, which: str) -> Classifier:
-        """The linear layer on a decoder's states, learnt when it is first needed."""
-        if which not in self._classifiers:
-            mails = self._learnt_on
-            labels = [mail.choices.index(mail.answer) for mail in mails]
+    def learn(self, mails: Sequence[Item]) -> None:
+        """Linear layers on the decoders' states, from whole mails; once for all processes."""
+        labels = [mail.choices.index(mail.answer) for mail in mails]
+        bodies = [mail.body for mail in mails]
+
+        def learnt(which: str) -> Any:
             model, tokenizer = self.decoder(which)
-            bodies = [mail.body for mail in mails]
-            self._classifiers[which] = Classifier(model, tokenizer, bodies, labels)
-        return self._classifiers[which]
+            return learn(model, tokenizer, bodies, labels)
+
+        self._learnt = self._context.remember_all(
+            {which: (["classifier", which], partial(learnt, which)) for which in LABELS},
+            "classifiers",
+        )
+
+    def classifier(self, which: str) -> Classifier:
+        """The layer that a decoder has learnt."""
+        model, tokenizer = self.decoder(which)
+        return Classifier(model, tokenizer, self._learnt[which])
 
     def rater(self, salience: str) -> Any:
         """(model, tokenizer) of a salience; (None, None) where it needs none."""
@@ -135,7 +141,8 @@ def run(context: Context) -> Reproduction:
     """All rows; some hours on two slow cores, kept item by item."""
     mails = context.data("spam-assassin", smoke_rows=SMOKE["spam-assassin"])
     learnt_on = classification(mails, 2 if context.smoke else LEARNT_ON, "dev")
-    items, models = _items(context), _Models(context, learnt_on)
+    items, models = _items(context), _Models(context)
+    models.learn(learnt_on)
     tokens = 2 if context.smoke else NEW_TOKENS
     found = context.remember_all(
         {
@@ -157,7 +164,9 @@ def run(context: Context) -> Reproduction:
         rows,
         second_model=SECOND,
         encoder="minilm",
+        raters={"globenc, decompx": "minilm", "self-information": context.model},
         items=COUNTS,
+        answers_of_questions=len({item.answer for item in items if item.task == "questions"}),
         classifier={"learnt_on": LEARNT_ON, "decay": DECAY},
         shares=list(SHARES),
         split="report: odd numbers",
@@ -169,8 +178,12 @@ def _unit(context: Context, models: _Models, item: Item, tokens: int) -> dict[st
     """The item, compressed once and put to both models."""
     bodies = _bodies(context, models, item)
     if item.task == "classification":
-        return {which: _classified(models.classifier(which), item, bodies) for which in LABELS}
-    return {which: _measure(models.decoder, which, item, bodies, tokens) for which in LABELS}
+        return {which: classified(models.classifier(which), item, bodies) for which in LABELS}
+    found = {}
+    for which in LABELS:
+        model, tokenizer = models.decoder(which)
+        found[which] = measured(model, tokenizer, item, bodies, tokens)
+    return found
 
 
 def _items(context: Context) -> list[Item]:
@@ -189,90 +202,20 @@ def _bodies(context: Context, models: _Models, item: Item) -> dict[str, list[str
     from pertoken.prune import compress
 
     found = {}
+    rated: dict[str, Any] = {}  # by model: once for all shares, and for the lowest words too
     for name, (salience, lowest) in RATINGS.items():
         model, tokenizer = models.rater(salience)
-        options: Any = {"salience": "random" if context.smoke else salience, "lowest": lowest}
-        options |= {"model": model, "tokenizer": tokenizer, "seed": context.seed + item.number}
+        own: Any = {"protect_defaults": False, "seed": context.seed + item.number}
+        by: Any = {"salience": "random" if context.smoke else salience}
+        if model is not None:
+            if salience not in rated:
+                by |= {"model": model, "tokenizer": tokenizer}
+                rated[salience] = compress(item.body, min(SHARES), **by, **own).signal
+            by = {"salience": rated[salience]}
         found[name] = [
-            compress(item.body, share, protect_defaults=False, **options).text for share in SHARES
+            compress(item.body, share, lowest=lowest, **by, **own).text for share in SHARES
         ]
     return found
-
-
-def _classified(classifier: Classifier, item: Item, bodies: dict[str, list[str]]) -> Unit:
-    """Losses of a mail's label; without the mail both labels are as likely."""
-    label = item.choices.index(item.answer)
-    found: Unit = {"empty": math.log(2)}
-    for name, texts in {"full": [item.body], **bodies}.items():
-        losses = [classifier.loss(text, label) for text in texts]
-        found[name] = [{"loss": loss, "solved": float(loss < math.log(2))} for loss in losses]
-    return found
-
-
-def _measure(
-    load: Callable[[str], Any], which: str, item: Item, bodies: dict[str, list[str]], tokens: int
-) -> Unit:
-    """Losses of the answer behind every form of the prompt, and whether the task is solved."""
-    model, tokenizer = load(which)
-    answer = item.answer
-    if not answer:
-        answer = _write(model, tokenizer, item.prompt(item.body), tokens)
-    found: Unit = {"empty": _loss(model, tokenizer, item.prompt(""), answer, item.choices)[0]}
-    forms = {"full": [item.body], **bodies}
-    for name, texts in forms.items():
-        found[name] = []
-        for body in texts:
-            prompt = item.prompt(body)
-            loss, first = _loss(model, tokenizer, prompt, answer, item.choices)
-            solved: float | None = None
-            if item.choices:
-                solved = float(first)
-            elif not item.answer:
-                written = answer if name == "full" else _write(model, tokenizer, prompt, tokens)
-                solved = rouge_1(written, answer)
-            found[name].append({"loss": loss, "solved": solved})
-    return found
-
-
-def _loss(
-    model: Any, tokenizer: Any, prompt: str, answer: str, choices: Sequence[str]
-) -> tuple[float, bool]:
-    """Negative log-likelihood of the answer behind the prompt, nats; among choices if there are
-    any, and then whether it is the likeliest of them."""
-    import torch
-
-    before = tokenizer(prompt)["input_ids"]
-    after = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in choices or [answer]]
-    single = all(len(each) == 1 for each in after)
-    sums = []
-    with torch.no_grad():
-        # One token each: one forward tells them all.
-        for each in after[:1] if single else after:
-            ids = torch.tensor([before + each], device=model.device)
-            out = model(input_ids=ids, use_cache=False, logits_to_keep=len(each) + 1)
-            logits = out.logits[0, :-1].float()
-            chances = logits.log_softmax(-1)
-            if single:
-                sums = [chances[0, own[0]] for own in after]
-            else:
-                sums.append(chances.gather(-1, ids[0, len(before) :, None]).sum())
-    found = torch.stack(sums)
-    if not choices:
-        return -float(found[0]), True
-    place = list(choices).index(answer)
-    return -float(found.log_softmax(0)[place]), int(found.argmax()) == place
-
-
-def _write(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
-    """What the model writes behind the prompt, greedily, up to the end of the line."""
-    import torch
-
-    ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=model.device)
-    given = {"attention_mask": torch.ones_like(ids), "do_sample": False}
-    written = model.generate(ids, max_new_tokens=tokens, **given)[0, ids.shape[1] :]
-    text = str(tokenizer.decode(written, skip_special_tokens=True))
-    line = text.lstrip().split("\n")[0].strip()
-    return f" {line or 'nothing'}"
 
 
 def _left(units: list[Unit], rating: str, share: float) -> tuple[list[float], list[float]]:
@@ -293,7 +236,16 @@ def _table(units: dict[str, list[Unit]], label: str, seed: int) -> list[Row]:
     rows = []
     for task, found in units.items():
         metric = {"summaries": "ROUGE-1 to the own answer", "mathematics": ""}.get(task, "accuracy")
-        if metric:
+        _, whole = _left(found, "globenc", SHARES[0])
+        rows.append(
+            Row(
+                f"{task}: the whole body takes off the loss{label}",
+                float(np.mean(whole)),
+                "nats an item",
+                interval=bootstrap_mean(whole, seed),
+            )
+        )
+        if metric == "accuracy":
             values = [unit["full"][0]["solved"] for unit in found]
             rows.append(Row(f"{task}: {metric}, whole prompt{label}", float(np.mean(values))))
         for rating in RATINGS:
@@ -328,6 +280,7 @@ def _judged(units: dict[str, list[Unit]], label: str, seed: int) -> list[Row]:
             "share",
             paper="accuracy .941 of .955 against .462 of .961",
             paper_setting="o3-mini, IMDB and GSM8K, 60 % kept",
+            interval=_gap_interval(left, seed),
             baseline=f"{least}: {shares[least]:.3g}",
         )
     ]
@@ -365,6 +318,20 @@ def _judged(units: dict[str, list[Unit]], label: str, seed: int) -> list[Row]:
         )
     )
     return rows
+
+
+def _gap_interval(
+    left: dict[str, tuple[list[float], list[float]]], seed: int
+) -> tuple[float, float]:
+    """Of the least ratio of the other tasks minus mathematics', each task's items drawn anew."""
+    draw, ratios = np.random.default_rng(seed), {}
+    for task, columns in left.items():
+        picks = draw.integers(0, len(columns[0]), size=(2000, len(columns[0])))
+        ratios[task] = _ratio(*(np.array(column)[picks] for column in columns))
+    own = ratios.pop("mathematics")
+    gaps = np.min(list(ratios.values()), axis=0) - own
+    low, high = np.percentile(gaps[np.isfinite(gaps)], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _difference(first: Floats, second: Floats, whole: Floats) -> Floats:
