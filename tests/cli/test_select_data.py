@@ -86,3 +86,24 @@ def test_one_line_says_what_is_wrong(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("out", "given", "message"),
+    [
+        ("out.jsonl", ["--keep", "10"], "share to keep must be above 0 and at most 1, got 10"),
+        ("out.parquet", [], "give a target of the same kind"),
+        ("in.jsonl", [], "is what is read"),
+        ("none/out.jsonl", [], "none"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_refused_before_a_model_reads(
+    out: str,
+    given: list[str],
+    message: str,
+    source: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = ["--models", "no-such-model=1,another=2"]
+    assert main(["select-data", str(source), str(source.parent / out), *models, *given]) == 2
+    assert message in capsys.readouterr().err

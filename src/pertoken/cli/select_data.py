@@ -74,6 +74,7 @@ def select_data(
     """
     from pertoken.cli.progress import delayed_bar
     from pertoken.train import NgramScorer, select_file
+    from pertoken.train.pool import checked
 
     output = shared.Output(as_json, html, out=out, **{"save-scorer": save_scorer})
     if (scorer is None) == (models is None):
@@ -82,6 +83,7 @@ def select_data(
         )
     if models is None and save_scorer is not None:
         raise PertokenError("--save-scorer is for a scorer that is learned: give --models")
+    checked(source, out, keep)  # before models read anything
     found: Preselection | None = None
     with delayed_bar() as tell:
         if scorer is not None:

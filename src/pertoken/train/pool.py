@@ -97,18 +97,8 @@ def select_file(
     Raises PertokenError, naming file and line, for a document without text in `field`; for an empty
     pool; and for scores of another pool or scorer that lie there.
     """
-    if not 0 < keep <= 1:
-        raise PertokenError(f"the share to keep must be above 0 and at most 1, got {keep}")
     source, target = Path(source), Path(target)
-    pieces = pieces_of(source)
-    check_target(target)
-    if target.suffix.lower() != pieces[0].path.suffix.lower():
-        raise PertokenError(
-            f"{source} holds {pieces[0].path.suffix} and {target} is to be {target.suffix}: give a "
-            "target of the same kind"
-        )
-    if target.resolve() in {piece.path.resolve() for piece in pieces}:
-        raise PertokenError(f"{target} is what is read: give another target")
+    pieces = checked(source, target, keep)
     folder = target.with_name(f"{target.name}.scores")
     _begin(folder, pieces, scorer, field)
     _score(folder, pieces, field, jobs, ray, progress)
@@ -119,6 +109,22 @@ def select_file(
     kept, characters = _write(folder, pieces, target, threshold, left, progress)
     shutil.rmtree(folder)
     return Selected(documents, kept, total, characters, threshold)
+
+
+def checked(source: Path, target: Path, keep: float) -> Sequence[Piece]:
+    """The pieces of a pool; PertokenError for a share, a pool or a target that does not fit."""
+    if not 0 < keep <= 1:
+        raise PertokenError(f"the share to keep must be above 0 and at most 1, got {keep}")
+    pieces = pieces_of(source)
+    check_target(target)
+    if target.suffix.lower() != pieces[0].path.suffix.lower():
+        raise PertokenError(
+            f"{source} holds {pieces[0].path.suffix} and {target} is to be {target.suffix}: give a "
+            "target of the same kind"
+        )
+    if target.resolve() in {piece.path.resolve() for piece in pieces}:
+        raise PertokenError(f"{target} is what is read: give another target")
+    return pieces
 
 
 def sample_documents(
