@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pertoken.errors import PertokenError
 from pertoken.reproduce import _sstoken_speed as speed
 from pertoken.reproduce import _worked_sums as lab
 from pertoken.reproduce import sstoken as reproduction
@@ -56,7 +57,7 @@ def test_the_timed_steps_are_those_of_training(batch: Any, monkeypatch: pytest.M
 
     def kept(model: Any, losses: Any, *, smoke: bool) -> dict[str, Any]:
         seen.update(losses)
-        return {"noise": {}}
+        return {"noise": {}, "full": [1.0]}
 
     monkeypatch.setattr(reproduction, "step_times", kept)
     reproduction._step_times(smoke=True)
@@ -79,3 +80,9 @@ def test_losses_are_timed_on_copies() -> None:
     )
     assert len(found["a"]) == len(found["b"]) == 1
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+def test_no_quiet_round_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduction, "step_times", lambda *_, **__: {"noise": {}, "full": []})
+    with pytest.raises(PertokenError, match="no round of the step times was quiet"):
+        reproduction._step_times(smoke=True)

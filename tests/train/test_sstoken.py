@@ -307,8 +307,8 @@ def test_histories_that_are_one_state_train_alike(trl: Any, tmp_path: Path) -> N
 
 
 def test_the_options_of_the_score_are_those_of_the_functions(trl: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"normalize": "rank", "exclude_sink": True}
-    made = lab.trainer(tmp_path, SS, warmup=0.0, max_steps=1, **options)
+    ways: dict[str, Any] = {"query": "predictor", "exclude_sink": True}
+    made = lab.trainer(tmp_path, SS, warmup=0.0, max_steps=1, normalize="rank", **ways)
     old, new = lab.model(), lab.model(seed=1)
     made.model.load_state_dict(new.state_dict())
     given = lab.one_batch(made)
@@ -317,7 +317,7 @@ def test_the_options_of_the_score_are_those_of_the_functions(trl: Any, tmp_path:
         both = [one(ids, attention_mask=real).logits[:, :-1].log_softmax(-1) for one in (new, old)]
         log_probs, past = (one.gather(-1, ids[:, 1:, None])[..., 0] for one in both)
         prompt = ~learned & (real != 0)
-        shares = prompt_attention(new, ids, prompt, real, exclude_sink=True)
+        shares = prompt_attention(new, ids, prompt, real, **ways)
     loss, _ = sstoken_loss(log_probs, past, shares, learned[:, 1:], normalize="rank")
     assert lab.run(made)[0] == pytest.approx(float(loss), abs=1e-6)
 

@@ -244,7 +244,7 @@ def scored(
         log_probs = lab.log_probs_of(model, ids)
     learned = labels != lab.IGNORED
     real = (learned.flip(1).cumsum(1).flip(1) > 0).long()  # up to the answer's end
-    return log_probs, watch.prompt_shares((real != 0) & ~learned, real)[:, 1:]
+    return log_probs, watch.prompt_shares((real != 0) & ~learned, real)
 
 
 @torch.no_grad()

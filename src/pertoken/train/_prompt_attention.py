@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -19,6 +19,7 @@ from pertoken.errors import PertokenError
 
 __all__ = ["Watch", "prompt_attention", "watching"]
 
+Query = Literal["token", "predictor"]
 _QUERIES = 256  # rows of attention that are there at once
 
 
@@ -47,12 +48,16 @@ class Watch:
 
     @torch.no_grad()
     def prompt_shares(
-        self, prompt: torch.Tensor, real: torch.Tensor, *, exclude_sink: bool = False
+        self,
+        prompt: torch.Tensor,
+        real: torch.Tensor,
+        *,
+        query: Query = "token",
+        exclude_sink: bool = False,
     ) -> torch.Tensor:
-        """Attention on the prompt of every token, mean over heads, in [0, 1]: [batch, time].
+        """What `prompt_attention` gives, of the forward that was watched: [batch, time - 1].
 
-        prompt: bool [batch, time]; real: [batch, time], 0 where there is padding. exclude_sink: see
-        `prompt_attention`.
+        prompt: bool [batch, time]; real: [batch, time], 0 where there is padding.
         """
         if self._call is None:
             raise PertokenError("the model has not run while its attention was watched")
@@ -79,7 +84,8 @@ class Watch:
             with self._blocks.takeover(attend):
                 self.block.forward(*args, **kwargs)
         except _Summed:
-            return torch.cat(found, dim=1)
+            shares = torch.cat(found, dim=1)
+            return shares[:, 1:] if query == "token" else shares[:, :-1]
         raise PertokenError(f"{type(self.block).__name__} has no attention that could be watched")
 
 
@@ -102,7 +108,7 @@ def prompt_attention(
     attention_mask: torch.Tensor | None = None,
     *,
     layer: int = -1,
-    query: Literal["token", "predictor"] = "token",
+    query: Query = "token",
     exclude_sink: bool = False,
 ) -> torch.Tensor:
     """How much of each token's attention lies on the prompt, in [0, 1]: [batch, time - 1].
@@ -120,7 +126,7 @@ def prompt_attention(
     >>> prompt_attention(tiny_model("llama"), torch.tensor([[5, 6, 7, 8]]), prompt).shape
     torch.Size([1, 3])
     """
-    if query not in ("token", "predictor"):
+    if query not in get_args(Query):
         raise PertokenError(f'query must be "token" or "predictor", got {query!r}')
     if prompt_mask.shape != input_ids.shape:
         raise PertokenError(
@@ -130,5 +136,5 @@ def prompt_attention(
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     with watching(model, layer) as watch:
         model(input_ids=input_ids, attention_mask=real, use_cache=False)
-    shares = watch.prompt_shares(prompt_mask.bool(), real, exclude_sink=exclude_sink)
-    return shares[:, 1:] if query == "token" else shares[:, :-1]
+    prompt = prompt_mask.bool()
+    return watch.prompt_shares(prompt, real, query=query, exclude_sink=exclude_sink)

@@ -322,7 +322,7 @@ def _scored(
     with watching(model) as watch:
         log_probs = _log_probs(model, ids, real)
     prompt, sink = (labels == -100) & (real != 0), settings["exclude_sink"]
-    attention = watch.prompt_shares(prompt, real, exclude_sink=sink)[:, 1:]
+    attention = watch.prompt_shares(prompt, real, exclude_sink=sink)
     past = log_probs if history is None else _log_probs(history, ids, real)
     rel = retrospective_excess_loss(log_probs, past, mask)
     scores = ss_scores(rel, attention, mask, settings["gamma"], normalize=settings["normalize"])

@@ -23,7 +23,7 @@ import torch
 
 from pertoken.errors import PertokenError, nearest
 from pertoken.select import top_share
-from pertoken.train._prompt_attention import Watch, watching
+from pertoken.train._prompt_attention import Query, Watch, watching
 from pertoken.train._weighed import WeighedSFT, dropped
 from pertoken.train.sstoken import (
     Normalize,
@@ -43,10 +43,10 @@ _FILE = "history.pt"
 class SSTokenSFT(WeighedSFT):
     """A mixin for TRL's `SFTTrainer`: only the tokens that ssToken keeps are learned.
 
-    keep, gamma, normalize: as in `sstoken_loss`; exclude_sink: as in `prompt_attention`. history:
-    see the module. warmup: the share of training in which the attention alone selects, since REL is
-    0 before the model has moved; the authors' script means the first 10,000 of its 50,000 examples.
-    decay: of the moving average.
+    keep, gamma, normalize: as in `sstoken_loss`; query, exclude_sink: as in `prompt_attention`.
+    history: see the module. warmup: the share of training in which the attention alone selects,
+    since REL is 0 before the model has moved; the authors' script means the first 10,000 of its
+    50,000 examples. decay: of the moving average.
 
     The loss is the mean over the kept tokens of the whole accumulated batch; with keep=1 it is
     `SFTTrainer` to the bit. A row is one example; its prompt is what is not learned. Evaluation is
@@ -71,6 +71,7 @@ class SSTokenSFT(WeighedSFT):
         warmup: float = 0.2,
         decay: float = 0.99,
         normalize: Normalize = "minmax",
+        query: Query = "token",
         exclude_sink: bool = False,
         **more: Any,
     ) -> None:
@@ -82,6 +83,7 @@ class SSTokenSFT(WeighedSFT):
         for name, word, known in (
             ("history", history, get_args(History)),
             ("normalize", normalize, get_args(Normalize)),
+            ("query", query, get_args(Query)),
         ):
             if word not in known:
                 raise PertokenError(
@@ -90,7 +92,7 @@ class SSTokenSFT(WeighedSFT):
         super().__init__(model, args, *rest, **more)
         self._keep, self._gamma, self._kind = keep, gamma, history
         self._warmup, self._decay = warmup, decay
-        self._normalize, self._exclude_sink = normalize, exclude_sink
+        self._normalize, self._query, self._exclude_sink = normalize, query, exclude_sink
         Watch(self.model, -1)
         self._past: Any = None
         self._at = 0  # the step whose weights the moving average has last seen
@@ -124,7 +126,9 @@ class SSTokenSFT(WeighedSFT):
         mask, real = output.label_mask, inputs["attention_mask"]
         rel = retrospective_excess_loss(output.log_probs, inputs[HISTORY][:, 1:], mask)
         prompt = (inputs["labels"] == -100) & (real != 0)
-        attention = self._watch.prompt_shares(prompt, real, exclude_sink=self._exclude_sink)[:, 1:]
+        attention = self._watch.prompt_shares(
+            prompt, real, query=self._query, exclude_sink=self._exclude_sink
+        )
         early = self.state.global_step < self._warmup * self.state.max_steps
         gamma = 0.0 if early else self._gamma
         scores = ss_scores(rel, attention, mask, gamma, normalize=self._normalize)
