@@ -47,7 +47,8 @@ class Context:
     checkpoint: Checkpoint | None = None
     jobs: int = 1
     job: dict[str, Any] = field(default_factory=dict)  # what a helper is told, see `_jobs`
-    helper: bool = False
+    helper: int = 0  # of a process that helps another: which call of `remember_all` it came for
+    calls: int = field(default=0, init=False, repr=False)
     loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False)
 
     def load(self) -> tuple[Any, Any]:
@@ -83,17 +84,22 @@ class Context:
     ) -> dict[K, T]:
         """Many units like those of `remember`, in `jobs` processes: counts, never timings.
 
-        units: (key, compute) by any name of your own. Call it once, before anything that takes
-        long: helpers run up to here and end.
+        units: (key, compute) by any name of your own. Call it before anything else that takes long:
+        helpers run up to here and end. Each call has helpers of its own, so units may depend on
+        those of an earlier call.
         """
+        self.calls += 1
         checkpoint = self.checkpoint
         if checkpoint is None:
             return {name: compute() for name, (_, compute) in self._watched(units, what)}
         from pertoken.reproduce._jobs import HelperDone, check_parent, helpers, one_thread
 
+        if self.calls < self.helper:  # long done
+            return {name: checkpoint.wait(key, run) for name, (key, run) in units.items()}
         alone = self.jobs == 1 and not self.helper
         count = 0 if self.helper else self.jobs - 1
-        with contextlib.nullcontext() if alone else one_thread(), helpers(self.job, count) as said:
+        job = {**self.job, "helper": self.calls}
+        with contextlib.nullcontext() if alone else one_thread(), helpers(job, count) as said:
             for _, (key, compute) in self._watched(units, what):
                 if self.helper:
                     check_parent()

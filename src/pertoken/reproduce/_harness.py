@@ -120,13 +120,13 @@ def run_module(
     out: str | Path | None = None,
     resume: bool = False,
     jobs: int = 1,
-    helper: bool = False,
+    helper: int = 0,
     progress: bool = False,
     console: Console | None = None,
 ) -> Report:
     """Like `reproduce`, for any object with ``BARS`` and ``run(context)``.
 
-    helper: join the run of another process, see `_jobs`.
+    helper: join the run of another process at this call of `remember_all`, see `_jobs`.
     """
     if jobs < 1:
         raise PertokenError(f"--jobs must be 1 or more, got {jobs}")
@@ -284,7 +284,7 @@ def _checkpoint(
         "versions": {k: v for k, v in versions().items() if k != "commit"},
     }
     return Checkpoint(
-        _cache() / "reproduce", context.slug, everything, resume=resume, helper=context.helper
+        _cache() / "reproduce", context.slug, everything, resume=resume, helper=bool(context.helper)
     )
 
 

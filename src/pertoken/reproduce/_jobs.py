@@ -77,13 +77,14 @@ def one_thread() -> Iterator[None]:
 
 
 def help_with(job: Mapping[str, Any]) -> None:
-    """Join the run of another process; job: module, slug and the options of `run_module`."""
+    """Join the run of another process; job: module, slug and the options of `run_module`, among
+    them `helper`, the call of `remember_all` it is for."""
     from pertoken.reproduce._harness import run_module
 
     options = dict(job)
     module = importlib.import_module(options.pop("module"))
     with contextlib.suppress(HelperDone):
-        run_module(module, options.pop("slug"), resume=True, helper=True, **options)
+        run_module(module, options.pop("slug"), resume=True, **options)
 
 
 if __name__ == "__main__":
