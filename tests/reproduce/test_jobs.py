@@ -81,6 +81,26 @@ def test_two_processes_share_the_units(
     assert not list((tmp_path / "home" / "reproduce").glob("*"))
 
 
+def test_later_units_are_shared_too(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second call has helpers of its own, which pass by what is done."""
+    source = Path(str(module.__file__))
+    code = source.read_text().replace(
+        "    units =",
+        "    context.remember_all({n: (['before', n], lambda: n) for n in range(3)}, 'before')\n"
+        "    units =",
+    )
+    source.write_text(code)
+    exec(compile(code, str(source), "exec"), module.__dict__)
+    monkeypatch.setenv("PERTOKEN_TEST_PAIR", "1")
+    report = harness.run_module(module, "fake", out=tmp_path, jobs=2)
+    done = log(tmp_path)
+    assert sorted(number for number, _ in done) == list(range(40))
+    assert len({pid for _, pid in done}) == 2
+    assert report.figures[0].here == sum(range(40))
+
+
 def test_one_process_does_it_alone(module: ModuleType, tmp_path: Path) -> None:
     report = harness.run_module(module, "fake", out=tmp_path)
     assert {pid for _, pid in log(tmp_path)} == {os.getpid()}
