@@ -99,7 +99,8 @@ def soft_scores(
     whole, nothing = last_logits(model, embeds=ends).softmax(-1)
     reach = float(_distance(whole, nothing[None], distance))  # 1 - S0
 
-    generator = seeded(seed, place - question.prompt)
+    # A stream of its own, apart from those of methods that draw.
+    generator = seeded(seed, place - question.prompt, 2)
     chances = torch.stack((importances, 1 - importances)).to(embeds.device)
     chances = chances.permute(2, 0, 1, 3).flatten(1, 2)  # [draws, 2 * methods, place]
     rows = max(1, most_tokens(model) // place)
