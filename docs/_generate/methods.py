@@ -146,6 +146,13 @@ def _measured(card: Card) -> Iterator[str]:
         f"Run it again with `pertoken reproduce {card.slug}`."
     )
     yield table(["what", "paper", "here", "bar", "holds?"], map(_cells, judged))
+    careful: dict[str, list[str]] = {}  # caveat -> the bars that hold with it
+    for row in judged:
+        if row.caveat:
+            careful.setdefault(row.caveat, []).append(f"*{row.metric}*")
+    if careful:
+        yield "What holds, but says less than it seems to:"
+        yield "\n".join(f"- {'; '.join(bars)}: {why}" for why, bars in careful.items())
     failed: dict[str, list[str]] = {}  # reason -> the bars that fail for it
     for row in judged:
         if row.holds is False:

@@ -15,6 +15,7 @@ from pertoken.errors import PertokenError
 from pertoken.reproduce import Context, Report, Reproduction, Row, read_report
 from pertoken.reproduce import _harness as harness
 from pertoken.reproduce._report import REPORT_KEYS, ROW_KEYS, write_json
+from pertoken.reproduce._table import notes
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,7 @@ def test_report_follows_the_schema(tmp_path: Path) -> None:
         "bar": ">= 1.2",
         "holds": True,
         "why": "",
+        "caveat": "",
     }
     assert written["rows"][1]["bar"] == ""
     assert written["rows"][1]["holds"] is None
@@ -237,10 +239,25 @@ def test_reasons_are_brought_into_a_report_without_a_run(
     report = harness.refresh_reasons("fake", tmp_path)
     assert not report.faults
     before["rows"][0]["why"] = "two cores"
+    module.CAVEATS = {"speed-up": "never shown", "b": "by construction"}
+    harness.refresh_reasons("fake", tmp_path)
+    before["rows"][1]["caveat"] = "by construction"
     assert json.loads((tmp_path / "fake.json").read_text()) == before
     module.BARS = {"speed-up": ">= 1", "b": ">= 1"}
     with pytest.raises(PertokenError, match="bars of fake changed"):
         harness.refresh_reasons("fake", tmp_path)
+
+
+def test_a_caveat_is_told_with_a_bar_that_holds(tmp_path: Path) -> None:
+    module = fake(Row("a", 1), Row("b", 1), bars={"a": ">= 2", "b": ">= 1"})
+    module.REASONS, module.CAVEATS = {"a": "small"}, {"a": "never shown", "b": "by construction"}
+    report = go(module, tmp_path)
+    assert [row.caveat for row in report.figures] == ["", "by construction"]
+    assert "b: holds, but by construction" in notes(report)
+    assert read_report(tmp_path / "fake.json").figures[1].caveat == "by construction"
+    module.CAVEATS = {"c": "no bar"}
+    with pytest.raises(PertokenError, match="CAVEATS of fake names 'c', which has no bar"):
+        go(module, tmp_path)
 
 
 def test_an_interrupted_sweep_resumes_behind_its_finished_units(tmp_path: Path) -> None:

@@ -64,6 +64,16 @@ def test_a_report_is_one_line_and_what_fails_stands_below_with_its_reason(root: 
     assert text.endswith("\nend\n")
 
 
+def test_a_caveat_stands_below_what_holds() -> None:
+    plain, careful = report(), report("token-recycling")
+    careful.figures[0].caveat = careful.figures[4].caveat = "by | construction"
+    text = readme.results([plain, careful])
+    assert text.count("2 of 4 hold |") == 1
+    assert text.count("2 of 4 hold (a) |") == 1
+    assert text.endswith("- (a) token-recycling: by \\| construction")
+    assert "seem to" not in readme.results([plain])
+
+
 def test_a_reason_shared_by_bars_stands_once() -> None:
     text = readme.losses([report(), report("token-recycling")])
     assert text.count("the machine is small") == 1

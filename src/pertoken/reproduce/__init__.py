@@ -8,7 +8,8 @@ A reproduction is a file ``reproduce/<slug>.py`` with
   rows whose metric has no bar are information;
 - where it differs from the default: ``VERSION`` (1; raise it when a change moves the figures),
   ``MODEL`` ("smollm2"), ``DTYPE``, ``SEED`` (0);
-- ``REASONS``: metric -> why its bar does not hold here, where it does not.
+- ``REASONS``: metric -> why its bar does not hold here, where it does not;
+- ``CAVEATS``: metric -> how to read a bar that holds, where that says less than it seems to.
 
 The module can be called: ``pertoken.reproduce("goose", smoke=True)``.
 """

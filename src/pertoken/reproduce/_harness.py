@@ -131,7 +131,7 @@ def run_module(
     if jobs < 1:
         raise PertokenError(f"--jobs must be 1 or more, got {jobs}")
     bars = freeze(getattr(module, "BARS", None), f"the reproduction of {slug}")
-    reasons = _reasons(module, bars, slug)
+    reasons, caveats = (_told(module, name, bars, slug) for name in ("REASONS", "CAVEATS"))
     context = Context(
         slug=slug,
         version=int(getattr(module, "VERSION", 1)),
@@ -161,7 +161,7 @@ def run_module(
     context.checkpoint = checkpoint
     if checkpoint is not None and resume and not helper:
         context.say(f"{slug}: {checkpoint.resumed} finished units found")
-    report = _measured(module, context, settings, bars, reasons)
+    report = _measured(module, context, settings, bars, reasons, caveats)
     if context.out_dir is not None:
         report.path = context.out_dir / f"{slug}.json"
         write_json(report.to_dict(), report.path)
@@ -176,6 +176,7 @@ def _measured(
     settings: Mapping[str, Any],
     bars: Mapping[str, Bar],
     reasons: Mapping[str, str],
+    caveats: Mapping[str, str],
 ) -> Report:
     """Run the module and judge its rows."""
     started = time.monotonic()
@@ -184,7 +185,7 @@ def _measured(
         raise PertokenError(
             f"run(context) of {context.slug} must return context.reproduction(rows, …)"
         )
-    rows, faults = judge(result.rows, bars, reasons, smoke=context.smoke)
+    rows, faults = judge(result.rows, bars, reasons, caveats, smoke=context.smoke)
     return Report(
         slug=context.slug,
         version=context.version,
@@ -200,7 +201,12 @@ def _measured(
 
 
 def judge(
-    rows: Iterable[Row], bars: Mapping[str, Bar], reasons: Mapping[str, str], *, smoke: bool
+    rows: Iterable[Row],
+    bars: Mapping[str, Bar],
+    reasons: Mapping[str, str],
+    caveats: Mapping[str, str],
+    *,
+    smoke: bool,
 ) -> tuple[list[Row], list[str]]:
     """The rows with their declared bars applied, and the faults.
 
@@ -222,6 +228,7 @@ def judge(
         if bar is None:
             continue
         row.judge(bar)
+        row.caveat = caveats.get(row.metric, "") if row.holds else ""
         if smoke:
             row.holds = None
         elif not row.holds:
@@ -232,10 +239,9 @@ def judge(
 
 
 def refresh_reasons(slug: str, out: str | Path | None = None) -> Report:
-    """Bring the ``REASONS`` of a reproduction into its report, without measuring again.
+    """Bring a reproduction's ``REASONS`` and ``CAVEATS`` into its report, without measuring again.
 
-    Only rows that do not hold are touched, and no figure or bar is: a bar that was changed since
-    the run is refused.
+    No figure or bar is touched: a bar that was changed since the run is refused.
     """
     usual, module = find(slug)
     folder = reports_folder() if out is None else Path(out)
@@ -244,8 +250,8 @@ def refresh_reasons(slug: str, out: str | Path | None = None) -> Report:
     written = {row.metric: row.bar for row in report.figures if row.bar}
     if written != {metric: bar.text for metric, bar in bars.items()}:
         raise PertokenError(f"the bars of {usual} changed since its report was written: run it")
-    reasons = _reasons(module, bars, usual)
-    report.figures, report.faults = judge(report.figures, bars, reasons, smoke=False)
+    told = [_told(module, name, bars, usual) for name in ("REASONS", "CAVEATS")]
+    report.figures, report.faults = judge(report.figures, bars, *told, smoke=False)
     write_json(report.to_dict(), folder / f"{usual}.json")
     return report
 
@@ -294,14 +300,15 @@ def _cache() -> Path:
     return cache_root()
 
 
-def _reasons(module: Any, bars: Mapping[str, Bar], slug: str) -> dict[str, str]:
-    reasons: dict[str, str] = getattr(module, "REASONS", {})
-    unknown = [metric for metric in reasons if metric not in bars]
+def _told(module: Any, name: str, bars: Mapping[str, Bar], slug: str) -> dict[str, str]:
+    """``REASONS`` or ``CAVEATS`` of a module; PertokenError where one is for no bar."""
+    found: dict[str, str] = getattr(module, name, {})
+    unknown = [metric for metric in found if metric not in bars]
     if unknown:
         raise PertokenError(
-            f"REASONS of {slug} names {unknown[0]!r}, which has no bar{nearest(unknown[0], bars)}"
+            f"{name} of {slug} names {unknown[0]!r}, which has no bar{nearest(unknown[0], bars)}"
         )
-    return dict(reasons)
+    return dict(found)
 
 
 def _existing(data: str | Path | None) -> Path | None:

@@ -24,6 +24,7 @@ ROW_KEYS = (
     "bar",
     "holds",
     "why",
+    "caveat",
 )
 REPORT_KEYS = (
     "slug",
@@ -50,7 +51,8 @@ class Row:
     interval: (low, high) of `here`, for instance from `bootstrap_ratio`.
     baseline: the figure of what `here` is compared with, on this machine.
     why: the reason where a bar does not hold; a note elsewhere.
-    `bar` and `holds` are filled in by the harness alone, from the bars declared before the run.
+    caveat: how to read a bar that holds, where it says less than it seems to.
+    `bar`, `holds` and `caveat` are filled in by the harness alone, from what the module declares.
     """
 
     metric: str
@@ -63,6 +65,7 @@ class Row:
     why: str = ""
     bar: str = field(default="", init=False)
     holds: bool | None = field(default=None, init=False)
+    caveat: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         try:
@@ -91,6 +94,7 @@ class Row:
         given = {k: data[k] for k in ("metric", "unit", "paper", "paper_setting", "baseline")}
         row = cls(here=here, interval=_interval(data["interval"]), why=data["why"] or "", **given)
         row.bar, row.holds = data["bar"] or "", data["holds"]
+        row.caveat = data.get("caveat") or ""
         return row
 
 

@@ -85,6 +85,8 @@ def notes(report: Report) -> list[str]:
             lines.append(f"{row.metric}: does not hold here: {row.why or NO_REASON}")
         elif row.why:
             lines.append(f"{row.metric}: {row.why}")
+        if row.caveat:
+            lines.append(f"{row.metric}: holds, but {row.caveat}")
     if report.path is not None:
         lines.append(f"written to {report.path}")
     return lines

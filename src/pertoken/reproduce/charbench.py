@@ -5,7 +5,8 @@ filtered as the authors do it: unique words of 4 to 10 letters, their case kept,
 length for each task, none twice. The paper's models have 7B parameters and more; models of 135M and
 270M answer few questions right, so that the correlations are those of a model that mostly guesses.
 What is compared with the paper is their sign: the figures of its tables are not at hand. The
-spelled-out form is ours and asked for fewer words.
+spelled-out form is ours and asked for fewer words. A program that answers 1 to every question and
+never reads a word stands beside them: what it does too says nothing about tokens.
 
 Asked as published, through its chat template, SmolLM2 wrote no bare number to any of 448
 development questions ("The answer is 1"), and only a bare number counts. So both models are asked
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,6 +62,16 @@ BARS = {
     COUNT: "< 0",
 }
 REASONS: dict[str, str] = {}
+_GUESSED = (
+    "a program that answers 1 to every question has the same sign, and these models answer 1 to "
+    "nearly all"
+)
+CAVEATS = {
+    **dict.fromkeys((LEAST, BALANCE, ORACLE, COPIER), "a check of the questions and the scorer"),
+    TOKEN: f"{_GUESSED}; with the place itself held fixed longer tokens go with more right answers "
+    "(rows of log-odds)",
+    COUNT: _GUESSED,
+}
 
 _SETTING = "mean of 7 models, Mistral-7B to GPT-4o and Llama-3.1-405B"
 ACCURACY = {
@@ -105,6 +117,7 @@ def run(context: Context) -> Reproduction:
             {},
         )
     rows = _judged(asked, reports)
+    rows += _always_one(reports)
     for name, own in reports.items():
         rows += _accuracies(name, own, context.seed)
         rows += _relations(name, own)
@@ -174,6 +187,31 @@ def _judged(asked: Sequence[Question], reports: dict[str, CharBench]) -> list[Ro
             baseline=f"{sizes['number_of_tokens']:.3g} and {sizes['gold']:.3g}",
         ),
     ]
+
+
+def _always_one(reports: dict[str, CharBench]) -> list[Row]:
+    """What a program has that answers 1 to all, with the tokens of each model."""
+    rows = []
+    for name, own in reports.items():
+        constant = CharBench(
+            [replace(one, reply="1", answer=1) for one in own.answered if one.form == "plain"], {}
+        )
+        found = {(row["task"], row["metric"]): row["r"] for row in constant.correlations()}
+        rows += [
+            Row(
+                f"always 1, {task}: accuracy, questions of {name}", constant.accuracy(task), "share"
+            )
+            for task in TASKS
+        ]
+        wanted = [(task, "target_token_length") for task in POSITION]
+        wanted += [(COUNTING, "gold"), (COUNTING, "number_of_tokens")]
+        rows += [
+            Row(
+                f"always 1, {task}: r with {metric}, tokens of {name}", _number(found[task, metric])
+            )
+            for task, metric in wanted
+        ]
+    return rows
 
 
 def _scores(asked: Sequence[Question], reply: Callable[[Question], str]) -> list[float]:

@@ -75,11 +75,12 @@ def read_reports(folder: Path) -> list[Report]:
 
 
 def results(reports: Iterable[Report]) -> str:
-    """A line per report: the row that stands for the claim, and how many bars hold."""
+    """A line per report: the row that stands for the claim, how many bars hold, and caveats."""
     lines = [
         "| method | what was measured | paper | here | bars |",
         "| --- | --- | --- | --- | --- |",
     ]
+    notes: list[str] = []
     for report in reports:
         judged = _judged(report)
         if not judged:
@@ -87,9 +88,24 @@ def results(reports: Iterable[Report]) -> str:
         row = headline(report, judged)
         held = sum(row.holds is True for row in judged)
         link = f"[{report.slug}](reports/{report.slug}.json)"
-        cells = (link, row.metric, number(row.paper), figure(row), f"{held} of {len(judged)} hold")
+        told = list(dict.fromkeys(row.caveat for row in judged if row.caveat))
+        bars = f"{held} of {len(judged)} hold"
+        if told:
+            notes.append(f"{report.slug}: {'; '.join(told)}")
+            bars += f" ({_letter(len(notes))})"
+        cells = (link, row.metric, number(row.paper), figure(row), bars)
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    return "\n".join(lines) if len(lines) > 2 else "No paper has been reproduced yet."
+    if len(lines) == 2:
+        return "No paper has been reproduced yet."
+    if not notes:
+        return "\n".join(lines)
+    told = [f"- ({_letter(place)}) {_cell(note)}" for place, note in enumerate(notes, 1)]
+    return "\n".join([*lines, "", "Some bars that hold say less than they seem to:", "", *told])
+
+
+def _letter(place: int) -> str:
+    """a, b, … of 1, 2, …"""
+    return chr(ord("a") + place - 1)
 
 
 def losses(reports: Iterable[Report]) -> str:

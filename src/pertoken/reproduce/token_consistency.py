@@ -44,6 +44,14 @@ BARS = {
     MASKED: "<= 0.05",
 }
 REASONS: dict[str, str] = {}
+CAVEATS = {
+    **dict.fromkeys((LEAST, CANONICAL, EXAMPLES), "a check of the probe, not of the paper's claim"),
+    PLAIN: "a handful of edits; of those that shift white space some are copies with another mark "
+    "beside the word",
+    MASKED: "so by construction: a reply counts where the words beside the marked one are as "
+    "asked, and the mask forbids all encodings of that one, the kept word too. Fewer replies can "
+    "be read with it, and more of the other words change (rows of both)",
+}
 
 PAPER = {"one to one": 0.722, "as many": 0.78, "more": 0.197, "fewer": 0.023}
 _SETTING = "11 models of 270M to 30B, XSUM, over 11,000 trials"

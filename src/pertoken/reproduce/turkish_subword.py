@@ -14,6 +14,9 @@ treebank, are the gold. That it comes first says only that nothing is lost betwe
 the others stay behind is the figure.
 
 VOCABULARIES were chosen on the development half: WordPiece, BPE and Unigram all fill the largest.
+
+In version 1 the sentences that the probe of the source was asked about came from the documents of
+those it had learned from, most of Wikipedia's; now documents are told apart.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from pertoken.reproduce._turkish_texts import (
     word_rows,
 )
 
-VERSION = 1
+VERSION = 2
 MODEL = "none"
 FAMILIES = ("wordpiece", "bpe", "unigram", "character", "word", "morphology")
 VOCABULARIES = (700, 1500, 3000, 4500)
@@ -49,6 +52,7 @@ _FALLS = "steps to a larger vocabulary of WordPiece, BPE, Unigram that lower {}"
 _LEMMA = "WordPiece: lemmas in one token, largest vocabulary less smallest"
 _CASE = "probe of case and part of speech: morphology-level less the best WordPiece"
 _SOURCE = "probe of the source: characters less the best WordPiece"
+_ERRORS = "CER, edits of the cut word over its letters, {}: morphology-level less the best other"
 BARS = {
     "cells": ">= 32",
     **{_F1.format(name): "> 0" for name in CORPORA},
@@ -58,6 +62,20 @@ BARS = {
     _LEMMA: "> 0",
     _CASE: "> 0",
     _SOURCE: "< 0",
+}
+_ONE_READER = (
+    "by construction: its cuts and the gold are readings of one analyser. Counted in edits of the "
+    "cut word (rows of CER) the trained families are nearer to the gold"
+)
+_MORE_FITS = "nearly so by definition: a larger vocabulary holds what a smaller one had, and more"
+_ONE_SEED = "one classifier a cell, of one seed, and the best cell of each family"
+CAVEATS = {
+    **{name.format(corpus): _ONE_READER for name in (_F1, _INNER) for corpus in CORPORA},
+    _FALLS.format("fertility"): _MORE_FITS,
+    _FALLS.format("over-segmentation"): _MORE_FITS,
+    _LEMMA: _MORE_FITS,
+    _CASE: _ONE_SEED,
+    _SOURCE: _ONE_SEED,
 }
 Unit = dict[str, Any]
 Key = tuple[str, str, int]
@@ -86,7 +104,8 @@ def run(context: Context) -> Reproduction:
             *_bar_rows(found, sizes),
             *_curve_rows(found),
         ],
-        split="sentences with even numbers train, words of those with odd numbers are measured",
+        split="sentences with even numbers train, words of those with odd numbers are measured, of "
+        "the same documents; for the probe of the source documents are apart",
         families=list(FAMILIES),
         vocabularies=list(sizes),
         corpora={name: list(sources) for name, sources in CORPORA.items()},
@@ -104,7 +123,11 @@ def _material(rows: list[Unit], smoke: bool) -> Unit:
     analyses = {word: reader(word) for word in sorted(words)}
     cuts = {word: found[0].morphemes for word, found in analyses.items() if found}
     case = [(word, label) for word, _, _, label in dict.fromkeys(word_rows(report))]
-    source = [[(str(row["text"]), str(row["source"])) for row in half] for half in halves(rows)]
+    documents = sorted({_document(row) for row in rows})
+    learned = set(documents[::2])
+    source: list[list[tuple[str, str]]] = [[], []]
+    for row in rows:
+        source[_document(row) not in learned].append((str(row["text"]), str(row["source"])))
     return {
         "texts": {
             name: [str(row["text"]) for row in development if row["source"] in sources]
@@ -124,6 +147,10 @@ def _material(rows: list[Unit], smoke: bool) -> Unit:
             "source": (source[0], source[1]),
         },
     }
+
+
+def _document(row: Unit) -> str:
+    return str(row["id"]).rpartition(":")[0] or str(row["id"])
 
 
 def _cell(corpus: str, family: str, size: int, material: Any, seed: int) -> Unit:
@@ -173,11 +200,19 @@ def _bar_rows(found: Mapping[Key, Unit], sizes: tuple[int, ...]) -> list[Row]:
                     name.format(corpus),
                     100 * (own - best[second]),
                     "points",
-                    paper="morphology-level first",
                     baseline=f"{second}: {100 * best[second]:.1f} %",
                     why=f"{100 * own:.1f} %; its readings and the gold's are of one analyser",
                 )
             )
+        errors = {family: min(_curve(found, corpus, family, "CER")) for family in FAMILIES}
+        own, second = errors.pop("morphology"), min(errors, key=errors.__getitem__)
+        rows.append(
+            Row(
+                _ERRORS.format(corpus),
+                own - errors[second],
+                baseline=f"{second}: {errors[second]:.2f}",
+            )
+        )
     for metric in ("fertility", "over-segmentation"):
         steps = [
             after < before
