@@ -141,6 +141,10 @@ REST = " on the mat and the dog on the log"
         (["the cat", " s", "at", REST], "different", "resegmentation"),
         (["the cat [sat]" + REST], "unchanged", None),  # the brackets are kept
         (["the cat [", "s", "at", "]" + REST], "different", "resegmentation"),
+        (['the cat "sat"' + REST], "unparsed", None),  # another mark, and so other tokens
+        (["the cat (sat" + REST], "unparsed", None),
+        (["the cat [sat" + REST], "unparsed", None),
+        (["the cat (dog)" + REST], "replaced", None),
         (["a dog"], "unparsed", None),
         (["a dog", "\n\n", "the cat sat" + REST], "unparsed", None),  # of the next example
     ],

@@ -8,11 +8,12 @@ decoding and encoding again would destroy the evidence. In a target's place a re
 * *replaced*: other text;
 * *different*: other ids with the same text, white space around it aside. That is a phantom edit.
 
-What can't be found in a reply is *unparsed*, and shares are of the others. A reply that keeps the
-brackets is compared with the tokens that the target has between brackets, others with those that it
-has in the plain text (our reading: else every copied target in brackets were a phantom edit). The
-wording of the question is ours, in `INSTRUCTION`; sampling is the paper's. Phantom edits are told
-apart by `_artifacts`; the paper's intervention is `SurfaceMask`.
+What can't be found in a reply is *unparsed*, and shares are of the others; so is the same word
+behind another mark, such as a quote, which has other tokens for that (our reading). A reply that
+keeps the brackets is compared with the tokens that the target has between brackets, others with
+those that it has in the plain text (our reading: else every copied target in brackets were a
+phantom edit). The wording of the question is ours, in `INSTRUCTION`; sampling is the paper's.
+Phantom edits are told apart by `_artifacts`; the paper's intervention is `SurfaceMask`.
 """
 
 from __future__ import annotations
@@ -209,6 +210,10 @@ def _judge(
         start = marked.targets[number][0] + (2 * number + 1 if slot.bracketed else 0)
         before = sides[slot.bracketed].of(start, start + len(target))
         after = sides[None].of(slot.start, slot.end)
+        given = marked.marked if slot.bracketed else marked.text
+        if slot.text == target and _behind(given, start) != _behind(text, slot.start):
+            trials.append(Trial(place, target, masked, "unparsed"))
+            continue
         outcome, kind = _outcome(marked, number, slot, before, after)
         trials.append(
             Trial(place, target, masked, outcome, kind, slot.text, slot.bracketed, *before, *after)
@@ -222,6 +227,15 @@ def _end_of_paragraph(text: str) -> int:
     start = len(text) - len(text.lstrip())
     end = text.find("\n\n", start)
     return len(text) if end < 0 else end
+
+
+def _behind(text: str, start: int) -> str:
+    """What stands right before a place, white space left out.
+
+    >>> _behind("a (b", 3), _behind("a b", 2)
+    ('(', '')
+    """
+    return text[max(0, start - 1) : start].strip()
 
 
 _Found = tuple[list[int], list[str]]
