@@ -70,7 +70,7 @@ def test_a_caveat_stands_below_what_holds() -> None:
     text = readme.results([plain, careful])
     assert text.count("2 of 4 hold |") == 1
     assert text.count("2 of 4 hold (a) |") == 1
-    assert text.endswith("- (a) token-recycling: by \\| construction")
+    assert text.endswith("- (a) token-recycling: by \\| construction\n\n</details>")
     assert "seem to" not in readme.results([plain])
 
 

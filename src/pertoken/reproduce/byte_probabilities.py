@@ -72,6 +72,16 @@ REASONS = {
         "the text's, and what may follow each is looked up on top; the interval reaches below 3"
     )
 }
+_SECOND_ALIKE = "on the second model not told apart from 0 (its row)"
+CAVEATS: dict[str, str] = {
+    "rest of a code line cut inside a token: byte model minus naive": (
+        "every cut is inside a token, where the naive prompt cannot go on; against token healing "
+        "it is not told apart from 0 (its row)"
+    ),
+    "next byte right, prose: byte model minus token healing": _SECOND_ALIKE,
+    "next byte right, code: byte model minus token healing": _SECOND_ALIKE,
+    "sampling: tokens through the model per byte": ("per byte: a token of text takes several"),
+}
 
 Choose = Callable[[Split, int], list[Text]]
 

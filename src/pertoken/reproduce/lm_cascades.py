@@ -68,10 +68,28 @@ BARS = {
 }
 REASONS: dict[str, str] = {
     f"{_REAL}: area, post-hoc-quantile minus chow-sum": (
-        "not told apart: the interval has 0 inside, with 400 questions to learn from and 400 to "
-        "judge by. With 5,000 of each it holds (synthetic pair), and rules that see embeddings "
-        "too lie above both here (their rows)"
+        "not told apart: the interval has 0 inside. The synthetic pair says nothing about this "
+        "one, for its small model is right with the chance of a quantile. Rules that see "
+        "embeddings too lie above both (not tested by pairs); the one that reads early layers of "
+        "the large model falls below random deferral once they are charged (its row)"
     ),
+}
+_MADE = (
+    "so by construction: the small model was made right with the chance of its least sure token, "
+    "which is one of the quantiles"
+)
+_UNSURE_ONE = "so by construction: answers have one unsure token each, and the others say nothing"
+CAVEATS: dict[str, str] = {
+    f"{_REAL}: area, chow-quantile minus chow-sum": ("not told apart: the interval has 0 inside"),
+    f"{_REAL}: length bias, chow-sum minus chow-average": (
+        "so for any answers, noise too: the sum is the average times the length. The quantile "
+        "rules are as biased as the average here (their rows)"
+    ),
+    "synthetic pair: area, chow-quantile minus chow-sum": _MADE,
+    "synthetic pair: area, post-hoc-quantile minus chow-sum": _MADE,
+    "synthetic pair: share of the best possible gain over random, post-hoc-quantile": _MADE,
+    "synthetic pair: length bias, chow-sum": _UNSURE_ONE,
+    "synthetic pair: length bias, chow-average": _UNSURE_ONE,
 }
 
 PAPER = {  # FLAN-T5 Base and Large, MNLI: area and what it is over random deferral

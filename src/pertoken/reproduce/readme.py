@@ -100,7 +100,8 @@ def results(reports: Iterable[Report]) -> str:
     if not notes:
         return "\n".join(lines)
     told = [f"- ({_letter(place)}) {_cell(note)}" for place, note in enumerate(notes, 1)]
-    return "\n".join([*lines, "", "Some bars that hold say less than they seem to:", "", *told])
+    below = "<details><summary>Some bars that hold say less than they seem to</summary>"
+    return "\n".join([*lines, "", below, "", *told, "", "</details>"])
 
 
 def _letter(place: int) -> str:
