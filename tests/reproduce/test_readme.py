@@ -66,12 +66,13 @@ def test_a_report_is_one_line_and_what_fails_stands_below_with_its_reason(root: 
 
 def test_a_caveat_stands_below_what_holds() -> None:
     plain, careful = report(), report("token-recycling")
-    careful.figures[0].caveat = careful.figures[4].caveat = "by | construction"
+    careful.figures[0].caveat, careful.figures[4].caveat = "by | construction", "a law"
     text = readme.results([plain, careful])
-    assert text.count("2 of 4 hold |") == 1
-    assert text.count("2 of 4 hold (a) |") == 1
+    assert text.count("| 1.25 (1.2–1.31) | 2 of 4 hold |") == 1
+    assert text.count("| 1.25 (1.2–1.31) (a) | 2 of 4 hold, 2 with a caveat |") == 1
+    assert "a law" not in text
     assert text.endswith("- (a) token-recycling: by \\| construction\n\n</details>")
-    assert "seem to" not in readme.results([plain])
+    assert "a letter" not in readme.results([plain])
 
 
 def test_a_reason_shared_by_bars_stands_once() -> None:

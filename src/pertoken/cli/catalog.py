@@ -153,6 +153,8 @@ def _rows(report: dict[str, Any]) -> Any:
         verdict = {True: "yes", False: "no"}.get(row.get("holds"), "")
         if verdict == "no" and row.get("why"):
             verdict += f": {row['why']}"
+        if row.get("caveat"):
+            verdict += f", but: {row['caveat']}"
         figures = (_figure(row.get(key)) for key in ("paper", "here", "baseline"))
         cells = [row["metric"], *figures, row.get("bar") or "", verdict]
         unit = row.get("unit")

@@ -75,7 +75,7 @@ def read_reports(folder: Path) -> list[Report]:
 
 
 def results(reports: Iterable[Report]) -> str:
-    """A line per report: the row that stands for the claim, how many bars hold, and caveats."""
+    """A line per report: the row that stands for the claim, with its caveat, and the bars."""
     lines = [
         "| method | what was measured | paper | here | bars |",
         "| --- | --- | --- | --- | --- |",
@@ -88,19 +88,21 @@ def results(reports: Iterable[Report]) -> str:
         row = headline(report, judged)
         held = sum(row.holds is True for row in judged)
         link = f"[{report.slug}](reports/{report.slug}.json)"
-        told = list(dict.fromkeys(row.caveat for row in judged if row.caveat))
         bars = f"{held} of {len(judged)} hold"
-        if told:
-            notes.append(f"{report.slug}: {'; '.join(told)}")
-            bars += f" ({_letter(len(notes))})"
-        cells = (link, row.metric, number(row.paper), figure(row), bars)
+        if careful := sum(bool(one.caveat) for one in judged):
+            bars += f", {careful} with a caveat"
+        here = figure(row)
+        if row.caveat:
+            notes.append(f"{report.slug}: {row.caveat}")
+            here += f" ({_letter(len(notes))})"
+        cells = (link, row.metric, number(row.paper), here, bars)
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     if len(lines) == 2:
         return "No paper has been reproduced yet."
     if not notes:
         return "\n".join(lines)
     told = [f"- ({_letter(place)}) {_cell(note)}" for place, note in enumerate(notes, 1)]
-    below = "<details><summary>Some bars that hold say less than they seem to</summary>"
+    below = "<details><summary>How to read the figures with a letter</summary>"
     return "\n".join([*lines, "", below, "", *told, "", "</details>"])
 
 
