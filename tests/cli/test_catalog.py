@@ -99,6 +99,8 @@ def test_show_the_rows_of_the_report(report: Path, capsys: Capture) -> None:
             "holds": False,
             "why": "one thread",
         },
+        {"metric": "ties", "here": 0, "bar": "== 0", "holds": True, "caveat": "a law"},
+        {"metric": "for information", "here": 3.0},
     ]
     data = {"model": "smollm2", "version": 3, "rows": rows}
     report.write_text(json.dumps(data))
@@ -106,7 +108,11 @@ def test_show_the_rows_of_the_report(report: Path, capsys: Capture) -> None:
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "model smollm2, version 3" in lines
     assert "accepted per forward [goose] 1.25 1.137 x >= 1.12 yes" in lines
-    assert "speed 1.9 to 4.3 >= 1.5 no: one thread" in lines
+    assert "speed 1.9 to 4.3 >= 1.5 no" in lines
+    assert "- speed: no: one thread" in lines
+    assert "ties 0 == 0 yes, but" in lines
+    assert "- ties: yes, but: a law" in lines
+    assert "1 more rows: `pertoken show goose --json -`" in lines
     assert main(["show", "goose", "--json", "-"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == {**card("goose").to_dict(), "report": data}

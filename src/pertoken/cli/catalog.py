@@ -77,6 +77,10 @@ def show(
         console.print("\n[bold]Reproduced here[/bold]")
         console.print(f"model {report.get('model')}, version {report.get('version')}", style="dim")
         console.print(_rows(report))
+        for remark in _remarks(report):
+            console.print(escape(f"- {remark}"))
+        if more := len(report["rows"]) - len(_barred(report)):
+            console.print(f"{more} more rows: `pertoken show {one.slug} --json -`", style="dim")
     elif one.status == "planned":
         console.print("\nPlanned, not there yet.")
     elif not one.baseline and one.package == "pertoken":
@@ -142,26 +146,39 @@ def _usage(one: Card) -> str:
 
 
 def _rows(report: dict[str, Any]) -> Any:
+    """The figures that have a bar, as a table."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("metric", "paper", "here", "baseline", "bar", "holds?"):
-        table.add_column(heading)
-    for row in report["rows"]:
-        verdict = {True: "yes", False: "no"}.get(row.get("holds"), "")
-        if verdict == "no" and row.get("why"):
-            verdict += f": {row['why']}"
-        if row.get("caveat"):
-            verdict += f", but: {row['caveat']}"
-        figures = (_figure(row.get(key)) for key in ("paper", "here", "baseline"))
-        cells = [row["metric"], *figures, row.get("bar") or "", verdict]
-        unit = row.get("unit")
-        if unit and cells[2]:
-            cells[2] += f" {unit}"
-        table.add_row(*map(escape, cells))
+    for heading in ("metric", "paper", "here", "bar", "holds?"):
+        table.add_column(heading, no_wrap=heading in ("bar", "holds?"), min_width=7)
+    for row in _barred(report):
+        figures = [_figure(row.get(key)) for key in ("paper", "here")]
+        if row.get("unit") and figures[1]:
+            figures[1] += f" {row['unit']}"
+        table.add_row(*map(escape, (row["metric"], *figures, row["bar"], _verdict(row))))
     return table
+
+
+def _barred(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in report["rows"] if row.get("bar")]
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    told = "" if row.get("holds") is None else "yes" if row["holds"] else "no"
+    return f"{told}, but" if row.get("caveat") else told
+
+
+def _remarks(report: dict[str, Any]) -> list[str]:
+    """Why bars do not hold, and how to read those that do, each once with its metrics."""
+    told: dict[str, list[str]] = {}
+    for row in _barred(report):
+        text = row.get("why") if row.get("holds") is False else row.get("caveat")
+        if text:
+            told.setdefault(f"{_verdict(row)}: {text}", []).append(row["metric"])
+    return [f"{'; '.join(metrics)}: {text}" for text, metrics in told.items()]
 
 
 def _figure(value: Any) -> str:
