@@ -205,6 +205,8 @@ def run(context: Context) -> Reproduction:
             rows += [
                 Row(f"{corpus}, {label}: {name.replace('_', ' ')}", value)
                 for name, value in figures.items()
+                # Of these two the frozen model is read, which does not differ from itself.
+                if not (name == "divergence" and label in ("prompt", "LoRA"))
             ]
     return context.reproduction(
         rows + _speed(context, bench),
