@@ -80,8 +80,8 @@ OVER_FULL = "clean held-out loss, all tokens minus ssToken: mean less 2 standard
 OVER_RANDOM = "clean held-out loss, random tokens minus ssToken: mean less 2 standard errors, nats"
 BARS = {AUC: ">= 0.7", OVER_FULL: "> 0", OVER_RANDOM: "> 0"}
 _BEGINNINGS = (
-    "it learns beginnings: attention on the prompt falls with the place in the answer, and of the "
-    "last tenth hardly a token is kept (rows of the tenths), so that answers are not ended. "
+    "it keeps beginnings: attention on the prompt falls with the place in the answer, and of the "
+    "last tenth hardly a token is kept (rows of the tenths); whether that is all was not tested. "
     "Without noise it loses too, where a random share of the same size does not (rows)"
 )
 REASONS = {

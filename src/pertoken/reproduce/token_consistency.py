@@ -21,7 +21,7 @@ from pertoken.reproduce._context import Context
 from pertoken.reproduce._report import Reproduction, Row
 from pertoken.reproduce._word_models import REPORT, SECOND, TwoModels, brown_sentences
 
-VERSION = 1
+VERSION = 2  # 1 took a word copied behind another mark, a quote say, for a phantom edit
 DTYPE = "float32"
 
 TRIALS = 2000  # of each model, without the mask and with it
@@ -46,8 +46,8 @@ BARS = {
 REASONS: dict[str, str] = {}
 CAVEATS = {
     **dict.fromkeys((LEAST, CANONICAL, EXAMPLES), "a check of the probe, not of the paper's claim"),
-    PLAIN: "a handful of edits; of those that shift white space some are copies with another mark "
-    "beside the word",
+    PLAIN: "a handful of edits; those that shift white space may be copies with another mark "
+    "beside the word, which version 1 counts",
     MASKED: "so by construction: a reply counts where the words beside the marked one are as "
     "asked, and the mask forbids all encodings of that one, the kept word too. Fewer replies can "
     "be read with it, and more of the other words change (rows of both)",

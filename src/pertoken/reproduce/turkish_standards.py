@@ -14,8 +14,9 @@ stripped, as in the authors' notebook.
 SIZE of the trained tokenizer was fixed beforehand: the largest power of two that the development
 half fills. Nothing else is chosen.
 
-Version 1 judged %TR against %Pure by the signed difference of their correlations, which holds; the
-paper says "stronger", which is a matter of size, as in the other bars on its table.
+Version 1 judged %TR against %Pure by the signed difference of their correlations (its row is still
+there), where the bar held. The paper says "stronger", which is a matter of size, as in the other
+bars on its table, so the bar is on the sizes now, and fails.
 """
 
 from __future__ import annotations
@@ -183,6 +184,18 @@ def _table_rows(seed: int) -> list[Row]:
     def size(x: Any, y: Any, z: Any) -> NDArray[np.float64]:
         return np.abs(_pearson(x, z)) - np.abs(_pearson(y, z))
 
+    def signed(x: Any, y: Any, z: Any) -> NDArray[np.float64]:
+        return _pearson(x, z) - _pearson(y, z)
+
+    both = (columns["%TR"], columns["%Pure"], mmlu)
+    rows.append(
+        Row(
+            "published table, n = 8: Pearson with MMLU, %TR less %Pure, as version 1 judged it",
+            float(signed(*map(np.array, both))),
+            interval=bootstrap(signed, *both, seed=seed),
+            why="the sign in it: %Pure goes against the score",
+        )
+    )
     for metric, first, second, claim in (
         (_TR_OVER_PURE, "%TR", "%Pure", "stronger"),
         (_TOKENS, "tokens", "%TR", None),
