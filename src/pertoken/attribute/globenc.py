@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["globenc", "rate"]
 
 _CHUNK = 2**16  # attention weights of one head that are held at a time: they stay in the cache
+_SAMPLE = 2**14  # numbers of a state that are compared with those of others
 _TOKENS = 1024  # of short texts that run together: their states at all layers are held
 
 
@@ -193,7 +194,7 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def rows(part: torch.Tensor) -> torch.Tensor:
         end = int(part.max()) + 1 if layer.causal else value.shape[2]
-        weights = _weights(layer, part, end).transpose(0, 1).contiguous()
+        weights = _weights(layer, part, end)
         square = torch.zeros_like(weights[0])  # [batch, rows, end]
         for one in range(heads):
             inner = weights[0] * gram[one, 0, ..., :end]
@@ -222,14 +223,17 @@ def _scale(norms: list[_Norm]) -> torch.Tensor | None:
 
 
 def _weights(layer: _Layer, part: torch.Tensor, end: int) -> torch.Tensor:
-    """Attention weights of queries `part` over the keys before `end`, [batch, heads, rows, end]."""
-    heads, groups = layer.query.shape[1], layer.key.shape[1]
-    query = layer.query[:, :, part].unflatten(1, (groups, heads // groups))
-    scores = (query @ layer.key[:, :, None, :end].mT).flatten(1, 2) * layer.scaling
+    """Attention weights of queries `part` over the keys before `end`, [heads, batch, rows, end]."""
+    groups = layer.key.shape[1]
+    query = layer.query[:, :, part].transpose(0, 1).unflatten(0, (groups, -1))
+    key = layer.key[:, :, :end].transpose(0, 1)[:, None]
+    scores = (query @ key.mT).flatten(0, 1) * layer.scaling
     allowed = layer.allowed
     if layer.causal:
         before = torch.arange(end, device=part.device) <= part[:, None]
         allowed = before if allowed is None else before & allowed[..., part, :end]
+    elif allowed is not None:
+        allowed = allowed.transpose(0, 1)
     return (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).softmax(-1)
 
 
@@ -288,8 +292,8 @@ class _Watch:
             left = output[0] if isinstance(output, tuple) else output
             if not self._fits:
                 # Both halves of the block read its input, and nothing what attention gave?
-                both = self._entered + self._carried + self._last
-                if not (self._pre_norm and _same(left, both)):
+                both = (self._entered, self._carried, self._last)
+                if not (self._pre_norm and _same(left, *both)):
                     self._refuse("its attention is not simply added to the residual stream")
             self._stage = "between"
             return output
@@ -320,7 +324,7 @@ class _Watch:
             elif self._stage == "between":
                 self._read(module, x, output)
             elif self._stage == "rest":
-                reads_sum = _same(x, self._entered + self._carried)
+                reads_sum = _same(x, self._entered, self._carried)
                 self._fits |= reads_sum
                 if not reads_sum and _same(x, self._carried):
                     self._layers[-1].before.append(self._linear_norm(module, x, output))
@@ -382,9 +386,11 @@ class _Watch:
         return sdpa(module, query, key, value, allowed, scaling=scaling, **kwargs)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal but for rounding, whatever the shape."""
-    if a.numel() != b.numel():
+def _same(x: torch.Tensor, *parts: torch.Tensor) -> bool:
+    """Is x the sum of the parts but for rounding, whatever their shapes? A sample is compared."""
+    if any(part.numel() != x.numel() for part in parts):
         return False
-    a, b = a.flatten().float(), b.flatten().float()
-    return not bool((a - b).abs().max() > 1e-2 * b.abs().mean())  # a NaN is said later
+    step = max(1, x.numel() // _SAMPLE) | 1  # odd, so that it falls on all dimensions
+    x, *others = (each.flatten()[::step].float() for each in (x, *parts))
+    total = torch.stack(others).sum(0)
+    return not bool((x - total).abs().max() > 1e-2 * total.abs().mean())  # a NaN is said later
