@@ -85,6 +85,7 @@ def test_an_interrupted_transplant_leaves_no_folder(
         (["new", "out", "--text", "empty.txt"], "empty.txt is empty"),
         (["new", "out", "--text", "text.txt", "--method", "tokenadpt"], "unknown method"),
         (["new", "out", "--text", "text.txt", "--temperature", "0"], "must be above 0"),
+        (["new", "out", "--text", "text.txt", "--embedder", "nomic"], "unknown embedder 'nomic'"),
         (["no-such", "out", "--text", "text.txt"], "no-such"),
     ],
 )

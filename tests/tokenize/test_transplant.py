@@ -344,7 +344,7 @@ def test_specials_by_string_then_role_then_turn() -> None:
     chat = [{"role": "user", "content": "hi"}]
     text = tokenizer.apply_chat_template(chat, tokenize=False)
     assert text == "<start_of_turn>user\nhi<end_of_turn>\n"
-    assert len(check_transplant(made, tokenizer)) == 8
+    assert len(check_transplant(made, tokenizer)) == 9
 
 
 def test_a_special_that_the_template_names_is_added_where_there_is_no_like() -> None:
@@ -400,6 +400,40 @@ def test_settings_of_generation_get_new_ids_or_are_refused() -> None:
     model.generation_config.suppress_tokens = [old.get_vocab()["in"]]
     with pytest.raises(PertokenError, match="suppress_tokens names the old token"):
         transplant(model, old, new, method="mean")
+
+
+def test_how_text_is_generated_comes_along_and_is_checked() -> None:
+    old, new = byte_level(OLD), byte_level(NEW)
+    model = model_for(old)
+    model.generation_config.update(repetition_penalty=1.3, do_sample=True, top_k=7)
+    made, tokenizer = transplant(model, old, new, method="retok")
+    assert made.generation_config.repetition_penalty == 1.3
+    assert any("generation settings" in line for line in check_transplant(made, tokenizer))
+    made.generation_config.repetition_penalty = None
+    check_transplant(made, tokenizer)  # as it is after reloading
+    with pytest.raises(PertokenError, match=r"generation settings: .*, not .*repetition_penalty"):
+        check_transplant(made, tokenizer, source=model)
+
+
+def test_a_generation_config_that_cannot_be_saved_is_refused_before_any_work() -> None:
+    old, new = byte_level(OLD), byte_level(NEW)
+    model = model_for(old)
+    model.generation_config.top_k = 7  # without do_sample
+    with pytest.raises(PertokenError, match=r"mend its generation_config.json: .*top_k") as caught:
+        Transplant(model, old, new)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tie_that_was_lost_is_found() -> None:
+    old, new = byte_level(OLD), byte_level(NEW)
+    made, tokenizer = transplant(model_for(old), old, new, method="retok")
+    other = model_for(old)
+    if tied := made.get_output_embeddings().weight is made.get_input_embeddings().weight:
+        other.lm_head.weight = torch.nn.Parameter(other.lm_head.weight.clone())
+    else:
+        other.lm_head.weight = other.get_input_embeddings().weight
+    with pytest.raises(PertokenError, match=f"are tied: {tied}, not {not tied}"):
+        check_transplant(made, tokenizer, source=other)
 
 
 # ------------------------------------------------------------------------------------ on the disk

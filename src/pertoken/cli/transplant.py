@@ -68,11 +68,13 @@ def transplant(
 ) -> None:
     """Give a model another tokenizer without training (TokenAdapt), and say what it costs."""
     from pertoken.cli.progress import progress_bar
+    from pertoken.tokenize import _embed
     from pertoken.tokenize.check import check_target_folder
     from pertoken.tokenize.tokenadapt import check_settings
 
     out = _out(places, supertokens, corpus)
     check_settings(method, temperature, global_weight, pad_to=pad_to)
+    _embed.check(embedder)
     check_target_folder(out)
     output = shared.Output(as_json)
     documents, held_out, where = _texts(corpus, text)
@@ -133,7 +135,7 @@ def _transplant(
     made, tokenizer = prepared.apply(method, **settings)
     seconds = time.perf_counter() - began
     tell("writing and checking", 0, 0)
-    checked = save_transplant(made, tokenizer, out)
+    checked = save_transplant(made, tokenizer, out, source=source)
     after = nats_per_text(made, tokenizer, held_out, progress=tell)
     count = sum(size for _, size in before)
     was, now = (math.exp(sum(nats for nats, _ in each) / count) for each in (before, after))

@@ -158,18 +158,23 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def find(embedder: str | Embedder, model: PreTrainedModel, tokenizer: Any) -> Embedder:
     """An embedder by name: "self" or "minilm"; a function as it is."""
+    check(embedder)
     if callable(embedder):
         return embedder
     if embedder == "self":
         return SelfEmbedder(model, tokenizer)
-    if embedder == "minilm":
-        from pertoken.loading import load
+    from pertoken.loading import load
 
-        return EncoderEmbedder(*load("minilm", device=str(model.device), kind="encoder"))
-    raise PertokenError(
-        f"unknown embedder {embedder!r}: give 'self', 'minilm', or a function from strings to "
-        "vectors [strings, width]"
-    )
+    return EncoderEmbedder(*load("minilm", device=str(model.device), kind="encoder"))
+
+
+def check(embedder: str | Embedder) -> None:
+    """Refuse a name that `find` does not know."""
+    if not callable(embedder) and embedder not in ("self", "minilm"):
+        raise PertokenError(
+            f"unknown embedder {embedder!r}: give 'self', 'minilm', or a function from strings to "
+            "vectors [strings, width]"
+        )
 
 
 def unit_vectors(embed: Embedder, texts: Sequence[str], what: str, tell: Tell) -> torch.Tensor:

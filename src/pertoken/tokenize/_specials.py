@@ -12,7 +12,7 @@ from pertoken.tokenize._token_bytes import special_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["adopt", "first_token", "same_specials", "update_ids"]
+__all__ = ["ID_SETTINGS", "adopt", "check_generation", "first_token", "same_specials", "update_ids"]
 
 ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 TURNS = (  # what chat models begin and end a turn with
@@ -21,6 +21,8 @@ TURNS = (  # what chat models begin and end a turn with
 )
 _ONE = ("forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id")
 _MANY = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+ID_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id", *_ONE, *_MANY)
+"""Settings of a generation config that name tokens."""
 
 
 def same_specials(old_tokenizer: Any, new_tokenizer: Any) -> dict[int, int]:
@@ -130,6 +132,18 @@ def _begin_with(tokenizer: Any, token: str) -> None:
     )
     own = backend.post_processor
     backend.post_processor = begin if own is None else Sequence([own, begin])
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Refuse a generation config that transformers would not write once its ids have changed."""
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise PertokenError(
+            "the model's generation config can't be saved with new ids; mend its "
+            f"generation_config.json: {reason}"
+        ) from None
 
 
 def update_ids(model: PreTrainedModel, tokenizer: Any, source: dict[int, int]) -> None:

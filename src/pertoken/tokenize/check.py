@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken.errors import PertokenError
+from pertoken.tokenize._specials import ID_SETTINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,9 +38,16 @@ def check_target_folder(out: Path) -> None:
         raise PertokenError(f"can't write {out}: {error.strerror or error}") from None
 
 
-def save_transplant(model: PreTrainedModel, tokenizer: Any, out: str | Path) -> list[str]:
+def save_transplant(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    out: str | Path,
+    *,
+    source: PreTrainedModel | None = None,
+) -> list[str]:
     """Write a folder that `from_pretrained` reads, checked by `check_transplant`; what was checked.
 
+    source: the model that it was made from.
     It is written beside `out` and moved there when every check has passed, so that whatever stops
     it leaves no half model. Raises PertokenError where `out` is not new or empty, or a check fails.
     """
@@ -48,7 +56,7 @@ def save_transplant(model: PreTrainedModel, tokenizer: Any, out: str | Path) -> 
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.absolute().parent))
     try:
         _save(model, tokenizer, work)
-        checked = check_transplant(model, tokenizer, folder=work)
+        checked = check_transplant(model, tokenizer, folder=work, source=source)
         work.chmod(0o755)  # mkdtemp's own is for its owner alone
         os.replace(work, out)
     finally:
@@ -57,29 +65,37 @@ def save_transplant(model: PreTrainedModel, tokenizer: Any, out: str | Path) -> 
 
 
 def check_transplant(
-    model: PreTrainedModel, tokenizer: Any, *, folder: str | Path | None = None
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    folder: str | Path | None = None,
+    source: PreTrainedModel | None = None,
 ) -> list[str]:
     """Assert that a model and its tokenizer work together; what was checked, a line each.
 
-    folder: where both were saved; None saves them to a temporary one. Loaded again from there by
-    plain transformers: rows of the embeddings cover every token, input and output are tied as
-    before, special ids are the tokenizer's in every configuration, text encodes to the same ids and
-    decodes to the same text, the chat template is the same and each special token in it is one
-    token, logits are equal, and greedy text is the same and encodes and decodes again.
+    folder: where both were saved; None saves them to a temporary one. source: the model that it was
+    made from; None compares with the model itself. Loaded again from there by plain transformers:
+    rows of the embeddings cover every token, input and output are tied and generation is set as
+    in the source, special ids are the tokenizer's in every configuration, text encodes to the same
+    ids and decodes to the same text, the chat template is the same and each special token in it is
+    one token, logits are equal, and greedy text is the same and encodes and decodes again.
     Raises PertokenError that names what fails first.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as made:
             _save(model, tokenizer, Path(made))
-            return check_transplant(model, tokenizer, folder=made)
+            return check_transplant(model, tokenizer, folder=made, source=source)
     _check_rows(model, tokenizer)
     again, read = _load(Path(folder), model)
     checked = ["reloads by plain transformers"]
     rows = again.get_input_embeddings().weight.shape[0]
     _check_rows(again, read)
     checked.append(f"{rows} rows for {len(read)} tokens")
-    _equal("whether input and output are tied", _tied(again), _tied(model))
+    before = model if source is None else source
+    _equal("whether input and output are tied", _tied(again), _tied(before))
     checked.append("input and output are tied" if _tied(again) else "input and output are apart")
+    _equal("generation settings", _generation(again), _generation(before))
+    checked.append("generation settings are the same but for token ids")
     _check_ids(again, read)
     checked.append("special ids are the tokenizer's in config and generation config")
     ids = tokenizer(PROMPT)["input_ids"]
@@ -93,8 +109,8 @@ def check_transplant(
     prompt = _chat(tokenizer, read, checked)
     with torch.no_grad():
         row = torch.tensor([ids], device=model.device)
-        before, after = (each(input_ids=row).logits for each in (model, again))
-    if not torch.equal(before, after):
+        said, after = (each(input_ids=row).logits for each in (model, again))
+    if not torch.equal(said, after):
         raise PertokenError("check failed: the reloaded model's logits differ")
     checked.append("logits are equal after reloading")
     checked.append(_greedy(model, again, read, prompt if prompt is not None else ids))
@@ -138,6 +154,13 @@ def _check_rows(model: PreTrainedModel, tokenizer: Any) -> None:
 
 def _tied(model: PreTrainedModel) -> bool:
     return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def _generation(model: PreTrainedModel) -> dict[str, Any]:
+    """What a generation config sets, but for ids of tokens."""
+    settings = model.generation_config.to_diff_dict()
+    others = {*ID_SETTINGS, "transformers_version", "_from_model_config"}
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def _check_ids(model: PreTrainedModel, tokenizer: Any) -> None:

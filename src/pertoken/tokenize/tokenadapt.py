@@ -40,7 +40,7 @@ import torch
 from pertoken.errors import PertokenError
 from pertoken.errors import nearest as nearest_name
 from pertoken.tokenize import _embed
-from pertoken.tokenize._specials import adopt, same_specials, update_ids
+from pertoken.tokenize._specials import adopt, check_generation, same_specials, update_ids
 from pertoken.tokenize._tables import input_table
 from pertoken.tokenize._token_bytes import Shared, Splitter, Vocabulary, same_tokens
 from pertoken.tokenize._weights import global_weights, local_weights, nearest, segment_softmax
@@ -172,9 +172,11 @@ class Transplant:
     ) -> None:
         self._model, self._old_tokenizer = model, old_tokenizer
         self._tell = progress or (lambda what, done, total: None)
+        _embed.check(embedder)
         self._embedder = embedder
         self._embed: _embed.Embedder | None = None
         self._rows = input_table(model).shape[0]
+        check_generation(model)
         self._old, _ = Vocabulary.of(old_tokenizer), Vocabulary.of(new_tokenizer)  # slow: refused
         beyond = sum(part is not None for part in self._old.spelled[self._rows :])
         if beyond:
