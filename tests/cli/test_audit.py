@@ -75,6 +75,7 @@ def test_lines_on_a_terminal(tiny_folder: str) -> None:
         (["none/tokenizer.json"], "no such tokenizer file or folder"),
         (["gemma3"], "not fetched without your consent"),
         (["TINY", "--langs", "germn"], "unknown language 'germn'"),
+        (["TINY", "--langs", "germn", "--section", "numbers"], "unknown language 'germn'"),
         (["TINY", "--langs", ","], "--langs names no language"),
         (["TINY", "--section", "number"], "(did you mean 'numbers'?)"),
         (["TINY", "--text", "latin.txt"], "text file latin.txt is not UTF-8 (byte 3)"),

@@ -123,6 +123,9 @@ def test_a_sweep_goes_on_behind_its_last_whole_line(
         ("ell", 280),
     ]
     assert len(read_sweep(out).cells) == 12
+    assert read_sweep(out, "deu").reference == "deu"
+    with pytest.raises(PertokenError, match=r"'egn' is no language of .*: it has deu, .*eng"):
+        read_sweep(out, "egn")
 
 
 def test_only_what_changed_is_trained_again(folder: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def arithmetic(
     from pertoken.cli.progress import progress_bar
     from pertoken.probe._addition import PAIRS, check_lengths
     from pertoken.probe._addition import Format as NumberFormat
-    from pertoken.probe.arithmetic import FORMATS
+    from pertoken.probe.arithmetic import FORMATS, check_counts
     from pertoken.probe.arithmetic import arithmetic as run
 
     output = shared.Output(as_json, html)
@@ -59,6 +59,7 @@ def arithmetic(
         NumberFormat.parse(name)
     asked = [_lengths(text) for text in lengths] if lengths else list(PAIRS)
     check_lengths(asked)
+    check_counts(shots, each, batch, limit)
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)
         loaded, tokenizer = shared.load(model, dtype)

@@ -65,7 +65,10 @@ def sweep(
 
 def show(
     file: Annotated[Path, typer.Argument(metavar="SWEEP", help="The file of a sweep.")],
-    reference: Annotated[str, typer.Option(help="The language that premiums are over.")] = "eng",
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The language that premiums are over.", show_default="eng"),
+    ] = None,
     target: Annotated[
         float | None,
         typer.Option(

@@ -60,6 +60,12 @@ class _Task:
     """Of the right response, and a few more."""
 
 
+def check_counts(shots: int, each: int, batch: int, limit: int | None) -> None:
+    """Raise PertokenError for a number that `arithmetic` can't take."""
+    if shots < 0 or each < 1 or batch < 1 or (limit is not None and limit < 1):
+        raise PertokenError("shots must be 0 or more; each, limit and batch 1 or more")
+
+
 @torch.no_grad()
 def arithmetic(
     model: PreTrainedModel,
@@ -93,8 +99,7 @@ def arithmetic(
     >>> arithmetic(model, ByteTokenizer(), ["nosep"], 1, lengths=[(2, 2)], each=2).summary()[0]["n"]
     2
     """
-    if shots < 0 or each < 1 or batch < 1 or (limit is not None and limit < 1):
-        raise PertokenError("shots must be 0 or more; each, limit and batch 1 or more")
+    check_counts(shots, each, batch, limit)
     if chat is None:
         chat = bool(getattr(tokenizer, "chat_template", None))
     elif chat and not getattr(tokenizer, "chat_template", None):

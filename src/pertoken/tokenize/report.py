@@ -110,7 +110,7 @@ def audit(
     if not chosen:
         raise PertokenError(f"no section to show: name some of {', '.join(SECTIONS)}")
     own = None if texts is None else {name: _texts(name, text) for name, text in texts.items()}
-    if languages is not None and languages != "all" and "languages" in chosen:
+    if languages is not None and languages != "all":
         find_languages([languages] if isinstance(languages, str) else languages)
     opened = _open(tokenizers, accept_licence, progress)
     material = Material(languages, own, reference, *([progress] if progress else []))

@@ -217,10 +217,11 @@ def sweep(
     return Sweep(settings["reference"], rows, [(name, kind, size) for name, kind, size, _ in lost])
 
 
-def read_sweep(path: str | Path, reference: str = "eng") -> Sweep:
+def read_sweep(path: str | Path, reference: str | None = None) -> Sweep:
     """The cells of a sweep's file; of a cell that was made again with other text, the last.
 
-    Raises PertokenError where there is no such file, or it holds no cells.
+    reference: the language that premiums are over; "eng" by default.
+    Raises PertokenError where there is no such file, it holds no cells, or none of the reference.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -231,7 +232,11 @@ def read_sweep(path: str | Path, reference: str = "eng") -> Sweep:
     }
     if not newest:
         raise PertokenError(f"{path} holds no finished cell")
-    return Sweep(reference, list(newest.values()))
+    there = {row["language"] for row in newest.values()}
+    if reference is not None and reference not in there:
+        some = ", ".join(sorted(there)[:12]) + (", …" if len(there) > 12 else "")
+        raise PertokenError(f"the reference {reference!r} is no language of {path}: it has {some}")
+    return Sweep(reference or "eng", list(newest.values()))
 
 
 def read_config(config: str | Path | Mapping[str, Any]) -> Row:
