@@ -81,7 +81,7 @@ def prose(rows: Sequence[dict[str, Any]], split: Split, count: int) -> list[Aske
     """The first 24 to 40 words of GSM8K questions; the model writes what follows."""
     texts = [(number, str(row["question"]).split()) for number, row in enumerate(rows)]
     wanted = 1 if split == "report" else 0
-    fit = [(n, words) for n, words in texts if n % 2 == wanted and len(words) >= 28]
+    fit = [(n, words) for n, words in texts if n % 2 == wanted and len(words) > 24 + n % 17]
     return [Asked(n, " ".join(words[: 24 + n % 17])) for n, words in fit[:count]]
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pertoken._bootstrap import bootstrap, bootstrap_mean, bootstrap_ratio
 from pertoken.decode.consistency import majority
+from pertoken.loading import model_folder
 from pertoken.reproduce._cautious_units import (
     BEAMS,
     DRAWS,
@@ -88,6 +89,8 @@ Floats = NDArray[np.float64]
 
 def run(context: Context) -> Reproduction:
     """All rows; hours on two slow cores, kept question by question."""
+    if not context.smoke:
+        model_folder(SECOND)  # a licence or network that is missing is said before the first hour
     asked = questions(context.data("gsm8k", smoke_rows=SMOKE), 2 if context.smoke else QUESTIONS)
     asked.sort(key=lambda question: len(question.prompt))  # like lengths together: less padding
     models = Models(context, SECOND)
@@ -217,7 +220,7 @@ def _judged(units: Sequence[Unit], asked: Sequence[Question], label: str, seed: 
                 float(np.mean(more)),
                 "share",
                 round(PAPER[first] - PAPER[second], 3),
-                _LLAMA,
+                _LLAMA + _OTHERWISE.get(second, ""),
                 bootstrap_mean(more, seed),
                 float(np.mean(right[second])),
             )

@@ -3,13 +3,13 @@
 What is left of a prompt's use when 20 to 60 % of its words are gone: on mails that are spam or not,
 questions about a planted fact, summaries and school mathematics; by GlobEnc, DecompX, and the
 paper's controls. Models of this size solve next to none of GSM8K, so that all four tasks are put on
-one scale: `information left` is the share of what the prompt's body takes off the negative
-log-likelihood of the right answer (among the choices where there are some; of the model's own
-answer to the whole prompt in summaries) that the compressed body still takes off. Accuracy and
-ROUGE-1 stand beside it. Mails are classified by a linear layer on the model's states, learnt on
-whole development mails: asked in words, these models answer all mails alike. The paper scores on
-task classifiers; here the encoder is MiniLM without a head, so its ablation over classes is not
-run.
+one scale, and mathematics has no other: `information left` is the share of what the prompt's body
+takes off the negative log-likelihood of the right answer (among the choices where there are some;
+of the model's own answer to the whole prompt in summaries) that the compressed body still takes
+off. Accuracy and ROUGE-1 stand beside it. Mails are classified by a linear layer on the model's
+states, learnt on whole development mails: asked in words, these models answer all mails alike;
+without a mail both labels are taken to be as likely. The paper scores on task classifiers; here the
+encoder is MiniLM without a head, so its ablation over classes is not run.
 
 The summaries' articles are Spec-Bench's: PERTOKEN_DATA names the folder that holds them.
 """
@@ -247,7 +247,9 @@ def _table(units: dict[str, list[Unit]], label: str, seed: int) -> list[Row]:
         )
         if metric == "accuracy":
             values = [unit["full"][0]["solved"] for unit in found]
-            rows.append(Row(f"{task}: {metric}, whole prompt{label}", float(np.mean(values))))
+            interval, mean = bootstrap_mean(values, seed), float(np.mean(values))
+            metric_of_all = f"{task}: {metric}, whole prompt{label}"
+            rows.append(Row(metric_of_all, mean, "share", interval=interval))
         for rating in RATINGS:
             for place, share in enumerate(SHARES):
                 where = f"{rating} at {share:.0%}{label}"
@@ -284,8 +286,9 @@ def _judged(units: dict[str, list[Unit]], label: str, seed: int) -> list[Row]:
             baseline=f"{least}: {shares[least]:.3g}",
         )
     ]
-    for task in ("mathematics", "classification"):
-        for first, second in (("globenc", "random"), ("random", "bottom (globenc)")):
+    pairs = (("globenc", "random"), ("random", "bottom (globenc)"), ("decompx", "random"))
+    for task in TASKS:
+        for first, second in pairs:
             a, whole = _left(units[task], first, 0.6)
             b, _ = _left(units[task], second, 0.6)
             rows.append(

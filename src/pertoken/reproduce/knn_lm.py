@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pertoken._bootstrap import bootstrap, bootstrap_mean
+from pertoken._extras import need
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._copies import unlike
 from pertoken.reproduce._knn_lookup import lookup_times
@@ -73,9 +74,13 @@ SMOKE_PROSE = [{"words": [[*f"the dog {letter} ran and ran .".split()] * 80]} fo
 
 
 def run(context: Context) -> Reproduction:
-    """All rows; about an hour of one slow core, a third of it for the stores."""
+    """All rows; about an hour of one slow core, a third of it for the stores.
+
+    The stores stay between runs: VERSION must change with what makes a key.
+    """
     from pertoken.decode.knn_writing import summary
 
+    need("faiss", "knn"), need("mauve", "mauve")  # both are asked for behind the longest part
     texts, prose = _split(_mails(context)), _split(_prose(context))
     with _folder(context) as folder:
         memory = _memory(context, texts, folder, "mails")
@@ -162,9 +167,8 @@ def _memory(
     made = made_with(model, tokenizer)["fingerprint"][:12]
     corpus = [_cut(tokenizer, text, STORE_TOKENS) for text in texts["store"]]
     with _progress(context) as tell:
-        store = KNNDatastore.build(
-            model, tokenizer, corpus, folder / f"{name}-{made}", context=CONTEXT, progress=tell
-        )
+        kept = folder / f"{name}-{made}-{VERSION}-{len(corpus)}-{STORE_TOKENS}-{CONTEXT}"
+        store = KNNDatastore.build(model, tokenizer, corpus, kept, context=CONTEXT, progress=tell)
         dev = [_cut(tokenizer, text, TOKENS) for text in texts["dev"]]
         k = min(K, len(store))
         fit = partial(fit_temperature, store, dev, k=k, weight=WEIGHT, progress=tell)
