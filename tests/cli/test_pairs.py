@@ -13,6 +13,7 @@ from pertoken.cli import main
 from pertoken.train import Sampled
 
 Capture = pytest.CaptureFixture[str]
+COPIES = ("--method", "cdpo", "--positive", "m", "--negative", "n")
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,16 @@ def test_tokens_of_wrong_answers(tiny_folder: str, here: Path, capsys: Capture) 
     assert "log_ratio 0" in (here / "o.html").read_text()
 
 
+def test_copies_of_other_tokens_are_refused(
+    tiny_folder: str, other_folder: str, capsys: Capture
+) -> None:
+    line = ["tokens", "pairs.jsonl", "--method", "cdpo", "--positive", tiny_folder]
+    assert main([*line, "--negative", other_folder]) == 2
+    assert capsys.readouterr().err == (
+        "error: the negative model has another tokenizer: it must be a copy of the positive one\n"
+    )
+
+
 def test_training(tiny_folder: str, capsys: Capture) -> None:
     pytest.importorskip("trl", reason="TRL is not installed")
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
@@ -93,6 +104,14 @@ def test_training(tiny_folder: str, capsys: Capture) -> None:
         (["train", "cdpo", "pairs.jsonl", "--out", "o"], "cdpo needs the positive model"),
         (["train", "dpo", "a.jsonl", "--out", "o"], 'a.jsonl, line 1: no "chosen" in it'),
         (["tokens", "pairs.jsonl", "--method", "cdpo"], "cdpo needs --positive"),
+        (
+            ["tokens", "pairs.jsonl", *COPIES, "--model", "m"],
+            "cdpo reads --positive and --negative: leave --model out",
+        ),
+        (
+            ["tokens", "pairs.jsonl", *COPIES, "--keep", "0.5"],
+            "--keep belongs to sstoken, not to cdpo",
+        ),
         (["tokens", "a.jsonl", "--negative", "m"], "--negative belongs to cdpo"),
         (["tokens", "a.jsonl", "--method", "mft", "--history", "m"], "belongs to sstoken"),
     ],

@@ -181,3 +181,12 @@ def test_mistakes_are_said_before_the_first_step(
     with pytest.raises(PertokenError, match=message):
         go(tmp_path / "a", tiny_folder, method, **options)
     assert not list(tmp_path.glob("a/checkpoint-*"))
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_a_copy_of_other_tokens_is_refused(
+    tmp_path: Path, tiny_folder: str, other_folder: str, side: str
+) -> None:
+    with pytest.raises(PertokenError, match=f"the {side} model has another tokenizer: it must be"):
+        go(tmp_path / "a", tiny_folder, "cdpo", **{side: other_folder})
+    assert not list(tmp_path.glob("a/checkpoint-*"))

@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pertoken._extras import need
-from pertoken._tokenizer_hash import tokenizer_hash
 from pertoken.errors import PertokenError, nearest
 from pertoken.train._folder import claim, write_run
-from pertoken.train._keeping import arguments, check_settings, load, save_model, train, versions
+from pertoken.train._keeping import (
+    arguments,
+    check_settings,
+    check_tokenizer,
+    load,
+    save_model,
+    train,
+    versions,
+)
 from pertoken.train.cdpo import CDPOMixin, Reduction
 from pertoken.train.lessons import Pair, read_pairs
 from pertoken.train.supervised import SupervisedRun
@@ -109,8 +116,7 @@ def train_preference(
 def _copy(side: str, model: Model, tokenizer: Any) -> Any:
     """The positive or negative model; PertokenError where its tokens are not the student's."""
     found, own = load(model)
-    if tokenizer_hash(own) != tokenizer_hash(tokenizer):
-        raise PertokenError(f"the {side} model has another tokenizer: it must be a copy of model")
+    check_tokenizer(side, own, tokenizer, "a copy of model")
     return found
 
 
