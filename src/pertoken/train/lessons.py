@@ -12,7 +12,14 @@ from pertoken.conversation import check_messages
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8, read_utf8
 
-__all__ = ["Lesson", "Pair", "encode_lesson", "prompt_ids", "read_lessons", "read_pairs"]
+__all__ = [
+    "Lesson",
+    "Pair",
+    "encode_lesson",
+    "prompt_ids",
+    "read_lessons",
+    "read_pairs",
+]
 
 IGNORED = -100  # the label of what is not learned
 _PROMPTS, _ANSWERS = ("prompt", "question"), ("completion", "answer")
@@ -93,7 +100,7 @@ def encode_lesson(
     if len(ids) <= len(before):
         raise PertokenError(
             f"{lesson.place}: the prompt alone has {len(before)} tokens, and {max_length} stay: no "
-            "token of the answer is left to learn"
+            "token of the answer is left to learn; raise max_length, or leave it out"
         )
     return ids, [IGNORED] * len(before) + ids[len(before) :]
 

@@ -29,7 +29,7 @@ from pertoken.train._keeping import (
     versions,
 )
 from pertoken.train.cdpo import CDPOMixin, Reduction
-from pertoken.train.lessons import Pair, read_pairs
+from pertoken.train.lessons import Lesson, Pair, encode_lesson, read_pairs
 from pertoken.train.supervised import SupervisedRun
 
 __all__ = ["PREFERENCE", "train_preference"]
@@ -77,8 +77,9 @@ def train_preference(
     is as in `train_supervised`, of `batch` pairs an update.
 
     PertokenError before the first step for settings that do not fit the method, models of other
-    tokens, a pair that is broken (file and line), a folder of another run, a missing extra ``rl``.
-    The last checkpoint is whole whatever stops the run.
+    tokens, a pair that is broken or whose prompt leaves no room for an answer (file and line), a
+    folder of another run, a missing extra ``rl``. The last checkpoint is whole
+    whatever stops the run.
     """
     _check(method, positive, negative, beta, contrast, reduction)
     numbers = {"steps": (steps, 1), "batch": (batch, 1), "max_length": (max_length, 2)}
@@ -102,6 +103,7 @@ def train_preference(
     }
     run = SupervisedRun(settings, versions(), Path(out))
     student, tokenizer = load(model)
+    _check_room(given, tokenizer, settings)
     checkpoint = claim(run.folder, settings, resume=resume)
     if checkpoint is None:
         write_run(run.folder, run.to_dict())
@@ -128,6 +130,13 @@ def _given(pairs: str | Path | Sequence[Pair], limit: int | None) -> list[Pair]:
     if not found:
         raise PertokenError("there is no pair to learn from")
     return found
+
+
+def _check_room(pairs: Sequence[Pair], tokenizer: Any, settings: Row) -> None:
+    """Raise PertokenError for a pair that `max_length` leaves no answer: TRL would drop it."""
+    for one in pairs:
+        lesson = Lesson(one.prompt, one.chosen, one.place)
+        encode_lesson(lesson, tokenizer, chat=settings["chat"], max_length=settings["max_length"])
 
 
 def row_of(logs: Row, settings: Row, step: int) -> Row:
