@@ -205,3 +205,13 @@ def test_a_pair_without_room_for_an_answer_is_named(tmp_path: Path, tiny_folder:
     assert not (tmp_path / "out").exists()
     run = go(tmp_path / "out", tiny_folder, "dpo", pairs=file, max_length=10, batch=3, steps=1)
     assert run.settings["pairs"] == 3
+
+
+def test_a_run_does_not_go_on_with_other_pairs(tmp_path: Path, tiny_folder: str) -> None:
+    go(tmp_path / "a", tiny_folder, "dpo", steps=1, batch=2)
+    others = [*PAIRS[:-1], Pair("5+1=", "6!", "7!", "elsewhere")]
+    with pytest.raises(PertokenError, match=r"was run with data_sha256 [0-9a-f]{16}, not"):
+        go(tmp_path / "a", tiny_folder, "dpo", steps=2, batch=2, pairs=others, resume=True)
+    moved = [Pair(one.prompt, one.chosen, one.rejected, "elsewhere") for one in PAIRS]
+    again = go(tmp_path / "a", tiny_folder, "dpo", steps=2, batch=2, pairs=moved, resume=True)
+    assert len(again.steps) == 2

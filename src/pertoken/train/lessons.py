@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pertoken.prompts import check_utf8, read_utf8
 __all__ = [
     "Lesson",
     "Pair",
+    "data_hash",
     "encode_lesson",
     "prompt_ids",
     "read_lessons",
@@ -77,6 +79,16 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
         if found[-1].chosen == found[-1].rejected:
             raise PertokenError(f"{place}: chosen and rejected are the same text")
     return found[:limit]
+
+
+def data_hash(rows: Sequence[Lesson | Pair]) -> str:
+    """16 hexadecimal digits (of sha256) of what lessons or pairs say, wherever they were read.
+
+    >>> data_hash([Lesson("1+1=", "2", "here")]) == data_hash([Lesson("1+1=", "2", "there")])
+    True
+    """
+    told = json.dumps([{**asdict(one), "place": None} for one in rows])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def encode_lesson(

@@ -29,7 +29,7 @@ from pertoken.train._keeping import (
     versions,
 )
 from pertoken.train.cdpo import CDPOMixin, Reduction
-from pertoken.train.lessons import Lesson, Pair, encode_lesson, read_pairs
+from pertoken.train.lessons import Lesson, Pair, data_hash, encode_lesson, read_pairs
 from pertoken.train.supervised import SupervisedRun
 
 __all__ = ["PREFERENCE", "train_preference"]
@@ -78,7 +78,7 @@ def train_preference(
 
     PertokenError before the first step for settings that do not fit the method, models of other
     tokens, a pair that is broken or whose prompt leaves no room for an answer (file and line), a
-    folder of another run, a missing extra ``rl``. The last checkpoint is whole
+    folder of another run or of other pairs, a missing extra ``rl``. The last checkpoint is whole
     whatever stops the run.
     """
     _check(method, positive, negative, beta, contrast, reduction)
@@ -91,6 +91,7 @@ def train_preference(
         "method": method,
         "model": _name(model),
         "pairs": len(given),
+        "data_sha256": data_hash(given),
         "steps": steps,
         "batch": batch,
         "learning_rate": learning_rate,
