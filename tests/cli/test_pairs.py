@@ -39,7 +39,10 @@ def test_pairs_are_made_and_an_interrupted_run_goes_on(
         asked.append(lessons[0].prompt)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return [[Sampled("2", "2", True), Sampled("3", "3", False), Sampled("?", "", False)]]
+        right, wrong = (str(int(lessons[0].prompt[0]) + more) for more in (1, 2))
+        return [
+            [Sampled(right, right, True), Sampled(wrong, wrong, False), Sampled("?", "", False)]
+        ]
 
     monkeypatch.setattr(pertoken.train, "sample_answers", sample, raising=False)
     line = ["pairs", "a.jsonl", "--model", tiny_folder, "--out", "out", "--samples", "3"]
@@ -51,12 +54,18 @@ def test_pairs_are_made_and_an_interrupted_run_goes_on(
     names = ["negative.jsonl", "pairs.jsonl", "positive.jsonl", "samples.jsonl"]
     assert sorted(path.name for path in (here / "out").iterdir()) == names
     row = json.loads((here / "out" / "pairs.jsonl").read_text().splitlines()[0])
-    assert row == {"prompt": "0+1=", "chosen": "2", "rejected": "3"}
+    assert row == {"prompt": "0+1=", "chosen": "1", "rejected": "2"}
     assert main([*line, "--seed", "1"]) == 2
     assert "holds answers of other settings" in capsys.readouterr().err
     with (here / "out" / "samples.jsonl").open("a") as file:
         file.write('{"question": "4')  # a line that was cut off
     assert main(line) == 0
+    content = (here / "a.jsonl").read_text()
+    (here / "a.jsonl").write_text(content.replace("It is 1.", "It is 2."))  # mended by its owner
+    assert main(line) == 0
+    row = json.loads((here / "out" / "pairs.jsonl").read_text().splitlines()[0])
+    assert row == {"prompt": "0+1=", "chosen": "2", "rejected": "1"}
+    assert len(asked) == 5
 
 
 def test_a_model_without_an_answer(tiny_folder: str, capsys: Capture) -> None:
