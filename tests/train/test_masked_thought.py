@@ -104,6 +104,34 @@ def test_a_mask_token_is_made_once_and_never_written() -> None:
     assert add_mask_token(tiny_model("llama", vocab_size=23), given) == 22
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_mask_token_on_a_padding_row_is_the_mean_too(tied: bool) -> None:
+    model = tiny_model("llama", vocab_size=30)  # 23 tokens and 7 rows that are none
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
+    reader = lab.tokenizer()
+    both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    before = [part.detach().clone() for part in both]
+    assert add_mask_token(model, reader) == 23
+    for part, was in zip(both, before, strict=True):
+        torch.testing.assert_close(part[23], was[:23].mean(0))
+        others = [row for row in range(30) if row != 23]
+        assert torch.equal(part[others], was[others])
+    with torch.no_grad():
+        both[0][23] += 1  # as training would
+    learned = both[0].detach().clone()
+    assert add_mask_token(model, reader) == 23
+    assert torch.equal(both[0], learned)
+
+
+def test_a_token_that_is_there_keeps_its_embedding() -> None:
+    model, reader = tiny_model("llama", vocab_size=30), lab.tokenizer()
+    reader.add_tokens(["<mask>"])
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert add_mask_token(model, reader) == 23
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
 def test_dependence_is_the_rise_under_a_shuffled_question() -> None:
     model = tiny_model("llama", vocab_size=23)
     ids = torch.tensor([[4, 5, 6, 7, 8, 9, 10], [0, 0, 11, 11, 11, 12, 13]])

@@ -90,19 +90,23 @@ def linear_rate(step: int, total: int, max_rate: float, warmup: float = 2 / 3) -
 def add_mask_token(model: Any, tokenizer: Any) -> int:
     """The id of a mask token that the model reads and never writes; made where there is none.
 
-    The tokenizer's own mask token is taken where it has one. Else "<mask>" is added; a model
-    without room for it gets a further row in its embeddings (and in a tied head), the mean of all
-    others, since the noise should mean nothing. `generate` suppresses the token either way.
+    The tokenizer's own mask token is taken where it has one. Else "<mask>" is added; its row in the
+    embeddings and in the head is the mean of all tokens before it, since the noise should mean
+    nothing. A model without room for it gets a further row. `generate` suppresses the token either
+    way.
     """
+    new = tokenizer.mask_token_id is None and "<mask>" not in tokenizer.get_vocab()
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
     found = int(tokenizer.mask_token_id)
     rows = model.get_input_embeddings().weight.shape[0]
     if found >= rows:
         model.resize_token_embeddings(found + 1, mean_resizing=False)
+    if new or found >= rows:  # a padded vocabulary has a row for it, which is no token's
+        first = min(found, rows)
         with torch.no_grad():
             for part in (model.get_input_embeddings(), model.get_output_embeddings()):
-                part.weight[rows:] = part.weight[:rows].mean(0)
+                part.weight[first : found + 1] = part.weight[:first].mean(0)
     suppressed = list(getattr(model.generation_config, "suppress_tokens", None) or [])
     if found not in suppressed:
         model.generation_config.suppress_tokens = [*suppressed, found]
