@@ -222,6 +222,53 @@ def test_evaluation_sees_the_text_and_the_rate_is_logged(trl: Any, tmp_path: Pat
     assert logged == [0.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("noise", ["mask", "random"])
+def test_what_is_hidden_does_not_depend_on_the_cut_of_the_batch_nor_on_padding(
+    trl: Any, tmp_path: Path, noise: Any
+) -> None:
+    options: dict[str, Any] = {"rate": 0.5, "noise": noise, "mask_id": MASK, "max_steps": 4}
+    made = lab.trainer(tmp_path, MFT, **options)
+    made.state.global_step, made.state.max_steps = 3, 4
+    ids, labels = batch(4)
+
+    def hidden(*cuts: slice, pad: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        made._at = -1  # the step begins anew
+        parts = []
+        for cut in cuts:
+            given = {
+                "input_ids": torch.nn.functional.pad(ids[cut], pad),
+                "labels": torch.nn.functional.pad(labels[cut], pad, value=-100),
+            }
+            masked = made._masked(given)
+            parts.append(masked[:, pad[0] : masked.shape[1] - pad[1]])
+        return torch.cat(parts)
+
+    whole = hidden(slice(0, 4))
+    assert torch.equal(hidden(slice(0, 2), slice(2, 4)), whole)
+    assert torch.equal(hidden(slice(0, 1), slice(1, 4)), whole)
+    assert torch.equal(hidden(slice(0, 4), pad=(0, 9)), whole)
+    assert torch.equal(hidden(slice(0, 4), pad=(5, 0)), whole)
+    assert not (whole != ids)[labels == -100].any()
+    share = (whole != ids).sum() / (labels != -100).sum()
+    assert 0.3 < share < 0.7
+    made.state.global_step = 2
+    assert not torch.equal(hidden(slice(0, 4)), whole)
+
+
+def test_micro_batches_are_one_batch(trl: Any, tmp_path: Path) -> None:
+    """Loss and weights after two steps in which half of each answer is hidden."""
+    found = []
+    for size in (4, 2):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        more: dict[str, Any] = {"max_steps": 2, "optim": "sgd", "warmup": 0.0}
+        made = lab.trainer(tmp_path, MFT, rate=0.5, mask_id=MASK, **cut, **more)
+        found.append((lab.run(made), list(made.model.parameters())))
+    (whole, ends), (parts, others) = found
+    assert parts == pytest.approx(whole, abs=1e-6)
+    for one, other in zip(ends, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 def test_a_resumed_run_hides_the_same_and_micro_batches_differ(trl: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "rate": 0.5,
@@ -242,7 +289,7 @@ def test_a_resumed_run_hides_the_same_and_micro_batches_differ(trl: Any, tmp_pat
     row = {name: part[:1] for name, part in lab.one_batch(again).items()}
     long = {name: part.repeat(1, 20) for name, part in row.items()}
     one, other = again._masked(long), again._masked(long)
-    assert not torch.equal(one, other)
+    assert not torch.equal(one, other)  # two rows that say the same are hidden apart
 
 
 def test_it_goes_with_token_weights(trl: Any, tmp_path: Path) -> None:

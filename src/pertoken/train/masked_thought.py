@@ -153,7 +153,8 @@ class MaskedThought(_Trainer):
     over which the rate rises. Everything else, labels and loss too, is the trainer's own; with
     rate 0 it is that trainer to the bit. Evaluation sees the text as it is.
 
-    What is hidden follows from `args.seed` and the step, so a resumed run hides the same. TRL logs
+    What is hidden of a row follows from `args.seed`, the step, its place in the step's batch and
+    the process: a resumed run hides the same, and so do micro-batches of another size. TRL logs
     ``masked_thought/rate``. PertokenError for a rate outside [0, 1] and a mask token that is
     missing, is the stop token or is not in the model.
     """
@@ -172,7 +173,7 @@ class MaskedThought(_Trainer):
         _checked(rate, mask_id, 1, noise)
         super().__init__(*rest, **more)
         self._rate, self._noise, self._warmup = rate, noise, warmup
-        self._mask_id, self._at, self._micro = mask_id, -1, 0
+        self._mask_id, self._at, self._seen = mask_id, -1, 0  # rows of step _at so far
         rows = self.model.get_input_embeddings().weight.shape[0]
         self._vocab = rows
         if noise == "mask" and not 0 <= (mask_id or 0) < rows:
@@ -199,24 +200,29 @@ class MaskedThought(_Trainer):
     def _masked(self, inputs: dict[str, Any]) -> torch.Tensor:
         if "labels" not in inputs:
             raise PertokenError("the batch has no labels, so the answer can't be told: give them")
-        step = self.state.global_step
-        self._micro = self._micro + 1 if step == self._at else 0
-        self._at = step
+        step, ids, labels = self.state.global_step, inputs["input_ids"], inputs["labels"]
+        first = self._seen if step == self._at else 0
+        self._at, self._seen = step, first + len(ids)
         rate = linear_rate(step, self.state.max_steps, self._rate, self._warmup)
         if hasattr(self, "_metrics"):
             self._metrics["train"]["masked_thought/rate"].append(rate)
-        # Of seed, step, micro-batch and process alone: a resumed run draws what the whole one did.
-        parts = [self.args.seed, step, self._micro, self.accelerator.process_index]
-        seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        return mask_thought(
-            inputs["input_ids"],
-            inputs["labels"],
-            rate,
-            mask_id=self._mask_id,
-            vocab_size=self._vocab,
-            noise=self._noise,
-            seed=seed,
-        )
+        made = ids.clone()
+        for row, learned in enumerate(labels != IGNORED):
+            (made[row, learned],) = mask_thought(
+                ids[row, learned][None],
+                labels[row, learned][None],
+                rate,
+                mask_id=self._mask_id,
+                vocab_size=self._vocab,
+                noise=self._noise,
+                seed=self._drawn(step, first + row),
+            )
+        return made
+
+    def _drawn(self, step: int, row: int) -> int:
+        """The seed of a row of a step's batch, whatever micro-batch and width it comes in."""
+        parts = [self.args.seed, step, row, self.accelerator.process_index]
+        return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _checked(rate: float, mask_id: int | None, vocab_size: int | None, noise: str) -> int:
