@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +55,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
     model = tiny_model("llama", vocab_size=257, dtype=torch.float32)
     model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def other_folder(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same model with a tokenizer of as many tokens, two of which have changed places."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(tiny_folder, folder)
+    rules = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    vocab = rules["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(rules), "utf-8")
     return str(folder)
 
 

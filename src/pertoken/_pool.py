@@ -110,6 +110,8 @@ def on_ray(
         local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs}
         environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
         ray.init(**local, log_to_driver=False, runtime_env=environment)
+    errors = ray.exceptions
+    killed = (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError)
     remote = ray.remote(num_cpus=1, max_retries=0)(work)
     left = iter(range(len(calls)))
     at: dict[Any, int] = {}
@@ -129,9 +131,9 @@ def on_ray(
             give()
             try:
                 value = ray.get(done)
-            except ray.exceptions.WorkerCrashedError:
+            except killed:
                 value = LOST
-            except ray.exceptions.RayTaskError as error:
+            except errors.RayTaskError as error:
                 raise error.cause from None
             yield place, value
     finally:

@@ -13,6 +13,7 @@ from pertoken.cli import main
 from pertoken.train import Sampled
 
 Capture = pytest.CaptureFixture[str]
+COPIES = ("--method", "cdpo", "--positive", "m", "--negative", "n")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,10 @@ def test_pairs_are_made_and_an_interrupted_run_goes_on(
         asked.append(lessons[0].prompt)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return [[Sampled("2", "2", True), Sampled("3", "3", False), Sampled("?", "", False)]]
+        right, wrong = (str(int(lessons[0].prompt[0]) + more) for more in (1, 2))
+        return [
+            [Sampled(right, right, True), Sampled(wrong, wrong, False), Sampled("?", "", False)]
+        ]
 
     monkeypatch.setattr(pertoken.train, "sample_answers", sample, raising=False)
     line = ["pairs", "a.jsonl", "--model", tiny_folder, "--out", "out", "--samples", "3"]
@@ -50,12 +54,18 @@ def test_pairs_are_made_and_an_interrupted_run_goes_on(
     names = ["negative.jsonl", "pairs.jsonl", "positive.jsonl", "samples.jsonl"]
     assert sorted(path.name for path in (here / "out").iterdir()) == names
     row = json.loads((here / "out" / "pairs.jsonl").read_text().splitlines()[0])
-    assert row == {"prompt": "0+1=", "chosen": "2", "rejected": "3"}
+    assert row == {"prompt": "0+1=", "chosen": "1", "rejected": "2"}
     assert main([*line, "--seed", "1"]) == 2
     assert "holds answers of other settings" in capsys.readouterr().err
     with (here / "out" / "samples.jsonl").open("a") as file:
         file.write('{"question": "4')  # a line that was cut off
     assert main(line) == 0
+    content = (here / "a.jsonl").read_text()
+    (here / "a.jsonl").write_text(content.replace("It is 1.", "It is 2."))  # mended by its owner
+    assert main(line) == 0
+    row = json.loads((here / "out" / "pairs.jsonl").read_text().splitlines()[0])
+    assert row == {"prompt": "0+1=", "chosen": "2", "rejected": "1"}
+    assert len(asked) == 5
 
 
 def test_a_model_without_an_answer(tiny_folder: str, capsys: Capture) -> None:
@@ -70,6 +80,16 @@ def test_tokens_of_wrong_answers(tiny_folder: str, here: Path, capsys: Capture) 
     assert main([*line, *models, "--html", "o.html"]) == 0
     assert "counts most" in capsys.readouterr().out
     assert "log_ratio 0" in (here / "o.html").read_text()
+
+
+def test_copies_of_other_tokens_are_refused(
+    tiny_folder: str, other_folder: str, capsys: Capture
+) -> None:
+    line = ["tokens", "pairs.jsonl", "--method", "cdpo", "--positive", tiny_folder]
+    assert main([*line, "--negative", other_folder]) == 2
+    assert capsys.readouterr().err == (
+        "error: the negative model has another tokenizer: it must be a copy of the positive one\n"
+    )
 
 
 def test_training(tiny_folder: str, capsys: Capture) -> None:
@@ -93,6 +113,14 @@ def test_training(tiny_folder: str, capsys: Capture) -> None:
         (["train", "cdpo", "pairs.jsonl", "--out", "o"], "cdpo needs the positive model"),
         (["train", "dpo", "a.jsonl", "--out", "o"], 'a.jsonl, line 1: no "chosen" in it'),
         (["tokens", "pairs.jsonl", "--method", "cdpo"], "cdpo needs --positive"),
+        (
+            ["tokens", "pairs.jsonl", *COPIES, "--model", "m"],
+            "cdpo reads --positive and --negative: leave --model out",
+        ),
+        (
+            ["tokens", "pairs.jsonl", *COPIES, "--keep", "0.5"],
+            "--keep belongs to sstoken, not to cdpo",
+        ),
         (["tokens", "a.jsonl", "--negative", "m"], "--negative belongs to cdpo"),
         (["tokens", "a.jsonl", "--method", "mft", "--history", "m"], "belongs to sstoken"),
     ],

@@ -24,6 +24,20 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.jsonl"
 
 
+def load(name: str, **_: Any) -> Any:
+    """A model that likes digits as much as its name says, and its tokenizer."""
+    tokenizer = ByteTokenizer()
+    model = tiny_model("llama", vocab_size=len(tokenizer), scale=0.0)
+    head = torch.nn.Linear(model.config.hidden_size, len(tokenizer)).to(model.dtype)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        for digit in "0123456789":
+            head.bias[tokenizer.encode(digit)] += float(name)
+    model.lm_head = head
+    return model, tokenizer
+
+
 def test_a_scorer_selects(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scorer = NgramScorer.fit(SUMS + WORDS, [1] * 30 + [0] * 30, epochs=30)
     scorer.save(source.parent / "scorer")
@@ -41,19 +55,6 @@ def test_a_scorer_selects(source: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_models_teach_a_scorer(
     source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = ByteTokenizer()
-
-    def load(name: str, **_: Any) -> Any:
-        model = tiny_model("llama", vocab_size=len(tokenizer), scale=0.0)
-        head = torch.nn.Linear(model.config.hidden_size, len(tokenizer)).to(model.dtype)
-        torch.nn.init.zeros_(head.weight)
-        torch.nn.init.zeros_(head.bias)
-        with torch.no_grad():
-            for digit in "0123456789":
-                head.bias[tokenizer.encode(digit)] += float(name)
-        model.lm_head = head
-        return model, tokenizer
-
     monkeypatch.setattr("pertoken.load", load)
     out, saved = source.parent / "out.jsonl", source.parent / "scorer"
     given = ["--models", "0=0.1,1=0.2,2=0.3", "--sample", "40", "--save-scorer", str(saved)]
@@ -63,6 +64,50 @@ def test_models_teach_a_scorer(
     assert "Documents by strength" in capsys.readouterr().out
     assert "Documents by strength" in page.read_text()
     assert len(NgramScorer.load(saved).top_features()[0]) > 3
+
+
+def interrupted_after(calls: int, done: Any) -> Any:
+    """`done`, until Ctrl-C at a later call."""
+    left = [None] * calls
+
+    def call(*given: Any, **more: Any) -> Any:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return done(*given, **more)
+
+    return call
+
+
+def test_ctrl_c_while_models_read_says_where_the_losses_are(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = source.parent / "out.jsonl"
+    command = ["select-data", str(source), str(out), "--models", "0=0.1,2=0.3", "--sample", "10"]
+    monkeypatch.setattr("pertoken.load", interrupted_after(0, load))
+    assert main(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"  # nothing is there yet
+    monkeypatch.setattr("pertoken.load", interrupted_after(1, load))
+    assert main(command) == 130
+    told = f"losses so far are in {out}.losses; run it again to go on\ninterrupted\n"
+    assert capsys.readouterr().err == told
+    assert list((source.parent / "out.jsonl.losses").iterdir())
+
+
+def test_ctrl_c_while_a_scorer_reads_says_where_the_scores_are(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    NgramScorer.fit(SUMS + WORDS, [1] * 30 + [0] * 30).save(source.parent / "scorer")
+    out = source.parent / "out.jsonl"
+    command = ["select-data", str(source), str(out), "--scorer", str(source.parent / "scorer")]
+    score = NgramScorer.score
+    monkeypatch.setattr(NgramScorer, "score", interrupted_after(0, score))
+    assert main(command) == 130
+    told = f"scores so far are in {out}.scores; run it again to go on\ninterrupted\n"
+    assert capsys.readouterr().err == told
+    monkeypatch.setattr(NgramScorer, "score", score)
+    assert main(command) == 0
+    assert out.exists()
 
 
 @pytest.mark.parametrize(

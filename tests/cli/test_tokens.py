@@ -51,6 +51,16 @@ def test_a_fine_tuning(tiny_folder: str, here: Path, capsys: Capture) -> None:
     assert "out holds a run at step 2: go on with --resume" in capsys.readouterr().err
 
 
+def test_an_earlier_state_of_other_tokens_is_refused(
+    tiny_folder: str, other_folder: str, capsys: Capture
+) -> None:
+    line = ["tokens", "a.jsonl", "--model", tiny_folder]
+    assert main([*line, "--history", other_folder]) == 2
+    assert capsys.readouterr().err == (
+        "error: the history model has another tokenizer: it must be an earlier state of the model\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,6 +68,11 @@ def test_a_fine_tuning(tiny_folder: str, here: Path, capsys: Capture) -> None:
         (["tokens", "no.jsonl"], "there is no data file no.jsonl"),
         (["tokens", "a.jsonl", "--method", "mf"], "no tokens can be shown of 'mf' (did you mean"),
         (["tokens", "a.jsonl", "--method", "mft", "--history", "m"], "belongs to sstoken"),
+        (["tokens", "a.jsonl", "--rate", "0.4"], "--rate belongs to mft, not to sstoken"),
+        (["tokens", "a.jsonl", "--method", "mft", "--keep", "0.6"], "--keep belongs to sstoken"),
+        (["tokens", "a.jsonl", "--method", "mft", "--gamma", "1"], "--gamma belongs to sstoken"),
+        (["tokens", "a.jsonl", "--method", "mft", "--normalize", "rank"], "belongs to sstoken"),
+        (["tokens", "a.jsonl", "--method", "mft", "--exclude-sink"], "belongs to sstoken"),
         (["train", "sstoken", "a.jsonl"], "Missing option '--out'"),
         (["train", "sft", "bad.jsonl", "--out", "o"], 'line 1: no "completion" or "answer"'),
         (["train", "sft", "a.jsonl", "--out", "o", "--keep", "0.5"], "sft has no keep"),

@@ -239,6 +239,18 @@ def test_the_trainer_takes_the_loss(tmp_path: Path, reduction: Any) -> None:
     assert logged == pytest.approx(sum(weights) / len(weights), abs=1e-5)
 
 
+def test_micro_batches_are_one_batch_of_sequences(tmp_path: Path) -> None:
+    found = []
+    for size in (2, 1):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 2 // size}
+        made = lab.preference(tmp_path, MIXINS, blamed(), **cut, max_steps=2, optim="sgd")
+        found.append((lab.run(made), list(made.model.parameters())))
+    (whole, ends), (parts, others) = found
+    assert parts == pytest.approx(whole, abs=1e-6)
+    for one, other in zip(ends, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("only_rejected", [True, False])
 def test_the_scores_are_of_the_ids_that_are_trained_on(tmp_path: Path, only_rejected: Any) -> None:
     positive, negative = lab.model(2), lab.model(3)

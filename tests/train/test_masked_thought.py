@@ -104,6 +104,34 @@ def test_a_mask_token_is_made_once_and_never_written() -> None:
     assert add_mask_token(tiny_model("llama", vocab_size=23), given) == 22
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_mask_token_on_a_padding_row_is_the_mean_too(tied: bool) -> None:
+    model = tiny_model("llama", vocab_size=30)  # 23 tokens and 7 rows that are none
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
+    reader = lab.tokenizer()
+    both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    before = [part.detach().clone() for part in both]
+    assert add_mask_token(model, reader) == 23
+    for part, was in zip(both, before, strict=True):
+        torch.testing.assert_close(part[23], was[:23].mean(0))
+        others = [row for row in range(30) if row != 23]
+        assert torch.equal(part[others], was[others])
+    with torch.no_grad():
+        both[0][23] += 1  # as training would
+    learned = both[0].detach().clone()
+    assert add_mask_token(model, reader) == 23
+    assert torch.equal(both[0], learned)
+
+
+def test_a_token_that_is_there_keeps_its_embedding() -> None:
+    model, reader = tiny_model("llama", vocab_size=30), lab.tokenizer()
+    reader.add_tokens(["<mask>"])
+    before = model.get_input_embeddings().weight.detach().clone()
+    assert add_mask_token(model, reader) == 23
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
 def test_dependence_is_the_rise_under_a_shuffled_question() -> None:
     model = tiny_model("llama", vocab_size=23)
     ids = torch.tensor([[4, 5, 6, 7, 8, 9, 10], [0, 0, 11, 11, 11, 12, 13]])
@@ -194,6 +222,53 @@ def test_evaluation_sees_the_text_and_the_rate_is_logged(trl: Any, tmp_path: Pat
     assert logged == [0.0, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("noise", ["mask", "random"])
+def test_what_is_hidden_does_not_depend_on_the_cut_of_the_batch_nor_on_padding(
+    trl: Any, tmp_path: Path, noise: Any
+) -> None:
+    options: dict[str, Any] = {"rate": 0.5, "noise": noise, "mask_id": MASK, "max_steps": 4}
+    made = lab.trainer(tmp_path, MFT, **options)
+    made.state.global_step, made.state.max_steps = 3, 4
+    ids, labels = batch(4)
+
+    def hidden(*cuts: slice, pad: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        made._at = -1  # the step begins anew
+        parts = []
+        for cut in cuts:
+            given = {
+                "input_ids": torch.nn.functional.pad(ids[cut], pad),
+                "labels": torch.nn.functional.pad(labels[cut], pad, value=-100),
+            }
+            masked = made._masked(given)
+            parts.append(masked[:, pad[0] : masked.shape[1] - pad[1]])
+        return torch.cat(parts)
+
+    whole = hidden(slice(0, 4))
+    assert torch.equal(hidden(slice(0, 2), slice(2, 4)), whole)
+    assert torch.equal(hidden(slice(0, 1), slice(1, 4)), whole)
+    assert torch.equal(hidden(slice(0, 4), pad=(0, 9)), whole)
+    assert torch.equal(hidden(slice(0, 4), pad=(5, 0)), whole)
+    assert not (whole != ids)[labels == -100].any()
+    share = (whole != ids).sum() / (labels != -100).sum()
+    assert 0.3 < share < 0.7
+    made.state.global_step = 2
+    assert not torch.equal(hidden(slice(0, 4)), whole)
+
+
+def test_micro_batches_are_one_batch(trl: Any, tmp_path: Path) -> None:
+    """Loss and weights after two steps in which half of each answer is hidden."""
+    found = []
+    for size in (4, 2):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        more: dict[str, Any] = {"max_steps": 2, "optim": "sgd", "warmup": 0.0}
+        made = lab.trainer(tmp_path, MFT, rate=0.5, mask_id=MASK, **cut, **more)
+        found.append((lab.run(made), list(made.model.parameters())))
+    (whole, ends), (parts, others) = found
+    assert parts == pytest.approx(whole, abs=1e-6)
+    for one, other in zip(ends, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 def test_a_resumed_run_hides_the_same_and_micro_batches_differ(trl: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "rate": 0.5,
@@ -214,7 +289,7 @@ def test_a_resumed_run_hides_the_same_and_micro_batches_differ(trl: Any, tmp_pat
     row = {name: part[:1] for name, part in lab.one_batch(again).items()}
     long = {name: part.repeat(1, 20) for name, part in row.items()}
     one, other = again._masked(long), again._masked(long)
-    assert not torch.equal(one, other)
+    assert not torch.equal(one, other)  # two rows that say the same are hidden apart
 
 
 def test_it_goes_with_token_weights(trl: Any, tmp_path: Path) -> None:

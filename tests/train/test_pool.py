@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pertoken import _pool
 from pertoken.errors import PertokenError
 from pertoken.train import NgramScorer, _pieces, pool, sample_documents, select, select_file
 from pertoken.train.ngram_scorer import PLACES
@@ -108,6 +110,52 @@ def test_processes_score_alike(scorer: NgramScorer, texts: list[str], tmp_path: 
     select_file(source, tmp_path / "one.jsonl", scorer, 0.3)
     select_file(source, tmp_path / "two.jsonl", scorer, 0.3, jobs=2)
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+
+
+def test_ray_scores_alike_from_relative_paths(
+    scorer: NgramScorer, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's folder need not be ours: it gets whole paths."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.chdir(tmp_path)
+    source, given = lines(Path("in.jsonl"), texts), []
+
+    def noted(work: Any, calls: Any, jobs: int) -> Any:
+        given.extend(calls)
+        return _pool.on_ray(work, calls, jobs)
+
+    monkeypatch.setattr(pool, "on_ray", noted)
+    select_file(source, Path("one.jsonl"), scorer, 0.3)
+    select_file(source, Path("two.jsonl"), scorer, 0.3, jobs=2, ray=True)
+    assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
+    assert len(given) == len(_pieces.pieces_of(source))
+    assert all(folder.is_absolute() and piece.path.is_absolute() for folder, piece, *_ in given)
+
+
+@pytest.mark.parametrize("name", ["WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"])
+def test_what_kills_a_worker_of_ray_costs_its_call_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exceptions = pytest.importorskip("ray.exceptions", reason="Ray is not installed")
+    error = getattr(exceptions, name)
+    killed = error() if name == "WorkerCrashedError" else error("killed")
+
+    def get(done: Any) -> Any:
+        if done[1] == 1:
+            raise killed
+        return done[0](done[1])
+
+    cluster = SimpleNamespace(
+        exceptions=exceptions,
+        is_initialized=lambda: True,
+        cluster_resources=lambda: {"CPU": 1.0},
+        remote=lambda **_: lambda work: SimpleNamespace(remote=lambda at: (work, at)),
+        wait=lambda left, **_: (left[:1], left[1:]),
+        get=get,
+    )
+    monkeypatch.setattr(_pool, "need", lambda *_: cluster)
+    found = dict(_pool.on_ray(abs, [(0,), (1,), (-2,)], 1))
+    assert found == {0: 0, 1: _pool.LOST, 2: 2}
 
 
 def test_a_sample_is_of_the_pool_and_the_same_again(texts: list[str], tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def test_a_run_goes_on_with_the_identical_next_loss(
         ("dpo", {"beta": 0.0}, "beta must be above 0"),
         ("dpo", {"pairs": []}, "there is no pair"),
         ("dpo", {"steps": 0}, "steps must be 1 or more"),
+        ("dpo", {"max_length": 4}, "a pair: the prompt alone has 4 tokens, and 4 stay"),
     ],
 )
 def test_mistakes_are_said_before_the_first_step(
@@ -181,3 +182,36 @@ def test_mistakes_are_said_before_the_first_step(
     with pytest.raises(PertokenError, match=message):
         go(tmp_path / "a", tiny_folder, method, **options)
     assert not list(tmp_path.glob("a/checkpoint-*"))
+
+
+@pytest.mark.parametrize("side", ["positive", "negative"])
+def test_a_copy_of_other_tokens_is_refused(
+    tmp_path: Path, tiny_folder: str, other_folder: str, side: str
+) -> None:
+    with pytest.raises(PertokenError, match=f"the {side} model has another tokenizer: it must be"):
+        go(tmp_path / "a", tiny_folder, "cdpo", **{side: other_folder})
+    assert not list(tmp_path.glob("a/checkpoint-*"))
+
+
+def test_a_pair_without_room_for_an_answer_is_named(tmp_path: Path, tiny_folder: str) -> None:
+    rows = [{"prompt": "1" * n, "chosen": "2", "rejected": "3"} for n in (4, 9, 4)]
+    file = write(tmp_path / "a.jsonl", *rows)
+    with pytest.raises(PertokenError) as told:
+        go(tmp_path / "out", tiny_folder, "dpo", pairs=file, max_length=9)
+    assert str(told.value) == (
+        f"{file}, line 2: the prompt alone has 9 tokens, and 9 stay: no token of the answer is "
+        "left to learn; raise max_length, or leave it out"
+    )
+    assert not (tmp_path / "out").exists()
+    run = go(tmp_path / "out", tiny_folder, "dpo", pairs=file, max_length=10, batch=3, steps=1)
+    assert run.settings["pairs"] == 3
+
+
+def test_a_run_does_not_go_on_with_other_pairs(tmp_path: Path, tiny_folder: str) -> None:
+    go(tmp_path / "a", tiny_folder, "dpo", steps=1, batch=2)
+    others = [*PAIRS[:-1], Pair("5+1=", "6!", "7!", "elsewhere")]
+    with pytest.raises(PertokenError, match=r"was run with data_sha256 [0-9a-f]{16}, not"):
+        go(tmp_path / "a", tiny_folder, "dpo", steps=2, batch=2, pairs=others, resume=True)
+    moved = [Pair(one.prompt, one.chosen, one.rejected, "elsewhere") for one in PAIRS]
+    again = go(tmp_path / "a", tiny_folder, "dpo", steps=2, batch=2, pairs=moved, resume=True)
+    assert len(again.steps) == 2

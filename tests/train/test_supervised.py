@@ -249,6 +249,20 @@ def test_a_run_goes_on_with_the_identical_next_loss(
         assert all(0 <= row["place"] <= 1 for row in whole.steps)
 
 
+def test_a_run_does_not_go_on_with_other_lessons(tmp_path: Path, tiny_folder: str) -> None:
+    rows = [{"prompt": one.prompt, "completion": one.answer, "w": [1, 1, 1]} for one in LESSONS]
+    file, out = write(tmp_path / "a.jsonl", *rows), tmp_path / "out"
+    given: dict[str, Any] = {"lessons": file, "weights": "w", "batch": 2}
+    go(out, tiny_folder, "sft", **given, steps=1)
+    rows[2]["w"] = [1, 1, 2]
+    write(file, *rows)
+    with pytest.raises(PertokenError, match=r"was run with data_sha256 [0-9a-f]{16}, not"):
+        go(out, tiny_folder, "sft", **given, steps=2, resume=True)
+    rows[2]["w"] = [1, 1, 1]
+    write(file, *rows)
+    assert len(go(out, tiny_folder, "sft", **given, steps=2, resume=True).steps) == 2
+
+
 def test_weights_of_the_data_are_used(tmp_path: Path, tiny_folder: str) -> None:
     rows = [{"prompt": one.prompt, "completion": one.answer, "w": [0, 0, 0]} for one in LESSONS]
     file = write(tmp_path / "a.jsonl", *rows)

@@ -223,6 +223,25 @@ def test_each_token_of_an_answer_counts_its_weight(tmp_path: Path) -> None:
     assert run(made)[0] == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_micro_batches_of_pairs_are_one_batch(tmp_path: Path) -> None:
+    more = [{"prompt": "p q ", "chosen": "r", "rejected": "s t a b"}, {**PAIRS[0], "chosen": "g"}]
+    pairs = [*PAIRS, *more]
+
+    def drawn_of(side: str) -> Any:
+        return lambda row: [0.1 * (token % 7) for token in row[f"{side}_ids"]]
+
+    weights = {f"{side}_weights": drawn_of(side) for side in ("chosen", "rejected")}
+    found = []
+    for size in (4, 1):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        made = preference(tmp_path, DPO, pairs, **weights, **cut, max_steps=2, optim="sgd")
+        found.append((run(made), list(made.model.parameters())))
+    (whole, ends), (parts, others) = found
+    assert parts == pytest.approx(whole, abs=1e-6)
+    for one, other in zip(ends, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 def test_rejected_weights_of_zero_remove_that_side(tmp_path: Path) -> None:
     def zeros(row: dict[str, Any]) -> list[float]:
         return [0.0] * len(row["rejected_ids"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from pertoken.cli import options as shared
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
-    from pertoken.train import ContrastData, Lesson, Sampled
+    from pertoken.train import ContrastData, Lesson
 
 _Data = Annotated[
     Path,
@@ -52,11 +51,13 @@ def pairs(
     """Sample answers, and choose right and wrong ones to train on.
 
     Writes positive.jsonl and negative.jsonl, which the two copies learn with `pertoken train sft`,
-    and pairs.jsonl for `pertoken train cdpo`. Samples are kept: run it again to go on.
+    and pairs.jsonl for `pertoken train cdpo`. Samples are kept: run it again to go on; they are
+    judged each time, by the answers that DATA gives then.
     """
     from pertoken._files import write_whole
     from pertoken.cli.progress import progress_bar
     from pertoken.train import contrast_data, read_lessons
+    from pertoken.train.sampled import judged
 
     lessons = read_lessons(data, limit)
     settings = {
@@ -85,9 +86,8 @@ def pairs(
                 tell("questions", place, len(left))
                 done[one.prompt] = _sampled(*loaded, one, batch, settings)
                 _keep(kept, settings, one, done[one.prompt])
-    found = contrast_data(
-        [one.prompt for one in lessons], [done[one.prompt] for one in lessons], seed
-    )
+    answers = [[judged(text, one) for text in done[one.prompt]] for one in lessons]
+    found = contrast_data([one.prompt for one in lessons], answers, seed)
     for name, rows in _files(found).items():
         write_whole(out / name, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
     typer.echo(
@@ -99,11 +99,11 @@ def pairs(
 
 def _sampled(
     model: Any, tokenizer: Any, lesson: Lesson, batch: int, settings: dict[str, Any]
-) -> list[Sampled]:
-    """A question's answers; the draw is the question's own, whatever was asked before it."""
+) -> list[str]:
+    """Answers to a question; the draw is the question's own, whatever was asked before it."""
     from pertoken.train import sample_answers
 
-    return sample_answers(
+    (found,) = sample_answers(
         model,
         tokenizer,
         [lesson],
@@ -114,7 +114,8 @@ def _sampled(
         batch=batch,
         chat=settings["chat"],
         seed=zlib.crc32(lesson.prompt.encode()) + settings["seed"],
-    )[0]
+    )
+    return [one.text for one in found]
 
 
 def _files(found: ContrastData) -> dict[str, list[dict[str, str]]]:
@@ -131,11 +132,9 @@ def _files(found: ContrastData) -> dict[str, list[dict[str, str]]]:
     return files
 
 
-def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Sequence[Sampled]]:
-    """Answers of an earlier run by question; a line cut off by a kill is dropped."""
-    from pertoken.train import Sampled
-
-    found: dict[str, Sequence[Sampled]] = {}
+def _kept(path: Path, settings: dict[str, Any]) -> dict[str, list[str]]:
+    """Texts of an earlier run by question; a line cut off by a kill is dropped."""
+    found: dict[str, list[str]] = {}
     if not path.exists():
         return found
     content = path.read_bytes()
@@ -144,7 +143,7 @@ def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Sequence[Sampled]]:
         try:
             row = json.loads(line)
             given = row["settings"]
-            found[row["question"]] = [Sampled(**one) for one in row["answers"]]
+            found[row["question"]] = [str(one["text"]) for one in row["answers"]]
         except (ValueError, KeyError, TypeError):
             raise PertokenError(
                 f"{path}, line {number}: no sampled answers; take another folder"
@@ -159,11 +158,11 @@ def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Sequence[Sampled]]:
     return found
 
 
-def _keep(path: Path, settings: dict[str, Any], lesson: Lesson, some: Sequence[Sampled]) -> None:
+def _keep(path: Path, settings: dict[str, Any], lesson: Lesson, texts: Sequence[str]) -> None:
     row = {
         "question": lesson.prompt,
         "settings": settings,
-        "answers": [asdict(one) for one in some],
+        "answers": [{"text": text} for text in texts],
     }
     with path.open("ab") as file:
         file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))

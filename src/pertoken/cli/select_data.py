@@ -123,17 +123,22 @@ def _learn(
     """A scorer from models' losses; these stay in OUT.losses, for a run that goes on."""
     from pertoken.train import preselect, sample_documents
 
-    named = _ability(models)
+    named, folder = _ability(models), out.with_name(f"{out.name}.losses")
     texts = sample_documents(source, sample, field=field, seed=seed)
-    return preselect(
-        list(named),
-        list(named.values()),
-        texts,
-        margin=margin,
-        seed=seed,
-        folder=out.with_name(f"{out.name}.losses"),
-        progress=tell,
-    )
+    try:
+        return preselect(
+            list(named),
+            list(named.values()),
+            texts,
+            margin=margin,
+            seed=seed,
+            folder=folder,
+            progress=tell,
+        )
+    except KeyboardInterrupt:
+        if folder.exists():
+            typer.echo(f"losses so far are in {folder}; run it again to go on", err=True)
+        raise
 
 
 def _ability(models: str) -> dict[str, float]:

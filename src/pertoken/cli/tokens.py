@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +39,12 @@ _ExcludeSink = Annotated[
     bool, typer.Option("--exclude-sink", help="Of sstoken: the row's first token is no prompt.")
 ]
 
+_OWN = {
+    "cdpo": ("positive", "negative"),
+    "mft": ("rate",),
+    "sstoken": ("history", "keep", "gamma", "normalize", "exclude_sink"),
+}  # options of one method alone
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -46,6 +52,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tokens(
+    context: typer.Context,
     data: _Data,
     method: _Method = "sstoken",
     history: _History = None,
@@ -67,22 +74,22 @@ def tokens(
 ) -> None:
     """Show which tokens of your data a training method would learn from.
 
-    With --html every text, each answer token in the colour of its score; nothing is trained.
+    With --html every text, each answer token in the colour of its score; nothing is trained. An
+    option of another method is refused.
     """
     from pertoken.cli.progress import progress_bar
     from pertoken.train.choice import choose_tokens
     from pertoken.train.lessons import Lesson, read_lessons, read_pairs
 
     output = shared.Output(as_json, html)
-    _check(method, history, positive, negative)
+    _check(context)
     if method == "cdpo":
         lessons = [Lesson(one.prompt, one.rejected, one.place) for one in read_pairs(data, limit)]
     else:
         lessons = read_lessons(data, limit)
     loaded, tokenizer = shared.load(positive or model, dtype)
-    past, other = (
-        None if name is None else shared.load(name, dtype)[0] for name in (history, negative)
-    )
+    past = _second("history", history, dtype, tokenizer, "an earlier state of the model")
+    other = _second("negative", negative, dtype, tokenizer, "a copy of the positive one")
     with progress_bar() as tell:
         found = choose_tokens(
             method,
@@ -105,18 +112,41 @@ def tokens(
         typer.echo(found.table())
 
 
-def _check(method: str, history: str | None, positive: str | None, negative: str | None) -> None:
-    """Raise PertokenError for an unknown method, and for models that it lacks or has no use for."""
+def _check(context: typer.Context) -> None:
+    """Raise PertokenError for an unknown method, and for options it lacks or has no use for."""
     from pertoken.train.choice import CHOOSERS
 
+    method = context.params["method"]
     if method not in CHOOSERS:
         raise PertokenError(
             f"no tokens can be shown of {method!r}{nearest(method, CHOOSERS)}; there is: "
             f"{', '.join(CHOOSERS)}"
         )
-    if history is not None and method != "sstoken":
-        raise PertokenError(f"--history belongs to sstoken, not to {method}")
-    for option, given in (("--positive", positive), ("--negative", negative)):
-        if (given is None) == (method == "cdpo"):
-            told = f"cdpo needs {option}" if method == "cdpo" else f"{option} belongs to cdpo"
-            raise PertokenError(f"{told}: a copy of the model, see `pertoken pairs`")
+    given = {name for name in context.params if _given(context, name)}
+    for owner, names in _OWN.items():
+        for name in names:
+            option = f"--{name.replace('_', '-')}"
+            if owner != method and name in given:
+                raise PertokenError(f"{option} belongs to {owner}, not to {method}")
+            if owner == method == "cdpo" and name not in given:
+                raise PertokenError(
+                    f"cdpo needs {option}: a copy of the model, see `pertoken pairs`"
+                )
+    if method == "cdpo" and "model" in given:
+        raise PertokenError("cdpo reads --positive and --negative: leave --model out")
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _second(side: str, name: str | None, dtype: str | None, tokenizer: Any, must: str) -> Any:
+    """The history or negative model, None for none; PertokenError where its tokens are others."""
+    from pertoken.train._keeping import check_tokenizer
+
+    if name is None:
+        return None
+    found, own = shared.load(name, dtype)
+    check_tokenizer(side, own, tokenizer, must)
+    return found

@@ -18,10 +18,19 @@ import torch
 
 import pertoken
 from pertoken._extras import need
+from pertoken._tokenizer_hash import tokenizer_hash
 from pertoken.errors import PertokenError
 from pertoken.train._folder import mark_whole, write_run
 
-__all__ = ["arguments", "check_settings", "load", "save_model", "train", "versions"]
+__all__ = [
+    "arguments",
+    "check_settings",
+    "check_tokenizer",
+    "load",
+    "save_model",
+    "train",
+    "versions",
+]
 
 Row = dict[str, Any]
 RowOf = Callable[[dict[str, Any], dict[str, Any], int], Row]
@@ -72,6 +81,15 @@ def load(model: str | tuple[Any, Any]) -> tuple[Any, Any]:
     if tokenizer.eos_token_id is None:
         raise PertokenError("the tokenizer has no stop token (eos_token), so no text of it ends")
     return loaded, tokenizer
+
+
+def check_tokenizer(side: str, own: Any, tokenizer: Any, must: str) -> None:
+    """Raise PertokenError where the `side` model's own tokenizer is another one.
+
+    must: what that model must be.
+    """
+    if tokenizer_hash(own) != tokenizer_hash(tokenizer):
+        raise PertokenError(f"the {side} model has another tokenizer: it must be {must}")
 
 
 def train(

@@ -180,7 +180,8 @@ class CDPOMixin(TokenWeightedDPO):
     contrast: β of `contrastive_scores`, not to be confused with DPO's ``args.beta``. only_rejected:
     chosen tokens count 1, as in the paper's runs; else they count s_t. reduction: see the module;
     "position" takes the place of TRL's objective in training, "sequence" works with every one of
-    them; evaluation is TRL's own, unweighted.
+    them; evaluation is TRL's own, unweighted. Micro-batches are one batch with "sequence"; with
+    "position", a mean over the padded batch, they are so only where all are as wide.
 
     With positive = negative = None the training data's own `rejected_weights` (and
     `chosen_weights`) are taken, see `TokenWeightedDPO`; with weights of 1 "sequence" is

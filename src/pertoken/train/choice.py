@@ -211,7 +211,7 @@ def choose_tokens(
     the lessons are wrong answers, model is the copy fine-tuned on right ones and `negative` that on
     wrong ones; contrast: β of `contrastive_scores`. One forward per lesson, with a second model
     two; mft needs none.
-    PertokenError for an unknown method, a model that is missing or has other tokens.
+    PertokenError for an unknown method, a model that is missing or has another number of tokens.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
     >>> lesson, model = Lesson("1+1=", "2 and no more"), tiny_model("llama", vocab_size=258)

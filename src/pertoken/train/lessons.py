@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from pertoken.conversation import check_messages
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8, read_utf8
 
-__all__ = ["Lesson", "Pair", "encode_lesson", "prompt_ids", "read_lessons", "read_pairs"]
+__all__ = [
+    "Lesson",
+    "Pair",
+    "data_hash",
+    "encode_lesson",
+    "prompt_ids",
+    "read_lessons",
+    "read_pairs",
+]
 
 IGNORED = -100  # the label of what is not learned
 _PROMPTS, _ANSWERS = ("prompt", "question"), ("completion", "answer")
@@ -72,6 +81,16 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
     return found[:limit]
 
 
+def data_hash(rows: Sequence[Lesson | Pair]) -> str:
+    """16 hexadecimal digits (of sha256) of what lessons or pairs say, wherever they were read.
+
+    >>> data_hash([Lesson("1+1=", "2", "here")]) == data_hash([Lesson("1+1=", "2", "there")])
+    True
+    """
+    told = json.dumps([{**asdict(one), "place": None} for one in rows])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def encode_lesson(
     lesson: Lesson, tokenizer: Any, *, chat: bool = True, max_length: int | None = None
 ) -> tuple[list[int], list[int]]:
@@ -93,7 +112,7 @@ def encode_lesson(
     if len(ids) <= len(before):
         raise PertokenError(
             f"{lesson.place}: the prompt alone has {len(before)} tokens, and {max_length} stay: no "
-            "token of the answer is left to learn"
+            "token of the answer is left to learn; raise max_length, or leave it out"
         )
     return ids, [IGNORED] * len(before) + ids[len(before) :]
 

@@ -90,19 +90,23 @@ def linear_rate(step: int, total: int, max_rate: float, warmup: float = 2 / 3) -
 def add_mask_token(model: Any, tokenizer: Any) -> int:
     """The id of a mask token that the model reads and never writes; made where there is none.
 
-    The tokenizer's own mask token is taken where it has one. Else "<mask>" is added; a model
-    without room for it gets a further row in its embeddings (and in a tied head), the mean of all
-    others, since the noise should mean nothing. `generate` suppresses the token either way.
+    The tokenizer's own mask token is taken where it has one. Else "<mask>" is added; its row in the
+    embeddings and in the head is the mean of all tokens before it, since the noise should mean
+    nothing. A model without room for it gets a further row. `generate` suppresses the token either
+    way.
     """
+    new = tokenizer.mask_token_id is None and "<mask>" not in tokenizer.get_vocab()
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
     found = int(tokenizer.mask_token_id)
     rows = model.get_input_embeddings().weight.shape[0]
     if found >= rows:
         model.resize_token_embeddings(found + 1, mean_resizing=False)
+    if new or found >= rows:  # a padded vocabulary has a row for it, which is no token's
+        first = min(found, rows)
         with torch.no_grad():
             for part in (model.get_input_embeddings(), model.get_output_embeddings()):
-                part.weight[rows:] = part.weight[:rows].mean(0)
+                part.weight[first : found + 1] = part.weight[:first].mean(0)
     suppressed = list(getattr(model.generation_config, "suppress_tokens", None) or [])
     if found not in suppressed:
         model.generation_config.suppress_tokens = [*suppressed, found]
@@ -149,7 +153,8 @@ class MaskedThought(_Trainer):
     over which the rate rises. Everything else, labels and loss too, is the trainer's own; with
     rate 0 it is that trainer to the bit. Evaluation sees the text as it is.
 
-    What is hidden follows from `args.seed` and the step, so a resumed run hides the same. TRL logs
+    What is hidden of a row follows from `args.seed`, the step, its place in the step's batch and
+    the process: a resumed run hides the same, and so do micro-batches of another size. TRL logs
     ``masked_thought/rate``. PertokenError for a rate outside [0, 1] and a mask token that is
     missing, is the stop token or is not in the model.
     """
@@ -168,7 +173,7 @@ class MaskedThought(_Trainer):
         _checked(rate, mask_id, 1, noise)
         super().__init__(*rest, **more)
         self._rate, self._noise, self._warmup = rate, noise, warmup
-        self._mask_id, self._at, self._micro = mask_id, -1, 0
+        self._mask_id, self._at, self._seen = mask_id, -1, 0  # rows of step _at so far
         rows = self.model.get_input_embeddings().weight.shape[0]
         self._vocab = rows
         if noise == "mask" and not 0 <= (mask_id or 0) < rows:
@@ -195,24 +200,29 @@ class MaskedThought(_Trainer):
     def _masked(self, inputs: dict[str, Any]) -> torch.Tensor:
         if "labels" not in inputs:
             raise PertokenError("the batch has no labels, so the answer can't be told: give them")
-        step = self.state.global_step
-        self._micro = self._micro + 1 if step == self._at else 0
-        self._at = step
+        step, ids, labels = self.state.global_step, inputs["input_ids"], inputs["labels"]
+        first = self._seen if step == self._at else 0
+        self._at, self._seen = step, first + len(ids)
         rate = linear_rate(step, self.state.max_steps, self._rate, self._warmup)
         if hasattr(self, "_metrics"):
             self._metrics["train"]["masked_thought/rate"].append(rate)
-        # Of seed, step, micro-batch and process alone: a resumed run draws what the whole one did.
-        parts = [self.args.seed, step, self._micro, self.accelerator.process_index]
-        seed = int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        return mask_thought(
-            inputs["input_ids"],
-            inputs["labels"],
-            rate,
-            mask_id=self._mask_id,
-            vocab_size=self._vocab,
-            noise=self._noise,
-            seed=seed,
-        )
+        made = ids.clone()
+        for row, learned in enumerate(labels != IGNORED):
+            (made[row, learned],) = mask_thought(
+                ids[row, learned][None],
+                labels[row, learned][None],
+                rate,
+                mask_id=self._mask_id,
+                vocab_size=self._vocab,
+                noise=self._noise,
+                seed=self._drawn(step, first + row),
+            )
+        return made
+
+    def _drawn(self, step: int, row: int) -> int:
+        """The seed of a row of a step's batch, whatever micro-batch and width it comes in."""
+        parts = [self.args.seed, step, row, self.accelerator.process_index]
+        return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _checked(rate: float, mask_id: int | None, vocab_size: int | None, noise: str) -> int:

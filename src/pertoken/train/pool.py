@@ -15,7 +15,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -184,6 +184,9 @@ def _score(
     progress: Progress | None,
 ) -> None:
     left = [n for n in range(len(pieces)) if not _file(folder, n).exists()]
+    if ray:  # a worker stands in a folder of its own
+        folder = folder.absolute()
+        pieces = [replace(piece, path=piece.path.absolute()) for piece in pieces]
     calls = [(folder, pieces[number], number, field) for number in left]
     if ray or jobs > 1:
         done = (on_ray if ray else in_processes)(_score_piece, calls, jobs)

@@ -17,12 +17,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pertoken._extras import need
-from pertoken._tokenizer_hash import tokenizer_hash
 from pertoken.errors import PertokenError, nearest
 from pertoken.train._folder import claim, write_run
-from pertoken.train._keeping import arguments, check_settings, load, save_model, train, versions
+from pertoken.train._keeping import (
+    arguments,
+    check_settings,
+    check_tokenizer,
+    load,
+    save_model,
+    train,
+    versions,
+)
 from pertoken.train.cdpo import CDPOMixin, Reduction
-from pertoken.train.lessons import Pair, read_pairs
+from pertoken.train.lessons import Lesson, Pair, data_hash, encode_lesson, read_pairs
 from pertoken.train.supervised import SupervisedRun
 
 __all__ = ["PREFERENCE", "train_preference"]
@@ -70,8 +77,9 @@ def train_preference(
     is as in `train_supervised`, of `batch` pairs an update.
 
     PertokenError before the first step for settings that do not fit the method, models of other
-    tokens, a pair that is broken (file and line), a folder of another run, a missing extra ``rl``.
-    The last checkpoint is whole whatever stops the run.
+    tokens, a pair that is broken or whose prompt leaves no room for an answer (file and line), a
+    folder of another run or of other pairs, a missing extra ``rl``. The last checkpoint is whole
+    whatever stops the run.
     """
     _check(method, positive, negative, beta, contrast, reduction)
     numbers = {"steps": (steps, 1), "batch": (batch, 1), "max_length": (max_length, 2)}
@@ -83,6 +91,7 @@ def train_preference(
         "method": method,
         "model": _name(model),
         "pairs": len(given),
+        "data_sha256": data_hash(given),
         "steps": steps,
         "batch": batch,
         "learning_rate": learning_rate,
@@ -95,6 +104,7 @@ def train_preference(
     }
     run = SupervisedRun(settings, versions(), Path(out))
     student, tokenizer = load(model)
+    _check_room(given, tokenizer, settings)
     checkpoint = claim(run.folder, settings, resume=resume)
     if checkpoint is None:
         write_run(run.folder, run.to_dict())
@@ -109,8 +119,7 @@ def train_preference(
 def _copy(side: str, model: Model, tokenizer: Any) -> Any:
     """The positive or negative model; PertokenError where its tokens are not the student's."""
     found, own = load(model)
-    if tokenizer_hash(own) != tokenizer_hash(tokenizer):
-        raise PertokenError(f"the {side} model has another tokenizer: it must be a copy of model")
+    check_tokenizer(side, own, tokenizer, "a copy of model")
     return found
 
 
@@ -122,6 +131,13 @@ def _given(pairs: str | Path | Sequence[Pair], limit: int | None) -> list[Pair]:
     if not found:
         raise PertokenError("there is no pair to learn from")
     return found
+
+
+def _check_room(pairs: Sequence[Pair], tokenizer: Any, settings: Row) -> None:
+    """Raise PertokenError for a pair that `max_length` leaves no answer: TRL would drop it."""
+    for one in pairs:
+        lesson = Lesson(one.prompt, one.chosen, one.place)
+        encode_lesson(lesson, tokenizer, chat=settings["chat"], max_length=settings["max_length"])
 
 
 def row_of(logs: Row, settings: Row, step: int) -> Row:

@@ -11,7 +11,7 @@ from pertoken.train.contrast import Sampled
 from pertoken.train.critical_tokens import check_sampling
 from pertoken.train.lessons import Lesson, prompt_ids
 
-__all__ = ["sample_answers"]
+__all__ = ["judged", "sample_answers"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,12 +58,17 @@ def sample_answers(
             if progress is not None:
                 progress("answers", done, len(prompts))
     return [
-        [_judged(text, lesson) for text in texts[number * n : (number + 1) * n]]
+        [judged(text, lesson) for text in texts[number * n : (number + 1) * n]]
         for number, lesson in enumerate(lessons)
     ]
 
 
-def _judged(text: str, lesson: Lesson) -> Sampled:
+def judged(text: str, lesson: Lesson) -> Sampled:
+    """What a text answers, and whether that is right: see `sample_answers`.
+
+    >>> judged("2 and 2 is 4", Lesson("2+2=", "so\\n#### 4"))
+    Sampled(text='2 and 2 is 4', answer='4', right=True)
+    """
     behind = lesson.answer.rpartition("####")[2].strip()
     known = behind if "####" in lesson.answer else answer_of(behind) or behind
     said = answer_of(text)

@@ -22,7 +22,7 @@ from pertoken.errors import PertokenError, nearest
 from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, write_run
 from pertoken.train._keeping import arguments, check_settings, load, save_model, train, versions
-from pertoken.train.lessons import Lesson, encode_lesson, read_lessons
+from pertoken.train.lessons import Lesson, data_hash, encode_lesson, read_lessons
 from pertoken.train.masked_thought import MaskedThought, add_mask_token
 from pertoken.train.sstoken_trainer import History, SSTokenSFT
 from pertoken.train.token_weights import WEIGHTS, TokenWeightedSFT
@@ -121,8 +121,8 @@ def train_supervised(
     seed: of the order and of what is hidden. progress: called with each row as it is made.
 
     PertokenError before the first step for settings that do not fit the method, a lesson that can't
-    be learned (file and line), a folder of another run, a missing extra ``rl``. The last checkpoint
-    is whole whatever stops the run.
+    be learned (file and line), a folder of another run or of other lessons, a missing extra ``rl``.
+    The last checkpoint is whole whatever stops the run.
     """
     own = _own_settings(method, own)
     _check(steps, batch, learning_rate, max_length, save_every)
@@ -139,6 +139,7 @@ def train_supervised(
         "method": method,
         "model": model if isinstance(model, str) else type(model[0]).__name__,
         "lessons": len(given),
+        "data_sha256": data_hash(given),
         "steps": steps,
         "batch": batch,
         "learning_rate": learning_rate,
