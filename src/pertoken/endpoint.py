@@ -77,8 +77,13 @@ class Endpoint:
         timeout: float = 60.0,
         tries: int = 4,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, _ = (parts.hostname or "").encode("idna"), parts.port
+        except ValueError:  # a bracket or a port that is none, a dot too many in the name
+            parts, host = urlsplit(""), b""
+        sendable = parts.path.isascii() and parts.path.isprintable() and " " not in parts.path
+        if parts.scheme not in ("http", "https") or not host or not sendable:
             raise PertokenError(
                 "an endpoint is an address such as http://localhost:8000/v1, got "
                 f"{url.rpartition('@')[2]!r}"
@@ -262,7 +267,8 @@ class Endpoint:
             ) from None
         if not logprobs:
             return Reply(text, reason=reason)
-        rows = (choice.get("logprobs") or {}).get("content")
+        given = choice.get("logprobs") or {}
+        rows = given.get("content") if isinstance(given, dict) else [given]
         if rows is None or (not rows and text):
             raise PertokenError(
                 f"{name} sent no log-probabilities: model {self.model!r} must be served with them"
@@ -270,7 +276,7 @@ class Endpoint:
         try:
             tokens = tuple(str(row["token"]) for row in rows)
             values = tuple(float(row["logprob"]) for row in rows)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             tokens, values = (), (math.nan,)
         if not all(math.isfinite(each) and each < 1e-3 for each in values):
             raise PertokenError(f"{name} sent log-probabilities that are none")
