@@ -35,7 +35,9 @@ __all__ = ["KEY", "Endpoint", "Reply"]
 KEY = "PERTOKEN_API_KEY"
 """The environment variable that holds the key where none is given."""
 
+LONGEST_SILENCE = 1_000_000  # seconds; sockets take no endless ones
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is told to the user instead
+_LONGER = "give it longer (timeout=…, on the command line --timeout)"
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -90,10 +92,12 @@ class Endpoint:
             )
         if parts.username or parts.password or parts.query:
             raise PertokenError("the endpoint's address may hold no key: give it as key=…")
-        if not timeout > 0 or tries < 1:
+        if not 0 < timeout <= LONGEST_SILENCE:
             raise PertokenError(
-                f"timeout must be above 0 and tries 1 or more, got {timeout} and {tries}"
+                f"timeout must be above 0 and at most {LONGEST_SILENCE:,} seconds, got {timeout:g}"
             )
+        if tries < 1:
+            raise PertokenError(f"tries must be 1 or more, got {tries}")
         key = os.environ.get(KEY) if key is None else key
         if key and not (key.isascii() and key.isprintable()):
             raise PertokenError("the key holds a character that no header can: a line's end?")
@@ -214,7 +218,8 @@ class Endpoint:
             if attempt < self.tries:
                 sleep(pause)
         times = "once" if self.tries == 1 else f"{self.tries} times"
-        mend = ": is it running?" if "can't be reached" in trouble else ""
+        mends = {"can't be reached": "is it running?", "was silent": _LONGER}
+        mend = next((f": {mend}" for what, mend in mends.items() if what in trouble), "")
         raise PertokenError(f"{trouble}, {times}{mend}")
 
     def _refused(self, error: HTTPError) -> str:
@@ -243,7 +248,7 @@ class Endpoint:
     def _broken(self, error: Exception) -> str:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError | socket.timeout):
-            return f"the endpoint {self.url} was silent for {self.timeout:g} s (timeout=…)"
+            return f"the endpoint {self.url} was silent for {self.timeout:g} s"
         said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         return f"the endpoint {self.url} can't be reached ({said})"
 

@@ -67,6 +67,7 @@ def fit(
     stop: _Stop = None,
     answers: _Answers = None,
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     seed: shared.Seed = 0,
     limit: shared.Limit = None,
     max_new_tokens: shared.MaxNewTokens = 64,
@@ -80,7 +81,7 @@ def fit(
     output = shared.Output(as_json, None, out=out, answers=answers)
     prompts, references = _read(data, limit)
     judge = _quality(quality)
-    first, second = _members(small, large, dtype)
+    first, second = _members(small, large, dtype, timeout)
     made = Cascade(
         first,
         second,
@@ -117,6 +118,7 @@ def curve(
     quality: _Quality = "exact",
     answers: _Answers = None,
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     limit: shared.Limit = None,
     as_json: shared.Json = None,
     html: shared.Html = None,
@@ -128,7 +130,7 @@ def curve(
     output = shared.Output(as_json, html, answers=answers)
     prompts, references = _read(data, limit)
     judge = _quality(quality)
-    made = Cascade.load(rule, *_members(small, large, dtype))
+    made = Cascade.load(rule, *_members(small, large, dtype, timeout))
     with progress_bar() as tell:
         pairs = made.answer(prompts, references, quality=judge, path=answers, progress=tell)
     found = made.curve(pairs)
@@ -143,6 +145,7 @@ def generate(
     rate: Annotated[float, typer.Option(help="Share of the prompts that LARGE answers, 0 to 1.")],
     prompts: shared.Prompts = None,
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     limit: shared.Limit = None,
     as_json: shared.Json = None,
     html: shared.Html = None,
@@ -156,16 +159,16 @@ def generate(
     if not 0 <= rate <= 1:
         raise PertokenError(f"--rate is a share from 0 to 1, got {rate:g}")
     asked = [each.text for each in read_prompts(prompts, limit)]
-    made = Cascade.load(rule, *_members(small, large, dtype))
+    made = Cascade.load(rule, *_members(small, large, dtype, timeout))
     with progress_bar() as tell:
         found = made.generate(asked, rate=rate, progress=tell)
     if not output.write(found):
         print(found.table())
 
 
-def _members(small: str, large: str, dtype: str | None) -> tuple[Any, Any]:
+def _members(small: str, large: str, dtype: str | None, timeout: float | None) -> tuple[Any, Any]:
     """What SMALL and LARGE name; every endpoint before any model is loaded."""
-    found = {name: shared.endpoint(name) for name in (small, large)}
+    found = {name: shared.endpoint(name, timeout) for name in (small, large)}
     for name, there in found.items():
         if there is None:
             found[name] = shared.load(name, dtype)

@@ -1,8 +1,8 @@
 """The options that commands share: one definition each, so that they mean the same everywhere.
 
-A command lists its own options first, then those of here in their order here: model, dtype, seed,
-limit, length, chat, output. `Output` is what `--json` and `--html` mean, `load` what `--model` and
-`--dtype` do.
+A command lists its own options first, then those of here in their order here: model, dtype,
+time-out, seed, limit, length, chat, output. `Output` is what `--json` and `--html` mean, `load`
+what `--model` and `--dtype` do.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ __all__ = [
     "Seed",
     "Stats",
     "Temperature",
+    "Timeout",
     "load",
     "positive",
     "read_prompt",
@@ -82,6 +83,12 @@ Dtype = Annotated[
         "--dtype",
         metavar="NAME",
         help="float32, bfloat16, float16 or float64; the device's default if not given.",
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="That an endpoint may be silent; 60 if not given."
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is drawn at random.")]
@@ -177,7 +184,7 @@ def load(model: str, dtype: str | None = None) -> tuple[Any, Any]:
     return pertoken.load(model, dtype=dtype, kind="decoder")
 
 
-def endpoint(name: str) -> Any:
+def endpoint(name: str, timeout: float | None) -> Any:
     """The `Endpoint` that URL#NAME means; None for the name of a model here."""
     if not name.startswith(("http://", "https://")):
         return None
@@ -186,7 +193,7 @@ def endpoint(name: str) -> Any:
     url, _, model = name.partition("#")
     if not model:
         raise PertokenError(f"{name}: name the endpoint's model behind it, as in {url}#NAME")
-    return Endpoint(url, model=model)
+    return Endpoint(url, model=model, **({} if timeout is None else {"timeout": timeout}))
 
 
 def sampling(sample: bool, temperature: float | None) -> dict[str, Any]:
