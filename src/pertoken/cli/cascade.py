@@ -34,7 +34,11 @@ _Stop = Annotated[
 ]
 _Answers = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Keep both models' answers there, and go on behind them."),
+    typer.Option(
+        metavar="FILE",
+        help="Where the models' answers go, a JSON line each; what is there is not asked again. "
+        "The questions' file with .answered.jsonl behind its name if not given.",
+    ),
 ]
 _RuleFile = Annotated[Path, typer.Option("--rule", metavar="FILE", help="Of `cascade fit`.")]
 
@@ -78,7 +82,8 @@ def fit(
     from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
 
-    output = shared.Output(as_json, None, out=out, answers=answers)
+    kept = answers or _beside(data)
+    output = shared.Output(as_json, None, out=out, answers=kept)
     prompts, references = _read(data, limit)
     judge = _quality(quality)
     first, second = _members(small, large, dtype, timeout)
@@ -93,8 +98,9 @@ def fit(
         chat=not no_chat,
         seed=seed,
     )
+    made.check_fit(prompts)
     with progress_bar() as tell:
-        pairs = made.answer(prompts, references, quality=judge, path=answers, progress=tell)
+        pairs = made.answer(prompts, references, quality=judge, path=kept, progress=tell)
     made.fit(pairs).save(out)
     right = {
         role: sum(values) / len(pairs)
@@ -127,12 +133,14 @@ def curve(
     from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
 
-    output = shared.Output(as_json, html, answers=answers)
+    kept = answers or _beside(data)
+    output = shared.Output(as_json, html, answers=kept)
     prompts, references = _read(data, limit)
     judge = _quality(quality)
     made = Cascade.load(rule, *_members(small, large, dtype, timeout))
+    made.check_curve(prompts)
     with progress_bar() as tell:
-        pairs = made.answer(prompts, references, quality=judge, path=answers, progress=tell)
+        pairs = made.answer(prompts, references, quality=judge, path=kept, progress=tell)
     found = made.curve(pairs)
     if not output.write(found):
         print(found.table())
@@ -144,26 +152,33 @@ def generate(
     rule: _RuleFile,
     rate: Annotated[float, typer.Option(help="Share of the prompts that LARGE answers, 0 to 1.")],
     prompts: shared.Prompts = None,
+    answers: _Answers = None,
     dtype: shared.Dtype = None,
     timeout: shared.Timeout = None,
     limit: shared.Limit = None,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:
-    """Answer prompts, about --rate of them by the large model."""
+    """Answer prompts, about --rate of them by the large model; run it again to go on."""
     from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
     from pertoken.prompts import read_prompts
 
-    output = shared.Output(as_json, html)
+    kept = answers or (prompts and _beside(prompts))
+    output = shared.Output(as_json, html, answers=kept)
     if not 0 <= rate <= 1:
         raise PertokenError(f"--rate is a share from 0 to 1, got {rate:g}")
     asked = [each.text for each in read_prompts(prompts, limit)]
     made = Cascade.load(rule, *_members(small, large, dtype, timeout))
     with progress_bar() as tell:
-        found = made.generate(asked, rate=rate, progress=tell)
+        found = made.generate(asked, rate=rate, path=kept, progress=tell)
     if not output.write(found):
         print(found.table())
+
+
+def _beside(questions: Path) -> Path:
+    """Where the answers to a file of questions go."""
+    return questions.with_name(f"{questions.name}.answered.jsonl")
 
 
 def _members(small: str, large: str, dtype: str | None, timeout: float | None) -> tuple[Any, Any]:
