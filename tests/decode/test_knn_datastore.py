@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pertoken.decode import KNNDatastore, _knn_search
+from pertoken.decode import KNNDatastore, _knn_build, _knn_search
 from pertoken.decode._knn_build import Build, made_with
 from pertoken.errors import PertokenError
 from pertoken.testing import ByteTokenizer, tiny_model
@@ -145,6 +146,45 @@ def test_a_build_that_cannot_be(
     with pytest.raises(PertokenError, match=line):
         KNNDatastore.build(model, TOKENIZER, texts, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
+
+
+def test_an_index_that_cannot_be_is_refused_before_the_corpus_is_read(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    place, options = tmp_path / "store", {"index": "ivfpq", "progress": never}
+    if importlib.util.find_spec("faiss"):
+        with pytest.raises(PertokenError, match=f'there are {ENTRIES}; take index="flat"'):
+            KNNDatastore.build(model, TOKENIZER, TEXTS, place, **options)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(PertokenError, match=r'pip install "pertoken\[knn\]"'):
+        KNNDatastore.build(model, TOKENIZER, TEXTS, place, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_index_goes_on_with_what_was_read(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_knn_build, "check_inverted", lambda _: None)
+    place, options = tmp_path / "store", {"context": 8}
+    with pytest.raises(Stopped):
+        KNNDatastore.build(
+            model, TOKENIZER, TEXTS, place, index="ivfpq", progress=stop_at(4), **options
+        )
+    (tmp_path / "store.part" / "index.faiss").write_bytes(b"half an ind")
+    seen: list[int] = []
+    store = KNNDatastore.build(
+        model, TOKENIZER, TEXTS, place, progress=lambda *at: seen.append(at[1]), **options
+    )
+    assert min(seen) == 4
+    assert files(store) == files(
+        KNNDatastore.build(model, TOKENIZER, TEXTS, tmp_path / "o", **options)
+    )
+    assert not (place / "index.faiss").exists()
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from pertoken._files import write_whole
 from pertoken._tokenizer_hash import tokenizer_hash
 from pertoken.cache.fingerprint import model_fingerprint, model_name
-from pertoken.decode._knn_search import write_inverted
+from pertoken.decode._knn_search import check_inverted, write_inverted
 from pertoken.decode._knn_states import read, windows
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8
@@ -55,6 +55,11 @@ def encode(model: PreTrainedModel, tokenizer: Any, text: Any, what: str = "a tex
     return ids
 
 
+def _entries(ids: Sequence[Sequence[int]]) -> int:
+    """How many entries texts make: one for every token but the first."""
+    return sum(max(0, len(own) - 1) for own in ids)
+
+
 def made_with(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
     """What a store is only good for: fingerprints of the model and of the tokenizer."""
     return {"fingerprint": model_fingerprint(model), "tokenizer": tokenizer_hash(tokenizer)}
@@ -82,6 +87,8 @@ def header_of(
     dtype = dtype or (own if own in _DTYPES else "float32")
     if dtype not in _DTYPES:
         raise PertokenError(f"dtype of keys must be {', '.join(_DTYPES)}, got {dtype!r}")
+    if index == "ivfpq":
+        check_inverted(_entries(ids))
     return {
         "format": FORMAT,
         "model": model_name(model),
@@ -147,7 +154,7 @@ class Build:
             for window in windows(len(own), self.header["context"])
         ]
         done, entries = self._so_far()
-        self._refuse_full(sum(max(0, len(own) - 1) for own in ids) - entries)
+        self._refuse_full(_entries(ids) - entries)
         for name, width in (("keys.bin", self._width), ("values.bin", 4)):
             with (self.part / name).open("ab") as file:
                 file.truncate(entries * width)  # what came behind the last note
@@ -161,10 +168,13 @@ class Build:
         self._finish(ids, entries, tell, len(parts))
 
     def _so_far(self) -> tuple[int, int]:
-        """Windows and entries that an earlier build of the same store has finished."""
+        """Windows and entries that an earlier build of the same store has finished.
+
+        The index is made of what was read, and does not count.
+        """
         try:
             found = json.loads((self.part / SO_FAR).read_text(encoding="utf-8"))
-            if found["header"] == self.header:
+            if found["header"] | {"index": self.header["index"]} == self.header:
                 return found["windows"], found["entries"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -206,6 +216,7 @@ class Build:
             if stop > first:
                 documents.append([digest(own), first, stop])
             first = stop
+        (self.part / "index.faiss").unlink(missing_ok=True)  # half of one, of another call
         if self.header["index"] == "ivfpq":
             tell("the index", total, total)
             keys = np.memmap(self.part / "keys.bin", self.header["dtype"], "r")
