@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from pertoken.cli import main
+from pertoken.testing import tiny_model
 
 Capture = pytest.CaptureFixture[str]
 WORDS = "the cat sat on the mat and the dog lay on the hat. "
@@ -87,6 +90,29 @@ def test_generate_takes_a_memory_and_a_style(tiny_folder: str, capsys: Capture) 
     assert text("1", "0") == "nd the do\n"
     assert text("0", "1") == styled
     assert text("0", "0") not in ("nd the do\n", styled)
+
+
+def test_a_store_of_another_model_or_tokenizer_is_one_line(
+    tiny_folder: str, tmp_path: Path, capsys: Capture
+) -> None:
+    for name in ("model", "tokenizer"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    tiny_model("llama", vocab_size=257, seed=1, dtype=torch.float32).save_pretrained(
+        tmp_path / "model"
+    )
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    changed = json.loads(file.read_text())
+    changed["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(changed))
+    capsys.readouterr()
+    for name, what in (("model", "another model"), ("tokenizer", "another tokenizer")):
+        for command in ("knn eval store more", "knn continue store more", "generate x --knn store"):
+            assert main([*command.split(), "--model", str(tmp_path / name)]) == 2
+            error = capsys.readouterr().err
+            assert f"store was made with {Path(tiny_folder).name}, and this is {what}" in error
+            assert error.count("\n") == 1
+    assert main(["knn", "build", "corpus.jsonl", "store", "--model", str(tmp_path / "model")]) == 2
+    assert "store is a store of another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

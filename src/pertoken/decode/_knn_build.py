@@ -29,6 +29,8 @@ __all__ = ["Build", "digest", "encode", "header_of", "made_with", "read_header"]
 
 FORMAT = 1
 CONTEXT = 1024  # tokens the model reads at a time; the authors' keys have read 1,536 or more
+_FIELDS = ("model", "fingerprint", "tokenizer", "texts", "context", "index", "dtype", "hidden")
+_FIELDS += ("entries", "documents")
 HEADER, SO_FAR = "store.json", "so_far.json"
 _DTYPES = ("float16", "float32", "float64")
 
@@ -105,15 +107,20 @@ def read_header(path: Path) -> dict[str, Any]:
     """The header of a finished store; PertokenError where there is none."""
     try:
         header: dict[str, Any] = json.loads((path / HEADER).read_text(encoding="utf-8"))
-        if header["format"] != FORMAT:
-            raise PertokenError(f"{path} has format {header['format']}, this reads {FORMAT}")
-        return header
+        found = header["format"]
     except (FileNotFoundError, NotADirectoryError):
         part = path.with_name(f"{path.name}.part")
         half = f": its build did not end, run it again ({part})" if part.is_dir() else ""
         raise PertokenError(f"{path} is no KNN-LM store{half}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PertokenError(f"{path} is damaged: {HEADER} can't be read ({error})") from None
+    if found != FORMAT:
+        raise PertokenError(f"{path} has format {found}, this reads {FORMAT}")
+    if lacking := ", ".join(name for name in _FIELDS if name not in header):
+        raise PertokenError(
+            f"{path} is damaged: {HEADER} has no {lacking}; delete it and build it again"
+        )
+    return header
 
 
 class Build:
@@ -125,7 +132,8 @@ class Build:
         self.path, self.header = path, header
         self.part = path.with_name(f"{path.name}.part")
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
-        self._width = header["hidden"] * np.dtype(header["dtype"]).itemsize  # bytes of a key
+        key = header["hidden"] * np.dtype(header["dtype"]).itemsize
+        self._widths = {"keys.bin": key, "values.bin": 4}  # bytes of an entry
 
     def __enter__(self) -> Self:
         from filelock import Timeout
@@ -155,7 +163,7 @@ class Build:
         ]
         done, entries = self._so_far()
         self._refuse_full(_entries(ids) - entries)
-        for name, width in (("keys.bin", self._width), ("values.bin", 4)):
+        for name, width in self._widths.items():
             with (self.part / name).open("ab") as file:
                 file.truncate(entries * width)  # what came behind the last note
         for number in range(done, len(parts)):
@@ -170,12 +178,18 @@ class Build:
     def _so_far(self) -> tuple[int, int]:
         """Windows and entries that an earlier build of the same store has finished.
 
-        The index is made of what was read, and does not count.
+        None where a file is shorter than it must be: truncating it would fill it up with zeros.
+        The index is made of what was read, and may be another.
         """
         try:
             found = json.loads((self.part / SO_FAR).read_text(encoding="utf-8"))
-            if found["header"] | {"index": self.header["index"]} == self.header:
-                return found["windows"], found["entries"]
+            entries: int = found["entries"]
+            whole = all(
+                (self.part / name).stat().st_size >= entries * width
+                for name, width in self._widths.items()
+            )
+            if whole and found["header"] | {"index": self.header["index"]} == self.header:
+                return found["windows"], entries
         except (OSError, ValueError, KeyError, TypeError):
             pass
         shutil.rmtree(self.part, ignore_errors=True)
@@ -183,7 +197,7 @@ class Build:
         return 0, 0
 
     def _refuse_full(self, entries: int) -> None:
-        needed, free = entries * (self._width + 4), shutil.disk_usage(self.part).free
+        needed, free = entries * sum(self._widths.values()), shutil.disk_usage(self.part).free
         if needed > free:
             raise PertokenError(
                 f"{self.path} takes {needed:,} bytes more and {free:,} are free on the disk: "

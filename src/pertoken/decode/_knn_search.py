@@ -120,9 +120,14 @@ def write_inverted(path: Path, keys: np.ndarray[Any, Any]) -> None:
 
 
 def open_inverted(path: Path) -> Any:
-    """The index that `write_inverted` wrote."""
+    """The index that `write_inverted` wrote; PertokenError where there is none."""
     faiss = need("faiss", "knn")
-    index = faiss.read_index(str(path))
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError:
+        raise PertokenError(
+            f"{path.parent} is damaged: {path.name} can't be read; delete it and build it again"
+        ) from None
     index.nprobe = min(PROBES, index.nlist)
     return index
 
