@@ -124,6 +124,17 @@ def test_what_cannot_be_measured_is_refused(memory: KNNMemory, tmp_path: Path) -
         knn_evaluation(memory, ["x"])
 
 
+def test_pages_have_a_picture(memory: KNNMemory) -> None:
+    found = knn_evaluation(memory, HELD_OUT)
+    page = found.to_html()
+    assert page.count("<svg") == 1
+    assert page.count("<rect") == sum(count > 0 for count in found.counts)
+    assert "nan" not in page
+    written = knn_continuations(memory, [HELD_OUT[0]], prompt=4, max_new_tokens=12).to_html()
+    assert written.count("<svg") == 2
+    assert written.count("<polyline") == 2 * 3
+
+
 def test_pictures(memory: KNNMemory) -> None:
     pytest.importorskip("plotly")
     assert knn_evaluation(memory, HELD_OUT).plot().data[0].type == "bar"

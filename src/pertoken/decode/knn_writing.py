@@ -23,6 +23,7 @@ import torch
 
 from pertoken._bootstrap import bootstrap_mean
 from pertoken._extras import need
+from pertoken.decode._chart import lines, page
 from pertoken.decode._knn_build import encode
 from pertoken.decode._knn_tokens import read_ids
 from pertoken.errors import PertokenError
@@ -120,6 +121,14 @@ class KNNContinuations(Result):
             line += [f"{value:.3f}" for value in (*each.seq_rep.values(), *each.distinct.values())]
             lines.append([*line, "" if each.mauve is None else f"{each.mauve:.3f}"])
         return [Part("", [head, *lines], [self.note] if self.note else [])]
+
+    def _page(self) -> str:
+        charts = []
+        for name in ("retrieval", "model"):
+            curves = {each.name: _smooth(getattr(each, name)) for each in self.sources}
+            x = range(len(next(iter(curves.values()))))
+            charts.append(lines(f"entropy of the {name}, nats", x, curves, over="tokens written"))
+        return page(self, "Over the tokens written", charts)
 
     def plot(self) -> Any:
         """Both entropies along the continuations, a plotly figure (extra `plot`)."""
