@@ -64,6 +64,11 @@ def test_generate_looks_up(tiny_folder: str, capsys: Capture) -> None:
     command = ["generate", WORDS[:24], "--model", tiny_folder, "--max-new-tokens", "9"]
     assert main([*command, "--knn", "store", "--knn-weight", "1", "--knn-temperature", "0.1"]) == 0
     assert capsys.readouterr().out == "nd the do\n"
+    near = ["--knn", "store", "--knn-weight", "1", "--knn-temperature", "1e9", "--knn-k"]
+    assert main([*command, *near, "1"]) == 0
+    assert capsys.readouterr().out == "nd the do\n"
+    assert main([*command, *near, "153"]) == 0
+    assert capsys.readouterr().out != "nd the do\n"  # the commonest letter of all
     texts = []
     for more in ([], ["--knn", "store", "--knn-weight", "0"]):
         assert main([*command, "--method", "hf", *more]) == 0
@@ -135,7 +140,10 @@ def test_a_store_of_another_model_or_tokenizer_is_one_line(
         ("generate x --knn nowhere", "nowhere is no KNN-LM store"),
         ("generate x --knn store --method goose", "--knn decodes with hf: what goose drafts"),
         ("generate x --knn store --regex a", "--knn mixes two distributions and --regex"),
-        ("generate x --knn-weight 0.1", "go with --knn STORE"),
+        ("generate x --knn-weight 0.1", "--knn-weight goes with --knn STORE"),
+        ("generate x --knn-k 8", "--knn-k goes with --knn STORE"),
+        ("generate x --knn store --knn-k 999", "k must be from 1 to the 153 entries of store"),
+        ("generate x --knn store --knn-k 0", "--knn-k must be 1 or more, got 0"),
         ("generate x --method cntp --budget 3", "cntp drafts nothing: leave out --budget"),
     ],
 )

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "constraint")
 
+
+def _some(stop: list[str] | None) -> list[str] | None:
+    if any(not one for one in stop or []):
+        raise PertokenError("--stop needs some text to stop at")
+    return stop
+
+
 _Prompt = Annotated[
     str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
 ]
@@ -43,7 +50,7 @@ _Method = Annotated[
 ]
 _Stop = Annotated[
     list[str] | None,
-    typer.Option(metavar="STRING", help="End behind this text; repeatable."),
+    typer.Option(metavar="STRING", callback=_some, help="End behind this text; repeatable."),
 ]
 _JsonSchema = Annotated[
     Path | None,
@@ -87,6 +94,12 @@ _Knn = Annotated[
     typer.Option(
         metavar="STORE",
         help="Look each token up in a store of `pertoken knn build`; --method is hf then.",
+    ),
+]
+_KnnK = Annotated[
+    int | None,
+    typer.Option(
+        "--knn-k", callback=shared.positive, help="With --knn: neighbours that vote; 64, or all."
     ),
 ]
 _KnnWeight = Annotated[float | None, typer.Option(help="With --knn: of the retrieval; 0.25.")]
@@ -142,6 +155,7 @@ def generate(
     style: _Style = None,
     strength: _Strength = None,
     knn: _Knn = None,
+    knn_k: _KnnK = None,
     knn_weight: _KnnWeight = None,
     knn_temperature: _KnnTemperature = None,
     json_schema: _JsonSchema = None,
@@ -161,8 +175,6 @@ def generate(
 ) -> None:
     """Continue a prompt and stream the text."""
     drafted = parse_budget(budget)
-    if any(not one for one in stop or []):
-        raise PertokenError("--stop needs some text to stop at")
     if as_bytes or max_new_bytes is not None:
         return _bytes(context)
     given = _constraint(context.params)
@@ -177,7 +189,7 @@ def generate(
         "style": check_style(style, strength),
     }
     held = check_cache(cache, cache_budget, particles)
-    memory = check_memory(knn, knn_weight, knn_temperature, method, given)
+    memory = check_memory(knn, knn_k, knn_weight, knn_temperature, method, given)
     text = shared.read_prompt(prompt, 'pertoken generate "Once upon a time"')
     if given:
         from pertoken.cli.constrained import run as constrained
