@@ -149,6 +149,7 @@ def generate(
     budget: shared.Budget = "auto",
     sample: shared.Sample = False,
     temperature: shared.Temperature = None,
+    top_p: shared.TopP = None,
     stop: _Stop = None,
     cache: _Cache = None,
     cache_budget: _CacheBudget = None,
@@ -198,7 +199,7 @@ def generate(
         if not constrained(text, given, held, particles=particles, temperature=heat, **run):
             raise typer.Exit(1)
         return
-    arguments = shared.sampling(sample, temperature)
+    arguments = shared.sampling(sample, temperature, top_p)
     method = method or ("hf" if memory else "goose")
     _decode(text, method, drafted, held, memory=memory, stop=stop or (), **run, **arguments)
 
@@ -233,6 +234,8 @@ def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
         raise PertokenError(f"{name} is sampled by awrs; leave out --method {method}")
     if options["stop"]:
         raise PertokenError(f"{name} says where the text ends; leave out --stop")
+    if options["top_p"] is not None:
+        raise PertokenError(f"{name} is weighted by the model's whole law; leave out --top-p")
     if options["budget"] != "auto":
         raise PertokenError(f"nothing is drafted under {name}; leave out --budget")
     return name, value

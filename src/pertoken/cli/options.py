@@ -37,6 +37,7 @@ __all__ = [
     "Stats",
     "Temperature",
     "Timeout",
+    "TopP",
     "load",
     "positive",
     "read_prompt",
@@ -59,12 +60,26 @@ def _temperature(value: float | None) -> float | None:
     return value
 
 
+def _top_p(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= 1:
+        raise PertokenError(f"--top-p is a share above 0 and at most 1, got {value:g}")
+    return value
+
+
 _MODEL = "Hub id, folder, .gguf file or short name."
 
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")]
 Temperature = Annotated[
     float | None,
     typer.Option(callback=_temperature, help="Above 0; implies --sample. 1 is the model's own."),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        callback=_top_p,
+        help="Above 0, at most 1; implies --sample: among the likeliest tokens of this share.",
+    ),
 ]
 Budget = Annotated[str, typer.Option(metavar="auto|published|N", help="Tokens drafted per step.")]
 Prompts = Annotated[
@@ -196,14 +211,15 @@ def endpoint(name: str, timeout: float | None) -> Any:
     return Endpoint(url, model=model, **({} if timeout is None else {"timeout": timeout}))
 
 
-def sampling(sample: bool, temperature: float | None) -> dict[str, Any]:
-    """What `--sample` and `--temperature` mean to `generate`.
+def sampling(sample: bool, temperature: float | None, top_p: float | None = None) -> dict[str, Any]:
+    """What `--sample`, `--temperature` and `--top-p` mean to `generate`.
 
     >>> sampling(False, None), sampling(False, 0.7)
     ({'do_sample': False}, {'do_sample': True, 'temperature': 0.7})
     """
-    if sample or temperature is not None:
-        return {"do_sample": True, "temperature": temperature or 1.0}
+    if sample or temperature is not None or top_p is not None:
+        cut = {} if top_p is None else {"top_p": top_p}
+        return {"do_sample": True, "temperature": temperature or 1.0, **cut}
     return {"do_sample": False}
 
 
