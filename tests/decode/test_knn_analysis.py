@@ -70,8 +70,14 @@ def test_a_text_of_the_store_does_not_find_itself(memory: KNNMemory) -> None:
 def test_continuations_are_followed_at_their_own_positions(memory: KNNMemory) -> None:
     texts = [text * 2 for text in HELD_OUT]
     found = knn_continuations(memory, texts, prompt=6, max_new_tokens=8, seed=3)
-    again = knn_continuations(memory, texts, prompt=6, max_new_tokens=8, seed=3)
+    settings, before = memory.datastore.model.generation_config, torch.get_rng_state()
+    settings.temperature = 50.0
+    try:
+        again = knn_continuations(memory, texts, prompt=6, max_new_tokens=8, seed=3)
+    finally:
+        settings.temperature = None
     assert found == again
+    assert torch.equal(torch.get_rng_state(), before)
     assert [each.name for each in found.sources] == ["gold", "with the store", "model"]
     curves = []
     for text in texts:

@@ -23,6 +23,7 @@ import torch
 
 from pertoken._bootstrap import bootstrap_mean
 from pertoken._extras import need
+from pertoken._replies import drawing
 from pertoken.decode._chart import lines, page
 from pertoken.decode._knn_build import encode
 from pertoken.decode._knn_tokens import read_ids
@@ -156,9 +157,10 @@ def knn_continuations(
     """Continue the beginnings of held-out texts with the store and without, and compare.
 
     texts: those of `prompt` + `max_new_tokens` tokens or more are used, the others left out.
-    prompt: tokens of the beginning. Drawn with top-p 0.8 (our reading) and without stop tokens, so
-    that all are of one length; seed: of the draws. progress: called with (what, texts done, in
-    all). Raises PertokenError where no text is long enough.
+    prompt: tokens of the beginning. Drawn with top-p 0.8 at temperature 1 (our reading; the model's
+    own temperature does not count) and without stop tokens, so that all are of one length; seed:
+    of the draws. progress: called with (what, texts done, in all). Raises PertokenError where no
+    text is long enough.
     """
     store = memory.datastore
     ids = [encode(store.model, store.tokenizer, text) for text in texts]
@@ -193,17 +195,18 @@ def continuations(
     new = len(gold[0]) - prompt
     found = {"gold": [list(each) for each in gold]}
     for name in SOURCES[1:]:
-        torch.manual_seed(seed)
-        written = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
-            min_new_tokens=new,
-            do_sample=True,
-            top_p=TOP_P,
-            top_k=0,
-            logits_processor=[memory] if name == "with the store" else [],
-        )
+        with drawing(model, seed):
+            written = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=True,
+                temperature=1.0,
+                top_p=TOP_P,
+                top_k=0,
+                logits_processor=[memory] if name == "with the store" else [],
+            )
         found[name] = written.tolist()
     return found
 
