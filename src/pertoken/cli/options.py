@@ -208,7 +208,8 @@ def endpoint(name: str, timeout: float | None) -> Any:
     url, _, model = name.partition("#")
     if not model:
         raise PertokenError(f"{name}: name the endpoint's model behind it, as in {url}#NAME")
-    return Endpoint(url, model=model, **({} if timeout is None else {"timeout": timeout}))
+    given: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    return Endpoint(url, model=model, **given)
 
 
 def sampling(sample: bool, temperature: float | None, top_p: float | None = None) -> dict[str, Any]:

@@ -29,8 +29,10 @@ __all__ = ["Build", "digest", "encode", "header_of", "made_with", "read_header"]
 
 FORMAT = 1
 CONTEXT = 1024  # tokens the model reads at a time; the authors' keys have read 1,536 or more
-_FIELDS = ("model", "fingerprint", "tokenizer", "texts", "context", "index", "dtype", "hidden")
-_FIELDS += ("entries", "documents")
+_FIELDS = (
+    *("model", "fingerprint", "tokenizer", "texts", "context", "index", "dtype", "hidden"),
+    *("entries", "documents"),
+)
 HEADER, SO_FAR = "store.json", "so_far.json"
 _DTYPES = ("float16", "float32", "float64")
 
