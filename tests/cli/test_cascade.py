@@ -130,6 +130,18 @@ def test_nothing_that_was_answered_is_lost(capsys: Capture, monkeypatch: Any) ->
     assert not Path("none.json").exists()
 
 
+def test_stopped_by_ctrl_c_it_says_where_the_answers_are(capsys: Capture, monkeypatch: Any) -> None:
+    def stopped(self: Endpoint, talks: Any, **options: Any) -> list[Reply]:
+        if self.model == "large":
+            raise KeyboardInterrupt
+        return [reply(self, messages, **options) for messages in talks]
+
+    monkeypatch.setattr(Endpoint, "replies", stopped)
+    assert main(FIT) == 130
+    error = capsys.readouterr().err
+    assert "answers so far are in fit.jsonl.answered.jsonl; run it again to go on" in error
+
+
 def test_what_can_be_known_is_refused_before_a_model_is_asked(
     capsys: Capture, monkeypatch: Any
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +81,6 @@ def fit(
     as_json: shared.Json = None,
 ) -> None:
     """Ask both models the questions of DATA, and fit a rule that says whose answer counts."""
-    from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
 
     kept = answers or _beside(data)
@@ -99,7 +100,7 @@ def fit(
         seed=seed,
     )
     made.check_fit(prompts)
-    with progress_bar() as tell:
+    with _asking(kept) as tell:
         pairs = made.answer(prompts, references, quality=judge, path=kept, progress=tell)
     made.fit(pairs).save(out)
     right = {
@@ -130,7 +131,6 @@ def curve(
     html: shared.Html = None,
 ) -> None:
     """Draw a fitted rule's quality against the deferral rate, on questions it was not fitted on."""
-    from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
 
     kept = answers or _beside(data)
@@ -139,7 +139,7 @@ def curve(
     judge = _quality(quality)
     made = Cascade.load(rule, *_members(small, large, dtype, timeout))
     made.check_curve(prompts)
-    with progress_bar() as tell:
+    with _asking(kept) as tell:
         pairs = made.answer(prompts, references, quality=judge, path=kept, progress=tell)
     found = made.curve(pairs)
     if not output.write(found):
@@ -160,7 +160,6 @@ def generate(
     html: shared.Html = None,
 ) -> None:
     """Answer prompts, about --rate of them by the large model; run it again to go on."""
-    from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
     from pertoken.prompts import read_prompts
 
@@ -170,10 +169,24 @@ def generate(
         raise PertokenError(f"--rate is a share from 0 to 1, got {rate:g}")
     asked = [each.text for each in read_prompts(prompts, limit)]
     made = Cascade.load(rule, *_members(small, large, dtype, timeout))
-    with progress_bar() as tell:
+    with _asking(kept) as tell:
         found = made.generate(asked, rate=rate, path=kept, progress=tell)
     if not output.write(found):
         print(found.table())
+
+
+@contextmanager
+def _asking(kept: Path | None) -> Iterator[Any]:
+    """A progress bar; Ctrl-C says where the answers are."""
+    from pertoken.cli.progress import progress_bar
+
+    with progress_bar() as tell:
+        try:
+            yield tell
+        except KeyboardInterrupt:
+            if kept is not None and kept.is_file():
+                typer.echo(f"answers so far are in {kept}; run it again to go on", err=True)
+            raise
 
 
 def _beside(questions: Path) -> Path:
