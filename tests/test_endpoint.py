@@ -28,6 +28,12 @@ def good(text: str = "hi", logprobs: list[float] | None = None) -> dict[str, Any
     return {"choices": [choice]}
 
 
+def with_logprobs(value: Any) -> dict[str, Any]:
+    body = good("hi")
+    body["choices"][0]["logprobs"] = value
+    return body
+
+
 class Server(ThreadingHTTPServer):
     """`script`: (status, headers, body) of the next answers; the last one stays. body: a callable
     of the request, bytes, or what becomes JSON; None answers nothing for a second."""
@@ -150,7 +156,12 @@ TROUBLE = [
     ((429, {}, {}), {}, 2, r"asked too often \(429\), 2 times"),
     ((429, {"retry-after": "3600"}, {}), {}, 1, "asks to wait 3600 s: run it again"),
     ((500, {}, {}), {}, 2, r"failed \(500 Internal Server Error\), 2 times"),
-    ((200, {}, None), {"timeout": 0.1}, 2, r"silent for 0.1 s \(timeout=…\), 2 times"),
+    (
+        (200, {}, None),
+        {"timeout": 0.1},
+        2,
+        r"silent for 0.1 s, 2 times: .*\(timeout=…, .* --timeout\)",
+    ),
     (BROKEN, {"timeout": 0.5}, 2, "IncompleteRead|silent"),
     ((200, {}, b"<html> hello"), {}, 1, "sent no JSON but '<html> hello'"),
     ((200, {}, {"choices": []}), {}, 1, r"without choices\[0\].message.content"),
@@ -196,6 +207,11 @@ def test_a_server_that_is_down_is_one_line(pauses: list[float]) -> None:
         (good("hi", [0.7]), "log-probabilities that are none"),
         (good("hi", [float("nan")]), "log-probabilities that are none"),
         (good("hi", [None]), "log-probabilities that are none"),  # type: ignore[list-item]
+        (good("hi", [10**400]), "log-probabilities that are none"),
+        (with_logprobs([-0.5]), "log-probabilities that are none"),
+        (with_logprobs("x"), "log-probabilities that are none"),
+        (with_logprobs(True), "log-probabilities that are none"),
+        (with_logprobs({"content": True}), "log-probabilities that are none"),
     ],
 )
 def test_log_probabilities_must_be_some(server: Server, body: Any, message: str) -> None:
@@ -233,8 +249,16 @@ def test_the_first_error_ends_the_work(server: Server) -> None:
     [
         ("localhost:8000", {}, "an endpoint is an address such as"),
         ("file:///etc/passwd", {}, "an endpoint is an address such as"),
+        ("http://[abc/v1", {}, "an endpoint is an address such as"),
+        ("http://a..b/v1", {}, "an endpoint is an address such as"),
+        ("http://host:port/v1", {}, "an endpoint is an address such as"),
+        ("http://host/a b", {}, "an endpoint is an address such as"),
+        ("http://host/v1/modèle", {}, "an endpoint is an address such as"),
         ("http://me:s3cret@host/v1", {}, "may hold no key"),
-        ("http://host/v1", {"timeout": 0}, "timeout must be above 0"),
+        ("http://host/v1", {"timeout": 0}, "timeout must be above 0 .* got 0"),
+        ("http://host/v1", {"timeout": float("nan")}, "timeout must be above 0 .* got nan"),
+        ("http://host/v1", {"timeout": float("inf")}, "at most 1,000,000 seconds, got inf"),
+        ("http://host/v1", {"tries": 0}, "tries must be 1 or more, got 0"),
         ("http://host/v1", {"key": "a\nb"}, "a line's end"),
     ],
 )

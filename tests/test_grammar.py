@@ -446,6 +446,7 @@ def option_of(alias: Any) -> Any:
 ORDER = (
     "--model",
     "--dtype",
+    "--timeout",
     "--seed",
     "--limit",
     "--max-new-tokens",
@@ -456,6 +457,7 @@ ORDER = (
 ALIASES = {
     "--model": shared.Model,
     "--dtype": shared.Dtype,
+    "--timeout": shared.Timeout,
     "--seed": shared.Seed,
     "--limit": shared.Limit,
     "--max-new-tokens": shared.MaxNewTokens,

@@ -35,7 +35,9 @@ __all__ = ["KEY", "Endpoint", "Reply"]
 KEY = "PERTOKEN_API_KEY"
 """The environment variable that holds the key where none is given."""
 
+LONGEST_SILENCE = 1_000_000  # seconds; sockets take no endless ones
 LONGEST_WAIT = 60.0  # seconds; a server that asks for more is told to the user instead
+_LONGER = "give it longer (timeout=…, on the command line --timeout)"
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -77,18 +79,25 @@ class Endpoint:
         timeout: float = 60.0,
         tries: int = 4,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            host, _ = (parts.hostname or "").encode("idna"), parts.port
+        except ValueError:  # a bracket or a port that is none, a dot too many in the name
+            parts, host = urlsplit(""), b""
+        sendable = parts.path.isascii() and parts.path.isprintable() and " " not in parts.path
+        if parts.scheme not in ("http", "https") or not host or not sendable:
             raise PertokenError(
                 "an endpoint is an address such as http://localhost:8000/v1, got "
                 f"{url.rpartition('@')[2]!r}"
             )
         if parts.username or parts.password or parts.query:
             raise PertokenError("the endpoint's address may hold no key: give it as key=…")
-        if not timeout > 0 or tries < 1:
+        if not 0 < timeout <= LONGEST_SILENCE:
             raise PertokenError(
-                f"timeout must be above 0 and tries 1 or more, got {timeout} and {tries}"
+                f"timeout must be above 0 and at most {LONGEST_SILENCE:,} seconds, got {timeout:g}"
             )
+        if tries < 1:
+            raise PertokenError(f"tries must be 1 or more, got {tries}")
         key = os.environ.get(KEY) if key is None else key
         if key and not (key.isascii() and key.isprintable()):
             raise PertokenError("the key holds a character that no header can: a line's end?")
@@ -209,7 +218,8 @@ class Endpoint:
             if attempt < self.tries:
                 sleep(pause)
         times = "once" if self.tries == 1 else f"{self.tries} times"
-        mend = ": is it running?" if "can't be reached" in trouble else ""
+        mends = {"can't be reached": "is it running?", "was silent": _LONGER}
+        mend = next((f": {mend}" for what, mend in mends.items() if what in trouble), "")
         raise PertokenError(f"{trouble}, {times}{mend}")
 
     def _refused(self, error: HTTPError) -> str:
@@ -238,7 +248,7 @@ class Endpoint:
     def _broken(self, error: Exception) -> str:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError | socket.timeout):
-            return f"the endpoint {self.url} was silent for {self.timeout:g} s (timeout=…)"
+            return f"the endpoint {self.url} was silent for {self.timeout:g} s"
         said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         return f"the endpoint {self.url} can't be reached ({said})"
 
@@ -262,7 +272,8 @@ class Endpoint:
             ) from None
         if not logprobs:
             return Reply(text, reason=reason)
-        rows = (choice.get("logprobs") or {}).get("content")
+        given = choice.get("logprobs") or {}
+        rows = given.get("content") if isinstance(given, dict) else [given]
         if rows is None or (not rows and text):
             raise PertokenError(
                 f"{name} sent no log-probabilities: model {self.model!r} must be served with them"
@@ -270,7 +281,7 @@ class Endpoint:
         try:
             tokens = tuple(str(row["token"]) for row in rows)
             values = tuple(float(row["logprob"]) for row in rows)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             tokens, values = (), (math.nan,)
         if not all(math.isfinite(each) and each < 1e-3 for each in values):
             raise PertokenError(f"{name} sent log-probabilities that are none")

@@ -27,6 +27,10 @@ def reply(self: Endpoint, messages: Any, **options: Any) -> Reply:
     return Reply("no", ("x",), (-5.0 - number,))
 
 
+def unasked(*_: Any, **__: Any) -> Reply:
+    pytest.fail("asked")
+
+
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Endpoint, "reply", reply)
@@ -64,7 +68,7 @@ def test_answers_are_kept_for_another_rule(capsys: Capture, monkeypatch: Any) ->
     kept = ["--answers", "kept.jsonl", "--json", "-"]
     fit = ["cascade", "fit", SMALL, LARGE, "fit.jsonl", "--out", "rule.json", *kept]
     assert main(fit) == 0
-    monkeypatch.setattr(Endpoint, "reply", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(Endpoint, "reply", unasked)
     assert main([*fit, "--rule", "chow-quantile"]) == 0
     found = json.loads(capsys.readouterr().out.split("\n}\n")[1] + "\n}")
     assert found == {
@@ -84,6 +88,77 @@ def test_a_model_of_transformers_is_a_member_too(tiny_folder: str, capsys: Captu
     assert "4 of 4 deferred; asked for 100.0%" in capsys.readouterr().out
 
 
+def test_nothing_that_was_answered_is_lost(capsys: Capture, monkeypatch: Any) -> None:
+    """Without --answers too: of one class, with a model that goes down, while it generates."""
+    asked: list[str] = []
+
+    def counted(self: Endpoint, messages: Any, **options: Any) -> Reply:
+        number = messages[0]["content"]
+        asked.append(f"{self.model} {number}")
+        if self.model == "large" and number in down:
+            raise PertokenError("the endpoint can't be reached")
+        return reply(self, messages, **options)
+
+    monkeypatch.setattr(Endpoint, "reply", counted)
+    down = {"39"}
+    assert main(FIT) == 2
+    assert capsys.readouterr().err == (
+        "error: the endpoint can't be reached; 40 questions are in fit.jsonl.answered.jsonl: "
+        "run it again to go on\n"
+    )
+    down = set()
+    asked.clear()
+    assert main(FIT) == 0
+    assert sorted(asked) == [f"large {number}" for number in range(32, 40)]
+
+    run = ["cascade", "generate", SMALL, LARGE, "--rule", "rule.json", "--rate", "0.5"]
+    run += ["--prompts", "ask.txt"]
+    down = {"3"}
+    assert main(run) == 2
+    assert "4 questions are in ask.txt.answered.jsonl" in capsys.readouterr().err
+    down = set()
+    asked.clear()
+    assert main([*run, "--json", "-"]) == 0
+    assert sorted(asked) == ["large 1", "large 3"]
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert [each["answer"] for each in answers] == ["1", "2", "3", "4"]
+
+    one_class = [*FIT[:2], SMALL, SMALL, *FIT[4:-1], "none.json", "--answers", "one.jsonl"]
+    assert main(one_class) == 2
+    assert "calibration data of one class" in capsys.readouterr().err
+    assert Path("one.jsonl").read_text().count("\n") == 1 + 2 * 40
+    assert not Path("none.json").exists()
+
+
+def test_stopped_by_ctrl_c_it_says_where_the_answers_are(capsys: Capture, monkeypatch: Any) -> None:
+    def stopped(self: Endpoint, talks: Any, **options: Any) -> list[Reply]:
+        if self.model == "large":
+            raise KeyboardInterrupt
+        return [reply(self, messages, **options) for messages in talks]
+
+    monkeypatch.setattr(Endpoint, "replies", stopped)
+    assert main(FIT) == 130
+    error = capsys.readouterr().err
+    assert "answers so far are in fit.jsonl.answered.jsonl; run it again to go on" in error
+
+
+def test_what_can_be_known_is_refused_before_a_model_is_asked(
+    capsys: Capture, monkeypatch: Any
+) -> None:
+    assert main(FIT) == 0
+    monkeypatch.setattr(Endpoint, "reply", unasked)
+    Path("fit.jsonl.answered.jsonl").unlink()
+    curve = ["cascade", "curve", SMALL, LARGE, "fit.jsonl", "--rule", "rule.json"]
+    for line, message in (
+        ([*FIT, "--limit", "19"], "post-hoc-quantile takes 20 questions or more, got 19"),
+        ([*FIT, "--rule", "chow-quantile", "--limit", "1"], "takes 2 questions or more, got 1"),
+        (curve, "40 of 40 questions were used to fit the rule"),
+    ):
+        assert main(line) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("fit.jsonl.answered.jsonl").exists()
+
+
 FIT = ["cascade", "fit", SMALL, LARGE, "fit.jsonl", "--out", "rule.json"]
 
 
@@ -92,9 +167,7 @@ FIT = ["cascade", "fit", SMALL, LARGE, "fit.jsonl", "--out", "rule.json"]
     [
         ([*FIT, "--rule", "chow-mean"], "unknown rule 'chow-mean'"),
         ([*FIT, "--quality", "exakt"], "--quality is exact or contains, not 'exakt'"),
-        ([*FIT, "--limit", "5"], "takes 20 questions or more, got 5"),
         ([*FIT, "--rule", "post-hoc-embed-1"], "an endpoint shows none"),
-        ([*FIT[:2], SMALL, SMALL, *FIT[4:]], "calibration data of one class"),
         ([*FIT[:2], "http://x/v1", *FIT[3:]], "name the endpoint's model behind it, as in"),
         ([*FIT[:2], SMALL[:-5] + "down", *FIT[3:]], "can't be reached"),
         ([*FIT[:4], "ask.txt", *FIT[5:]], 'ask.txt, line 1: {"prompt"'),

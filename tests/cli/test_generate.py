@@ -52,6 +52,17 @@ def test_every_method_prints_the_same_text(
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.parametrize("method", [*METHODS, "hf", "hf-prompt-lookup", "cntp"])
+def test_of_the_least_share_every_method_draws_the_best_token(
+    run: list[str], expected: str, capsys: Capture, method: str
+) -> None:
+    assert main(["generate", "abc abc", "--method", method, *run, "--top-p", "1e-9"]) == 0
+    assert capsys.readouterr().out == expected
+    hot = ["--temperature", "50", "--seed", "3"]
+    assert main(["generate", "abc abc", "--method", method, *run, *hot, "--top-p", "1"]) == 0
+    assert capsys.readouterr().out != expected
+
+
 @pytest.mark.parametrize("method", ["goose", "plain", "hf"])
 @pytest.mark.parametrize("cache", ["full", "kv-direct", "kv-direct:turn"])
 def test_an_exact_cache_writes_the_same_text(
@@ -216,6 +227,10 @@ def test_budget_and_dtype(run: list[str], capsys: Capture) -> None:
         (["a", "--budget", "x"], "--budget is auto or a number from 1 on"),
         (["a", "--temperature", "0"], "--temperature must be above 0, got 0"),
         (["a", "--temperature", "nan"], "--temperature must be above 0"),
+        (["a", "--top-p", "0"], "--top-p is a share above 0 and at most 1, got 0"),
+        (["a", "--top-p", "nan"], "--top-p is a share above 0"),
+        (["a", "--top-p", "0.9", "--regex", "a+"], "leave out --top-p"),
+        (["a", "--top-p", "0.9", "--bytes"], "--bytes and --top-p do not go together"),
         (["a", "--stop", ""], "--stop needs some text"),
         (["a", "--dtype", "float31"], "unknown dtype"),
     ],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from pertoken.cli import main
+from pertoken.testing import tiny_model
 
 Capture = pytest.CaptureFixture[str]
 WORDS = "the cat sat on the mat and the dog lay on the hat. "
@@ -61,6 +64,11 @@ def test_generate_looks_up(tiny_folder: str, capsys: Capture) -> None:
     command = ["generate", WORDS[:24], "--model", tiny_folder, "--max-new-tokens", "9"]
     assert main([*command, "--knn", "store", "--knn-weight", "1", "--knn-temperature", "0.1"]) == 0
     assert capsys.readouterr().out == "nd the do\n"
+    near = ["--knn", "store", "--knn-weight", "1", "--knn-temperature", "1e9", "--knn-k"]
+    assert main([*command, *near, "1"]) == 0
+    assert capsys.readouterr().out == "nd the do\n"
+    assert main([*command, *near, "153"]) == 0
+    assert capsys.readouterr().out != "nd the do\n"  # the commonest letter of all
     texts = []
     for more in ([], ["--knn", "store", "--knn-weight", "0"]):
         assert main([*command, "--method", "hf", *more]) == 0
@@ -89,6 +97,29 @@ def test_generate_takes_a_memory_and_a_style(tiny_folder: str, capsys: Capture) 
     assert text("0", "0") not in ("nd the do\n", styled)
 
 
+def test_a_store_of_another_model_or_tokenizer_is_one_line(
+    tiny_folder: str, tmp_path: Path, capsys: Capture
+) -> None:
+    for name in ("model", "tokenizer"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    tiny_model("llama", vocab_size=257, seed=1, dtype=torch.float32).save_pretrained(
+        tmp_path / "model"
+    )
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    changed = json.loads(file.read_text())
+    changed["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(changed))
+    capsys.readouterr()
+    for name, what in (("model", "another model"), ("tokenizer", "another tokenizer")):
+        for command in ("knn eval store more", "knn continue store more", "generate x --knn store"):
+            assert main([*command.split(), "--model", str(tmp_path / name)]) == 2
+            error = capsys.readouterr().err
+            assert f"store was made with {Path(tiny_folder).name}, and this is {what}" in error
+            assert error.count("\n") == 1
+    assert main(["knn", "build", "corpus.jsonl", "store", "--model", str(tmp_path / "model")]) == 2
+    assert "store is a store of another model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -100,12 +131,19 @@ def test_generate_takes_a_memory_and_a_style(tiny_folder: str, capsys: Capture) 
         ("knn eval nowhere more", "nowhere is no KNN-LM store"),
         ("knn eval store more --k 999", "k must be from 1 to the 153 entries of store, got 999"),
         ("knn eval store more --weight 2", "weight must be from 0 to 1, got 2.0"),
+        ("knn eval store more --fit more --weight 2", "weight must be from 0 to 1, got 2.0"),
+        ("knn eval store more --fit more --k 999", "k must be from 1 to the 153 entries"),
+        ("knn eval store more --fit more --temperature 2", "leave out --temperature"),
+        ("knn continue store more --fit more --temperature 1", "leave out --temperature"),
         ("knn eval store empty.txt", "the corpus empty.txt is empty"),
         ("knn continue store more", "none of 1 texts has 64 + 128 tokens"),
         ("generate x --knn nowhere", "nowhere is no KNN-LM store"),
         ("generate x --knn store --method goose", "--knn decodes with hf: what goose drafts"),
         ("generate x --knn store --regex a", "--knn mixes two distributions and --regex"),
-        ("generate x --knn-weight 0.1", "go with --knn STORE"),
+        ("generate x --knn-weight 0.1", "--knn-weight goes with --knn STORE"),
+        ("generate x --knn-k 8", "--knn-k goes with --knn STORE"),
+        ("generate x --knn store --knn-k 999", "k must be from 1 to the 153 entries of store"),
+        ("generate x --knn store --knn-k 0", "--knn-k must be 1 or more, got 0"),
         ("generate x --method cntp --budget 3", "cntp drafts nothing: leave out --budget"),
     ],
 )

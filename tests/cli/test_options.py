@@ -10,6 +10,7 @@ import pytest
 
 from pertoken.cli import main
 from pertoken.cli.options import Output
+from pertoken.endpoint import Endpoint
 from pertoken.errors import PertokenError
 from pertoken.result import Result
 
@@ -57,6 +58,33 @@ def test_places_that_cannot_be_are_refused_at_once(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PertokenError, match=message):
         Output(*places)
+
+
+def test_a_command_waits_for_an_endpoint_as_long_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    waited: list[float] = []
+
+    def silent(self: Endpoint, *_: Any, **__: Any) -> list[Any]:
+        waited.append(self.timeout)
+        raise PertokenError("was silent")
+
+    monkeypatch.setattr(Endpoint, "replies", silent)
+    monkeypatch.chdir(tmp_path)
+    Path("q.txt").write_text("One?\n")
+    rows = [json.dumps({"prompt": str(number), "answer": "1"}) for number in range(20)]
+    Path("q.jsonl").write_text("\n".join(rows))
+    url = "http://localhost:1/v1#small"
+    for command in (
+        ["sift", "q.txt", "--model", url],
+        ["probe", "characters", url, "--each", "1"],
+        ["cascade", "fit", url, url, "q.jsonl", "--out", "rule.json"],
+    ):
+        assert main(command) == 2
+        assert main([*command, "--timeout", "1.5"]) == 2
+        assert waited[-2:] == [60.0, 1.5]
+        assert main([*command, "--timeout", "0"]) == 2
+        assert "timeout must be above 0" in capsys.readouterr().err
 
 
 def test_a_text_is_written_as_json_too(tiny_folder: str, capsys: Capture) -> None:

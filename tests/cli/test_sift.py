@@ -123,4 +123,4 @@ def test_a_mistake_is_one_line(
 
 def test_an_endpoint_needs_a_model_name() -> None:
     with pytest.raises(PertokenError, match="name the endpoint's model behind it"):
-        command._chat("http://localhost:1/v1", None)
+        command._chat("http://localhost:1/v1", None, None)

@@ -217,7 +217,7 @@ def test_answers_are_kept_and_not_asked_for_again(tmp_path: Path) -> None:
 
     prompts, references = questions(12)
     made = Cascade(counted, clever, "chow-sum", batch=2)
-    with pytest.raises(PertokenError, match="is down"):
+    with pytest.raises(PertokenError, match=r"is down; 8 questions are in .*run it again to go on"):
         made.answer(prompts, references, path=file)
     assert asked == prompts[:8]
     with file.open("a") as open_file:
@@ -229,10 +229,47 @@ def test_answers_are_kept_and_not_asked_for_again(tmp_path: Path) -> None:
     with pytest.raises(PertokenError, match="were given with max_new_tokens 64, not 5"):
         Cascade(counted, clever, "chow-sum", max_new_tokens=5).answer(prompts, [""] * 12, path=file)
     other = tmp_path / "other.txt"
-    other.write_text("my notes")
-    with pytest.raises(PertokenError, match="is no file of answers"):
-        made.answer(prompts, references, path=other)
-    assert other.read_text() == "my notes"
+    head = file.read_text().partition("\n")[0]
+    for notes in ("my notes", f'{head}\n{{"prompt": "mine"}}\n'):
+        other.write_text(notes)
+        with pytest.raises(PertokenError, match="is no file of answers"):
+            made.answer(prompts, references, path=other)
+        assert other.read_text() == notes
+
+
+def test_generate_loses_nothing_when_the_large_model_fails(tmp_path: Path) -> None:
+    asked: list[str] = []
+    down = True
+
+    def unsteady(prompts: Sequence[str]) -> list[Answer]:
+        if down and len(asked) >= 8:
+            raise PertokenError("the endpoint is down")
+        asked.extend(prompts)
+        return clever(prompts)
+
+    def once(prompts: Sequence[str]) -> list[Answer]:
+        assert down, "the small model is asked again"
+        return scripted(prompts)
+
+    made = Cascade(once, unsteady, "chow-sum", batch=2)
+    prompts = questions(40)[0]
+    made.fit(made.answer(prompts))
+    fresh = questions(30, seed=5)[0]
+    whole = cascade("chow-sum").fit(made.answer(prompts)).generate(fresh, rate=0.5)
+    lost = "30 questions are lost: give a file"
+    with pytest.raises(PertokenError, match=f"is down; {lost}"):
+        made.generate(fresh, rate=0.5)
+    asked.clear()
+    file = tmp_path / "answers.jsonl"
+    with pytest.raises(PertokenError, match=r"is down; 30 questions are in .*: run it again"):
+        made.generate(fresh, rate=0.5, path=file)
+    down = False
+    assert made.generate([*fresh, fresh[0]], rate=0.5, path=file).texts[:-1] == whole.texts
+    assert len(asked) == sum(whole.deferred)
+    # What was deferred alone has the large model's answer; asked for both, the others get theirs.
+    found = made.answer(fresh, ["large"] * 30, path=file)
+    assert all(pair.large_quality == 1.0 for pair in found)
+    assert len(asked) == 30
 
 
 def test_a_saved_rule_is_for_the_models_it_was_fitted_with(tmp_path: Path, pair: Any) -> None:

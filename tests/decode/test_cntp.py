@@ -59,6 +59,15 @@ def test_a_number_of_trials_is_for_every_place() -> None:
 # ------------------------------------------------------------------------------ its limits
 
 
+def test_an_endless_threshold_is_one_trial_with_the_published_formulas_alone() -> None:
+    rules: list[Any] = ["code", "paper", "inverted", 6]
+    found = {
+        trials: set(CautiousDecoding(min_entropy=ENDLESS, trials=trials).counts(torch.rand(9)))
+        for trials in rules
+    }
+    assert found == {"code": {1}, "paper": {1}, "inverted": {10}, 6: {6}}
+
+
 @pytest.mark.parametrize(
     "limit", [{"min_entropy": ENDLESS}, {"max_trials": 1}, {"trials": 1}], ids=str
 )

@@ -105,6 +105,15 @@ def test_random_and_oracle_are_the_ends_of_the_scale() -> None:
     assert {row["rule"] for row in found.rows()} == {"mine", "random", "oracle"}
 
 
+def test_the_page_draws_a_line_per_rule() -> None:
+    found = deferral_curves({"<mine>": [3, 1, 2]}, [1, 0, 0], [1, 1, 1])
+    page = found.to_html()
+    assert page.count("<polyline") == len(found.curves) == 3
+    assert page.count("<circle") == 3 * len(found.rates)
+    assert '<span class="key of0">&lt;mine&gt;</span>' in page
+    assert "<mine>" not in page
+
+
 def test_length_bias_is_the_rank_correlation_with_the_tokens() -> None:
     lengths, scores = [3, 1, 4, 1, 5], [0.5, 0.1, 0.4, 0.4, 0.2]
     assert rank_correlation(lengths, scores) == pytest.approx(spearmanr(lengths, scores)[0])

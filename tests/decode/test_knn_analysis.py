@@ -70,8 +70,14 @@ def test_a_text_of_the_store_does_not_find_itself(memory: KNNMemory) -> None:
 def test_continuations_are_followed_at_their_own_positions(memory: KNNMemory) -> None:
     texts = [text * 2 for text in HELD_OUT]
     found = knn_continuations(memory, texts, prompt=6, max_new_tokens=8, seed=3)
-    again = knn_continuations(memory, texts, prompt=6, max_new_tokens=8, seed=3)
+    settings, before = memory.datastore.model.generation_config, torch.get_rng_state()
+    settings.temperature = 50.0
+    try:
+        again = knn_continuations(memory, texts, prompt=6, max_new_tokens=8, seed=3)
+    finally:
+        settings.temperature = None
     assert found == again
+    assert torch.equal(torch.get_rng_state(), before)
     assert [each.name for each in found.sources] == ["gold", "with the store", "model"]
     curves = []
     for text in texts:
@@ -122,6 +128,17 @@ def test_what_cannot_be_measured_is_refused(memory: KNNMemory, tmp_path: Path) -
         knn_continuations(memory, TEXTS, prompt=2, max_new_tokens=4)
     with pytest.raises(PertokenError, match="nothing to predict"):
         knn_evaluation(memory, ["x"])
+
+
+def test_pages_have_a_picture(memory: KNNMemory) -> None:
+    found = knn_evaluation(memory, HELD_OUT)
+    page = found.to_html()
+    assert page.count("<svg") == 1
+    assert page.count("<rect") == sum(count > 0 for count in found.counts)
+    assert "nan" not in page
+    written = knn_continuations(memory, [HELD_OUT[0]], prompt=4, max_new_tokens=12).to_html()
+    assert written.count("<svg") == 2
+    assert written.count("<polyline") == 2 * 3
 
 
 def test_pictures(memory: KNNMemory) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pertoken.decode import KNNDatastore, _knn_search
+from pertoken.decode import KNNDatastore, _knn_build, _knn_search
 from pertoken.decode._knn_build import Build, made_with
 from pertoken.errors import PertokenError
 from pertoken.testing import ByteTokenizer, tiny_model
@@ -61,6 +64,46 @@ def test_a_killed_build_goes_on_and_is_the_same(model: Any, tmp_path: Path) -> N
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"whole", "store"}
     assert {path.name for path in place.iterdir()} == {"keys.bin", "values.bin", "store.json"}
+
+
+@pytest.mark.parametrize("name", ["keys.bin", "values.bin"])
+def test_what_is_shorter_than_was_noted_is_read_again(
+    model: Any, tmp_path: Path, name: str
+) -> None:
+    whole = KNNDatastore.build(model, TOKENIZER, TEXTS, tmp_path / "whole", context=8)
+    place = tmp_path / "store"
+    with pytest.raises(Stopped):
+        KNNDatastore.build(model, TOKENIZER, TEXTS, place, context=8, progress=stop_at(4))
+    file = tmp_path / "store.part" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    store = KNNDatastore.build(model, TOKENIZER, TEXTS, place, context=8)
+    assert files(store) == files(whole)
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_build_to_go_on_with(model: Any, tmp_path: Path) -> None:
+    place = tmp_path / "store"
+    killed = f"""
+import os, signal
+from pertoken.decode import KNNDatastore
+from pertoken.testing import ByteTokenizer, tiny_model
+
+def die(what, done, total):
+    if done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model = tiny_model("llama", vocab_size=258)
+KNNDatastore.build(model, ByteTokenizer(), {TEXTS!r}, {str(place)!r}, context=8, progress=die)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -9
+    seen: list[int] = []
+    store = KNNDatastore.build(
+        model, TOKENIZER, TEXTS, place, context=8, progress=lambda *at: seen.append(at[1])
+    )
+    assert min(seen) == 3
+    assert files(store) == files(
+        KNNDatastore.build(model, TOKENIZER, TEXTS, tmp_path / "whole", context=8)
+    )
 
 
 def test_another_build_starts_clean_and_the_same_one_is_opened(model: Any, tmp_path: Path) -> None:
@@ -114,11 +157,20 @@ def test_damage_is_named(model: Any, tmp_path: Path) -> None:
     keys.write_bytes(keys.read_bytes()[:-8])
     with pytest.raises(PertokenError, match="is damaged: it does not hold the keys"):
         KNNDatastore(model, TOKENIZER, store.path)
+    header = json.loads((store.path / "store.json").read_text())
+    for name in ("fingerprint", "hidden", "documents"):
+        less = {key: value for key, value in header.items() if key != name}
+        (store.path / "store.json").write_text(json.dumps(less))
+        with pytest.raises(PertokenError, match=f"is damaged: store.json has no {name}"):
+            KNNDatastore(model, TOKENIZER, store.path)
+    (store.path / "store.json").write_text(json.dumps(header | {"entries": "many"}))
+    with pytest.raises(PertokenError, match="is damaged: it does not hold the keys"):
+        KNNDatastore(model, TOKENIZER, store.path)
     (store.path / "store.json").write_text("{")
     with pytest.raises(PertokenError, match=r"is damaged: store.json can't be read"):
         KNNDatastore(model, TOKENIZER, store.path)
     (store.path / "store.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(PertokenError, match="has format 99, this reads 1"):
+    with pytest.raises(PertokenError, match=r"^[^ ]*store has format 99, this reads 1"):
         KNNDatastore(model, TOKENIZER, store.path)
     with pytest.raises(PertokenError, match="nowhere is no KNN-LM store"):
         KNNDatastore(model, TOKENIZER, tmp_path / "nowhere")
@@ -145,6 +197,43 @@ def test_a_build_that_cannot_be(
     with pytest.raises(PertokenError, match=line):
         KNNDatastore.build(model, TOKENIZER, texts, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
+
+
+def test_an_index_that_cannot_be_is_refused_before_the_corpus_is_read(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    place, options = tmp_path / "store", {"index": "ivfpq", "progress": never}
+    if importlib.util.find_spec("faiss"):
+        with pytest.raises(PertokenError, match=f'there are {ENTRIES}; take index="flat"'):
+            KNNDatastore.build(model, TOKENIZER, TEXTS, place, **options)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(PertokenError, match=r'pip install "pertoken\[knn\]"'):
+        KNNDatastore.build(model, TOKENIZER, TEXTS, place, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_index_goes_on_with_what_was_read(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_knn_build, "check_inverted", lambda _: None)
+    place, options = tmp_path / "store", {"context": 8}
+    with pytest.raises(Stopped):
+        KNNDatastore.build(
+            model, TOKENIZER, TEXTS, place, index="ivfpq", progress=stop_at(4), **options
+        )
+    (tmp_path / "store.part" / "index.faiss").write_bytes(b"half an ind")
+    seen: list[int] = []
+    store = KNNDatastore.build(
+        model, TOKENIZER, TEXTS, place, progress=lambda *at: seen.append(at[1]), **options
+    )
+    assert min(seen) == 4
+    assert files(store) == files(
+        KNNDatastore.build(model, TOKENIZER, TEXTS, tmp_path / "o", **options)
+    )
+    assert not (place / "index.faiss").exists()
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -191,6 +280,11 @@ def test_an_inverted_file_finds_most_of_it_and_spares(
     keys = (centres[draw.integers(0, 12, 600)] + draw.normal(size=(600, 8))).astype(np.float32)
     _knn_search.write_inverted(tmp_path / "index", keys)
     index = _knn_search.open_inverted(tmp_path / "index")
+    with pytest.raises(PertokenError, match="is damaged: gone can't be read"):
+        _knn_search.open_inverted(tmp_path / "gone")
+    (tmp_path / "half").write_bytes((tmp_path / "index").read_bytes()[:99])
+    with pytest.raises(PertokenError, match="is damaged: half can't be read"):
+        _knn_search.open_inverted(tmp_path / "half")
     queries = torch.from_numpy(keys[::60])
     exact = _knn_search.search_all(queries, keys, _knn_search.squared_norms(keys), 8)
     near = _knn_search.search_inverted(queries, index, 8)
@@ -204,8 +298,6 @@ def test_an_inverted_file_finds_most_of_it_and_spares(
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(PertokenError, match=r'pip install "pertoken\[knn\]"'):
         _knn_search.write_inverted(tmp_path / "index", np.zeros((2, 2), np.float32))

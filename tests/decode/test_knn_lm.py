@@ -280,7 +280,17 @@ def test_use_that_cannot_be(store: KNNDatastore) -> None:
     with pytest.raises(PertokenError, match="inputs_embeds"):
         store.model.generate(inputs_embeds=embeds, max_new_tokens=2, logits_processor=[memory])
     with pytest.raises(PertokenError, match="nothing to predict"):
-        fit_temperature(store, ["", "x"])
+        fit_temperature(store, ["", "x"], k=3)
+
+    def never(*_: object) -> None:
+        raise AssertionError
+
+    for settings, line in (
+        ({"k": 3, "weight": 2.0}, "from 0 to 1, got 2"),
+        ({"k": 10**6}, "k must be"),
+    ):
+        with pytest.raises(PertokenError, match=line):
+            fit_temperature(store, ["abc"], progress=never, **settings)
 
 
 @pytest.fixture

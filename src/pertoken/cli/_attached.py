@@ -32,15 +32,18 @@ Memory = tuple[Path, dict[str, Any]] | None  # folder of a KNN-LM store, setting
 
 def check_memory(
     store: Path | None,
+    k: int | None,
     weight: float | None,
     temperature: float | None,
     method: str | None,
     constraint: tuple[str, Any] | None,
 ) -> Memory:
     """The store that was asked for and its settings; refuses what does not go with it."""
+    settings = {"k": k, "weight": weight, "temperature": temperature}
     if store is None:
-        if weight is not None or temperature is not None:
-            raise PertokenError("--knn-weight and --knn-temperature go with --knn STORE")
+        for name, value in settings.items():
+            if value is not None:
+                raise PertokenError(f"--knn-{name} goes with --knn STORE")
         return None
     if constraint:
         raise PertokenError(
@@ -54,7 +57,6 @@ def check_memory(
     from pertoken.decode._knn_build import read_header
 
     read_header(store)  # no model is loaded for a folder that is no store
-    settings = {"weight": weight, "temperature": temperature}
     return store, {name: value for name, value in settings.items() if value is not None}
 
 
@@ -67,7 +69,7 @@ def memory_of(memory: Memory, model: Any, tokenizer: Any) -> Iterator[list[Any]]
     from pertoken.decode import KNNDatastore, KNNMemory
 
     store = KNNDatastore(model, tokenizer, memory[0])
-    with KNNMemory(store, k=min(64, len(store)), **memory[1]) as looked_up:
+    with KNNMemory(store, **{"k": min(64, len(store)), **memory[1]}) as looked_up:
         yield [looked_up]
 
 

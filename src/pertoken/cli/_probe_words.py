@@ -133,6 +133,7 @@ def characters(
     tokenizer: _Tokenizer = None,
     batch: _Batch = 16,
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     seed: shared.Seed = 0,
     limit: shared.Limit = None,
     max_new_tokens: shared.MaxNewTokens = 8,
@@ -156,7 +157,7 @@ def characters(
     questions(read, each, tasks=asked, seed=seed)
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)
-        loaded, own = shared.endpoint(model), None
+        loaded, own = shared.endpoint(model, timeout), None
         if loaded is None:
             loaded, own = shared.load(model, dtype)
         if tokenizer is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +36,11 @@ _Stop = Annotated[
 ]
 _Answers = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Keep both models' answers there, and go on behind them."),
+    typer.Option(
+        metavar="FILE",
+        help="Where the models' answers go, a JSON line each; what is there is not asked again. "
+        "The questions' file with .answered.jsonl behind its name if not given.",
+    ),
 ]
 _RuleFile = Annotated[Path, typer.Option("--rule", metavar="FILE", help="Of `cascade fit`.")]
 
@@ -67,6 +73,7 @@ def fit(
     stop: _Stop = None,
     answers: _Answers = None,
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     seed: shared.Seed = 0,
     limit: shared.Limit = None,
     max_new_tokens: shared.MaxNewTokens = 64,
@@ -74,13 +81,13 @@ def fit(
     as_json: shared.Json = None,
 ) -> None:
     """Ask both models the questions of DATA, and fit a rule that says whose answer counts."""
-    from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
 
-    output = shared.Output(as_json, None, out=out, answers=answers)
+    kept = answers or _beside(data)
+    output = shared.Output(as_json, None, out=out, answers=kept)
     prompts, references = _read(data, limit)
     judge = _quality(quality)
-    first, second = _members(small, large, dtype)
+    first, second = _members(small, large, dtype, timeout)
     made = Cascade(
         first,
         second,
@@ -92,8 +99,9 @@ def fit(
         chat=not no_chat,
         seed=seed,
     )
-    with progress_bar() as tell:
-        pairs = made.answer(prompts, references, quality=judge, path=answers, progress=tell)
+    made.check_fit(prompts)
+    with _asking(kept) as tell:
+        pairs = made.answer(prompts, references, quality=judge, path=kept, progress=tell)
     made.fit(pairs).save(out)
     right = {
         role: sum(values) / len(pairs)
@@ -117,20 +125,22 @@ def curve(
     quality: _Quality = "exact",
     answers: _Answers = None,
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     limit: shared.Limit = None,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:
     """Draw a fitted rule's quality against the deferral rate, on questions it was not fitted on."""
-    from pertoken.cli.progress import progress_bar
     from pertoken.decode.cascade import Cascade
 
-    output = shared.Output(as_json, html, answers=answers)
+    kept = answers or _beside(data)
+    output = shared.Output(as_json, html, answers=kept)
     prompts, references = _read(data, limit)
     judge = _quality(quality)
-    made = Cascade.load(rule, *_members(small, large, dtype))
-    with progress_bar() as tell:
-        pairs = made.answer(prompts, references, quality=judge, path=answers, progress=tell)
+    made = Cascade.load(rule, *_members(small, large, dtype, timeout))
+    made.check_curve(prompts)
+    with _asking(kept) as tell:
+        pairs = made.answer(prompts, references, quality=judge, path=kept, progress=tell)
     found = made.curve(pairs)
     if not output.write(found):
         print(found.table())
@@ -142,30 +152,51 @@ def generate(
     rule: _RuleFile,
     rate: Annotated[float, typer.Option(help="Share of the prompts that LARGE answers, 0 to 1.")],
     prompts: shared.Prompts = None,
+    answers: _Answers = None,
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     limit: shared.Limit = None,
     as_json: shared.Json = None,
     html: shared.Html = None,
 ) -> None:
-    """Answer prompts, about --rate of them by the large model."""
-    from pertoken.cli.progress import progress_bar
+    """Answer prompts, about --rate of them by the large model; run it again to go on."""
     from pertoken.decode.cascade import Cascade
     from pertoken.prompts import read_prompts
 
-    output = shared.Output(as_json, html)
+    kept = answers or (prompts and _beside(prompts))
+    output = shared.Output(as_json, html, answers=kept)
     if not 0 <= rate <= 1:
         raise PertokenError(f"--rate is a share from 0 to 1, got {rate:g}")
     asked = [each.text for each in read_prompts(prompts, limit)]
-    made = Cascade.load(rule, *_members(small, large, dtype))
-    with progress_bar() as tell:
-        found = made.generate(asked, rate=rate, progress=tell)
+    made = Cascade.load(rule, *_members(small, large, dtype, timeout))
+    with _asking(kept) as tell:
+        found = made.generate(asked, rate=rate, path=kept, progress=tell)
     if not output.write(found):
         print(found.table())
 
 
-def _members(small: str, large: str, dtype: str | None) -> tuple[Any, Any]:
+@contextmanager
+def _asking(kept: Path | None) -> Iterator[Any]:
+    """A progress bar; Ctrl-C says where the answers are."""
+    from pertoken.cli.progress import progress_bar
+
+    with progress_bar() as tell:
+        try:
+            yield tell
+        except KeyboardInterrupt:
+            if kept is not None and kept.is_file():
+                typer.echo(f"answers so far are in {kept}; run it again to go on", err=True)
+            raise
+
+
+def _beside(questions: Path) -> Path:
+    """Where the answers to a file of questions go."""
+    return questions.with_name(f"{questions.name}.answered.jsonl")
+
+
+def _members(small: str, large: str, dtype: str | None, timeout: float | None) -> tuple[Any, Any]:
     """What SMALL and LARGE name; every endpoint before any model is loaded."""
-    found = {name: shared.endpoint(name) for name in (small, large)}
+    found = {name: shared.endpoint(name, timeout) for name in (small, large)}
     for name, there in found.items():
         if there is None:
             found[name] = shared.load(name, dtype)

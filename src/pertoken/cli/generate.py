@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "constraint")
 
+
+def _some(stop: list[str] | None) -> list[str] | None:
+    if any(not one for one in stop or []):
+        raise PertokenError("--stop needs some text to stop at")
+    return stop
+
+
 _Prompt = Annotated[
     str | None, typer.Argument(help="The prompt; - or nothing reads it from a pipe.")
 ]
@@ -43,7 +50,7 @@ _Method = Annotated[
 ]
 _Stop = Annotated[
     list[str] | None,
-    typer.Option(metavar="STRING", help="End behind this text; repeatable."),
+    typer.Option(metavar="STRING", callback=_some, help="End behind this text; repeatable."),
 ]
 _JsonSchema = Annotated[
     Path | None,
@@ -87,6 +94,12 @@ _Knn = Annotated[
     typer.Option(
         metavar="STORE",
         help="Look each token up in a store of `pertoken knn build`; --method is hf then.",
+    ),
+]
+_KnnK = Annotated[
+    int | None,
+    typer.Option(
+        "--knn-k", callback=shared.positive, help="With --knn: neighbours that vote; 64, or all."
     ),
 ]
 _KnnWeight = Annotated[float | None, typer.Option(help="With --knn: of the retrieval; 0.25.")]
@@ -136,12 +149,14 @@ def generate(
     budget: shared.Budget = "auto",
     sample: shared.Sample = False,
     temperature: shared.Temperature = None,
+    top_p: shared.TopP = None,
     stop: _Stop = None,
     cache: _Cache = None,
     cache_budget: _CacheBudget = None,
     style: _Style = None,
     strength: _Strength = None,
     knn: _Knn = None,
+    knn_k: _KnnK = None,
     knn_weight: _KnnWeight = None,
     knn_temperature: _KnnTemperature = None,
     json_schema: _JsonSchema = None,
@@ -161,8 +176,6 @@ def generate(
 ) -> None:
     """Continue a prompt and stream the text."""
     drafted = parse_budget(budget)
-    if any(not one for one in stop or []):
-        raise PertokenError("--stop needs some text to stop at")
     if as_bytes or max_new_bytes is not None:
         return _bytes(context)
     given = _constraint(context.params)
@@ -177,7 +190,7 @@ def generate(
         "style": check_style(style, strength),
     }
     held = check_cache(cache, cache_budget, particles)
-    memory = check_memory(knn, knn_weight, knn_temperature, method, given)
+    memory = check_memory(knn, knn_k, knn_weight, knn_temperature, method, given)
     text = shared.read_prompt(prompt, 'pertoken generate "Once upon a time"')
     if given:
         from pertoken.cli.constrained import run as constrained
@@ -186,7 +199,7 @@ def generate(
         if not constrained(text, given, held, particles=particles, temperature=heat, **run):
             raise typer.Exit(1)
         return
-    arguments = shared.sampling(sample, temperature)
+    arguments = shared.sampling(sample, temperature, top_p)
     method = method or ("hf" if memory else "goose")
     _decode(text, method, drafted, held, memory=memory, stop=stop or (), **run, **arguments)
 
@@ -221,6 +234,8 @@ def _constraint(options: Mapping[str, Any]) -> tuple[str, Any] | None:
         raise PertokenError(f"{name} is sampled by awrs; leave out --method {method}")
     if options["stop"]:
         raise PertokenError(f"{name} says where the text ends; leave out --stop")
+    if options["top_p"] is not None:
+        raise PertokenError(f"{name} is weighted by the model's whole law; leave out --top-p")
     if options["budget"] != "auto":
         raise PertokenError(f"nothing is drafted under {name}; leave out --budget")
     return name, value

@@ -41,7 +41,9 @@ _KeyDtype = Annotated[
 ]
 _K = Annotated[int, typer.Option("--k", callback=shared.positive, help="Neighbours that vote.")]
 _Weight = Annotated[float, typer.Option(help="Of the retrieval, 0 to 1.")]
-_Temperature = Annotated[float, typer.Option(help="Of the vote, in squared distance.")]
+_Temperature = Annotated[
+    float | None, typer.Option(help="Of the vote, in squared distance.", show_default="1")
+]
 _Fit = Annotated[
     Path | None,
     typer.Option(metavar="TEXTS", help="Fit the temperature on these instead, not on TEXTS."),
@@ -97,7 +99,7 @@ def evaluate(
     texts: _HeldOut,
     k: _K = 64,
     weight: _Weight = 0.25,
-    temperature: _Temperature = 1.0,
+    temperature: _Temperature = None,
     fit: _Fit = None,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
@@ -124,7 +126,7 @@ def continue_texts(
     prompt: _PromptTokens = 64,
     k: _K = 64,
     weight: _Weight = 0.25,
-    temperature: _Temperature = 1.0,
+    temperature: _Temperature = None,
     fit: _Fit = None,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
@@ -154,21 +156,25 @@ def open_memory(
     dtype: str | None,
     k: int,
     weight: float,
-    temperature: float,
+    temperature: float | None,
     fit: Path | None,
     tell: Any,
 ) -> KNNMemory:
     """The memory of a store, its temperature fitted on texts if there are some."""
     from pertoken.decode._knn_build import read_header
     from pertoken.decode.knn_datastore import KNNDatastore
-    from pertoken.decode.knn_lm import KNNMemory, fit_temperature
+    from pertoken.decode.knn_lm import KNNMemory, check_weight, fit_temperature
 
+    check_weight(weight)
+    if fit is not None and temperature is not None:
+        raise PertokenError("--fit finds the temperature: leave out --temperature")
     read_header(store)  # no model is loaded for a folder that is no store
     validation = None if fit is None else read_texts(fit, None)
     opened = KNNDatastore(*shared.load(model, dtype), store)
     if validation is not None:
         temperature = fit_temperature(opened, validation, k=k, weight=weight, progress=tell)
-    return KNNMemory(opened, k=k, weight=weight, temperature=temperature)
+    given = {} if temperature is None else {"temperature": temperature}
+    return KNNMemory(opened, k=k, weight=weight, **given)
 
 
 def read_texts(path: Path, limit: int | None) -> list[str]:

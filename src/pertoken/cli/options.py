@@ -1,8 +1,8 @@
 """The options that commands share: one definition each, so that they mean the same everywhere.
 
-A command lists its own options first, then those of here in their order here: model, dtype, seed,
-limit, length, chat, output. `Output` is what `--json` and `--html` mean, `load` what `--model` and
-`--dtype` do.
+A command lists its own options first, then those of here in their order here: model, dtype,
+time-out, seed, limit, length, chat, output. `Output` is what `--json` and `--html` mean, `load`
+what `--model` and `--dtype` do.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ __all__ = [
     "Seed",
     "Stats",
     "Temperature",
+    "Timeout",
+    "TopP",
     "load",
     "positive",
     "read_prompt",
@@ -58,12 +60,26 @@ def _temperature(value: float | None) -> float | None:
     return value
 
 
+def _top_p(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= 1:
+        raise PertokenError(f"--top-p is a share above 0 and at most 1, got {value:g}")
+    return value
+
+
 _MODEL = "Hub id, folder, .gguf file or short name."
 
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best.")]
 Temperature = Annotated[
     float | None,
     typer.Option(callback=_temperature, help="Above 0; implies --sample. 1 is the model's own."),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        callback=_top_p,
+        help="Above 0, at most 1; implies --sample: among the likeliest tokens of this share.",
+    ),
 ]
 Budget = Annotated[str, typer.Option(metavar="auto|published|N", help="Tokens drafted per step.")]
 Prompts = Annotated[
@@ -82,6 +98,12 @@ Dtype = Annotated[
         "--dtype",
         metavar="NAME",
         help="float32, bfloat16, float16 or float64; the device's default if not given.",
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="That an endpoint may be silent; 60 if not given."
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is drawn at random.")]
@@ -177,7 +199,7 @@ def load(model: str, dtype: str | None = None) -> tuple[Any, Any]:
     return pertoken.load(model, dtype=dtype, kind="decoder")
 
 
-def endpoint(name: str) -> Any:
+def endpoint(name: str, timeout: float | None) -> Any:
     """The `Endpoint` that URL#NAME means; None for the name of a model here."""
     if not name.startswith(("http://", "https://")):
         return None
@@ -186,17 +208,19 @@ def endpoint(name: str) -> Any:
     url, _, model = name.partition("#")
     if not model:
         raise PertokenError(f"{name}: name the endpoint's model behind it, as in {url}#NAME")
-    return Endpoint(url, model=model)
+    given: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    return Endpoint(url, model=model, **given)
 
 
-def sampling(sample: bool, temperature: float | None) -> dict[str, Any]:
-    """What `--sample` and `--temperature` mean to `generate`.
+def sampling(sample: bool, temperature: float | None, top_p: float | None = None) -> dict[str, Any]:
+    """What `--sample`, `--temperature` and `--top-p` mean to `generate`.
 
     >>> sampling(False, None), sampling(False, 0.7)
     ({'do_sample': False}, {'do_sample': True, 'temperature': 0.7})
     """
-    if sample or temperature is not None:
-        return {"do_sample": True, "temperature": temperature or 1.0}
+    if sample or temperature is not None or top_p is not None:
+        cut = {} if top_p is None else {"top_p": top_p}
+        return {"do_sample": True, "temperature": temperature or 1.0, **cut}
     return {"do_sample": False}
 
 

@@ -48,6 +48,7 @@ def sift(
     batch: _Batch = 8,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
+    timeout: shared.Timeout = None,
     limit: shared.Limit = None,
     max_new_tokens: shared.MaxNewTokens = 1024,
     as_json: shared.Json = None,
@@ -67,7 +68,7 @@ def sift(
     about = {"model": model, "max_new_tokens": max_new_tokens}
     done = sifted_in(target, about)
     asked = [text for text in dict.fromkeys(text for text, _ in questions) if text not in done]
-    chat, options = _chat(model, dtype) if asked else (None, {})
+    chat, options = _chat(model, dtype, timeout) if asked else (None, {})
     with progress_bar() as tell:
         try:
             sift_into(target, asked, chat, done, about, batch=batch, progress=tell, **options)
@@ -109,9 +110,9 @@ def _question(line: str, place: str) -> tuple[str, str | None]:
     return row[key], answer
 
 
-def _chat(model: str, dtype: str | None) -> tuple[Any, dict[str, Any]]:
+def _chat(model: str, dtype: str | None, timeout: float | None) -> tuple[Any, dict[str, Any]]:
     """The model to ask, local or behind an address, and what belongs to it."""
-    if (found := shared.endpoint(model)) is not None:
+    if (found := shared.endpoint(model, timeout)) is not None:
         return found, {}
     loaded, tokenizer = shared.load(model, dtype)
     return loaded, {"tokenizer": tokenizer}

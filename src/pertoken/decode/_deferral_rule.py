@@ -57,10 +57,9 @@ class Rule:
 
     def fit(self, pairs: Sequence[Pair]) -> None:
         """See `Cascade.fit`."""
-        if not pairs:
-            raise PertokenError("there are no calibration data: give some questions to fit on")
+        self.refuse_few(len(pairs))
         if self.learns:
-            gains = torch.tensor(_gains(pairs, self.name, FEWEST), dtype=torch.float64)
+            gains = torch.tensor(_gains(pairs, self.name), dtype=torch.float64)
             self.learned, apart = fit(self._features(pairs), gains, self.net, self.seed)
             scores = (-apart).tolist()
         else:
@@ -68,6 +67,14 @@ class Rule:
                 self.alpha = _best_alpha(pairs)
             scores = self.scores(pairs)
         self.calibration = sorted(scores)
+
+    def refuse_few(self, questions: int) -> None:
+        """PertokenError for fewer questions than the rule can be fitted on."""
+        if not questions:
+            raise PertokenError("there are no calibration data: give some questions to fit on")
+        fewest = FEWEST if self.learns else 2 if self.name == "chow-quantile" else 1
+        if questions < fewest:
+            raise PertokenError(f"{self.name} takes {fewest} questions or more, got {questions}")
 
     def scores(self, pairs: Sequence[Pair]) -> list[float]:
         """A number per question, lowest where deferring is worth most."""
@@ -152,11 +159,9 @@ def qualities(pairs: Sequence[Pair], what: str) -> tuple[list[float], list[float
     return small, large
 
 
-def _gains(pairs: Sequence[Pair], what: str, fewest: int) -> list[float]:
+def _gains(pairs: Sequence[Pair], what: str) -> list[float]:
     """What deferring each question gains; PertokenError where nothing can be learned from it."""
     small, large = qualities(pairs, what)
-    if len(pairs) < fewest:
-        raise PertokenError(f"{what} takes {fewest} questions or more, got {len(pairs)}")
     gains = [high - low for low, high in zip(small, large, strict=True)]
     if max(gains) <= 0 or min(gains) == max(gains):
         seen = "never better than" if max(gains) <= 0 else "always better by as much than"
@@ -168,7 +173,7 @@ def _gains(pairs: Sequence[Pair], what: str, fewest: int) -> list[float]:
 
 
 def _best_alpha(pairs: Sequence[Pair]) -> float:
-    _gains(pairs, "chow-quantile", 2)
+    _gains(pairs, "chow-quantile")
     small, large = qualities(pairs, "chow-quantile")
 
     def area(alpha: float) -> float:

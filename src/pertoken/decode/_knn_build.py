@@ -17,7 +17,7 @@ import torch
 from pertoken._files import write_whole
 from pertoken._tokenizer_hash import tokenizer_hash
 from pertoken.cache.fingerprint import model_fingerprint, model_name
-from pertoken.decode._knn_search import write_inverted
+from pertoken.decode._knn_search import check_inverted, write_inverted
 from pertoken.decode._knn_states import read, windows
 from pertoken.errors import PertokenError
 from pertoken.prompts import check_utf8
@@ -29,6 +29,10 @@ __all__ = ["Build", "digest", "encode", "header_of", "made_with", "read_header"]
 
 FORMAT = 1
 CONTEXT = 1024  # tokens the model reads at a time; the authors' keys have read 1,536 or more
+_FIELDS = (
+    *("model", "fingerprint", "tokenizer", "texts", "context", "index", "dtype", "hidden"),
+    *("entries", "documents"),
+)
 HEADER, SO_FAR = "store.json", "so_far.json"
 _DTYPES = ("float16", "float32", "float64")
 
@@ -53,6 +57,11 @@ def encode(model: PreTrainedModel, tokenizer: Any, text: Any, what: str = "a tex
             "not belong together"
         )
     return ids
+
+
+def _entries(ids: Sequence[Sequence[int]]) -> int:
+    """How many entries texts make: one for every token but the first."""
+    return sum(max(0, len(own) - 1) for own in ids)
 
 
 def made_with(model: PreTrainedModel, tokenizer: Any) -> dict[str, str]:
@@ -82,6 +91,8 @@ def header_of(
     dtype = dtype or (own if own in _DTYPES else "float32")
     if dtype not in _DTYPES:
         raise PertokenError(f"dtype of keys must be {', '.join(_DTYPES)}, got {dtype!r}")
+    if index == "ivfpq":
+        check_inverted(_entries(ids))
     return {
         "format": FORMAT,
         "model": model_name(model),
@@ -98,15 +109,20 @@ def read_header(path: Path) -> dict[str, Any]:
     """The header of a finished store; PertokenError where there is none."""
     try:
         header: dict[str, Any] = json.loads((path / HEADER).read_text(encoding="utf-8"))
-        if header["format"] != FORMAT:
-            raise PertokenError(f"{path} has format {header['format']}, this reads {FORMAT}")
-        return header
+        found = header["format"]
     except (FileNotFoundError, NotADirectoryError):
         part = path.with_name(f"{path.name}.part")
         half = f": its build did not end, run it again ({part})" if part.is_dir() else ""
         raise PertokenError(f"{path} is no KNN-LM store{half}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PertokenError(f"{path} is damaged: {HEADER} can't be read ({error})") from None
+    if found != FORMAT:
+        raise PertokenError(f"{path} has format {found}, this reads {FORMAT}")
+    if lacking := ", ".join(name for name in _FIELDS if name not in header):
+        raise PertokenError(
+            f"{path} is damaged: {HEADER} has no {lacking}; delete it and build it again"
+        )
+    return header
 
 
 class Build:
@@ -118,7 +134,8 @@ class Build:
         self.path, self.header = path, header
         self.part = path.with_name(f"{path.name}.part")
         self._lock = FileLock(path.with_name(f".{path.name}.lock"))
-        self._width = header["hidden"] * np.dtype(header["dtype"]).itemsize  # bytes of a key
+        key = header["hidden"] * np.dtype(header["dtype"]).itemsize
+        self._widths = {"keys.bin": key, "values.bin": 4}  # bytes of an entry
 
     def __enter__(self) -> Self:
         from filelock import Timeout
@@ -147,8 +164,8 @@ class Build:
             for window in windows(len(own), self.header["context"])
         ]
         done, entries = self._so_far()
-        self._refuse_full(sum(max(0, len(own) - 1) for own in ids) - entries)
-        for name, width in (("keys.bin", self._width), ("values.bin", 4)):
+        self._refuse_full(_entries(ids) - entries)
+        for name, width in self._widths.items():
             with (self.part / name).open("ab") as file:
                 file.truncate(entries * width)  # what came behind the last note
         for number in range(done, len(parts)):
@@ -161,11 +178,20 @@ class Build:
         self._finish(ids, entries, tell, len(parts))
 
     def _so_far(self) -> tuple[int, int]:
-        """Windows and entries that an earlier build of the same store has finished."""
+        """Windows and entries that an earlier build of the same store has finished.
+
+        None where a file is shorter than it must be: truncating it would fill it up with zeros.
+        The index is made of what was read, and may be another.
+        """
         try:
             found = json.loads((self.part / SO_FAR).read_text(encoding="utf-8"))
-            if found["header"] == self.header:
-                return found["windows"], found["entries"]
+            entries: int = found["entries"]
+            whole = all(
+                (self.part / name).stat().st_size >= entries * width
+                for name, width in self._widths.items()
+            )
+            if whole and found["header"] | {"index": self.header["index"]} == self.header:
+                return found["windows"], entries
         except (OSError, ValueError, KeyError, TypeError):
             pass
         shutil.rmtree(self.part, ignore_errors=True)
@@ -173,7 +199,7 @@ class Build:
         return 0, 0
 
     def _refuse_full(self, entries: int) -> None:
-        needed, free = entries * (self._width + 4), shutil.disk_usage(self.part).free
+        needed, free = entries * sum(self._widths.values()), shutil.disk_usage(self.part).free
         if needed > free:
             raise PertokenError(
                 f"{self.path} takes {needed:,} bytes more and {free:,} are free on the disk: "
@@ -206,6 +232,7 @@ class Build:
             if stop > first:
                 documents.append([digest(own), first, stop])
             first = stop
+        (self.part / "index.faiss").unlink(missing_ok=True)  # half of one, of another call
         if self.header["index"] == "ivfpq":
             tell("the index", total, total)
             keys = np.memmap(self.part / "keys.bin", self.header["dtype"], "r")

@@ -13,6 +13,7 @@ from pertoken._extras import need
 from pertoken.errors import PertokenError
 
 __all__ = [
+    "check_inverted",
     "exact_distances",
     "open_inverted",
     "search_all",
@@ -88,6 +89,16 @@ def exact_distances(
     return found.masked_fill(entries < 0, torch.inf)
 
 
+def check_inverted(entries: int) -> None:
+    """PertokenError where no index could be made of so many entries, or faiss is not there."""
+    need("faiss", "knn")
+    if entries < FEWEST:
+        raise PertokenError(
+            f'index="ivfpq" learns from {FEWEST:,} entries or more, and there are {entries:,}; '
+            'take index="flat"'
+        )
+
+
 def write_inverted(path: Path, keys: np.ndarray[Any, Any]) -> None:
     """Write an IVFPQ index of the keys [entries, hidden]: extra `knn`.
 
@@ -96,11 +107,7 @@ def write_inverted(path: Path, keys: np.ndarray[Any, Any]) -> None:
     """
     faiss = need("faiss", "knn")
     entries, hidden = keys.shape
-    if entries < FEWEST:
-        raise PertokenError(
-            f'index="ivfpq" learns from {FEWEST:,} entries or more, and there are {entries:,}; '
-            'take index="flat"'
-        )
+    check_inverted(entries)
     code = max(size for size in range(1, CODE + 1) if hidden % size == 0)
     lists = min(LISTS, round(entries**0.5))
     index = faiss.IndexIVFPQ(faiss.IndexFlatL2(hidden), hidden, lists, code, 8)
@@ -113,9 +120,14 @@ def write_inverted(path: Path, keys: np.ndarray[Any, Any]) -> None:
 
 
 def open_inverted(path: Path) -> Any:
-    """The index that `write_inverted` wrote."""
+    """The index that `write_inverted` wrote; PertokenError where there is none."""
     faiss = need("faiss", "knn")
-    index = faiss.read_index(str(path))
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError:
+        raise PertokenError(
+            f"{path.parent} is damaged: {path.name} can't be read; delete it and build it again"
+        ) from None
     index.nprobe = min(PROBES, index.nlist)
     return index
 

@@ -23,13 +23,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pertoken._files import check_target, write_whole
 from pertoken._shown import Shown
 from pertoken.cache.fingerprint import model_fingerprint, model_name
+from pertoken.decode._cascade_run import CascadeRun
 from pertoken.decode._deferral_rule import RULES, Rule, qualities
 from pertoken.decode._pairs import AnswerFile, Pair, Quality, exact_match, judged
 from pertoken.decode.answers import (
@@ -43,7 +44,6 @@ from pertoken.decode.deferral import DeferralCurves, deferral_curves
 from pertoken.endpoint import Endpoint
 from pertoken.errors import PertokenError
 from pertoken.prompts import encode_prompt, read_utf8
-from pertoken.result import Part, Result
 
 __all__ = ["RULES", "Cascade", "CascadeRun", "Member", "Pair"]
 
@@ -123,27 +123,36 @@ class Cascade(Shown):
         if references is not None and len(references) != len(prompts):
             raise PertokenError(f"{len(prompts)} prompts have {len(references)} references")
         file = AnswerFile(path, self._head(references is not None))
-        missing = [each for each in dict.fromkeys(prompts) if each not in file.pairs]
-        step = 4 * self.batch
-        for start in range(0, len(missing), step):
-            chunk = missing[start : start + step]
-            small = self._ask(self.small, chunk, True)
-            large: Sequence[Answer | None] = [None] * len(chunk)
-            if references is not None:
-                large = self._ask(self.large, chunk, False)
-            early = self._early(chunk)
-            file.add(
-                [
-                    Pair(prompt, one, other, early=state)
-                    for prompt, one, other, state in zip(chunk, small, large, early, strict=True)
-                ]
-            )
-            if progress is not None:
-                progress("questions", min(start + step, len(missing)), len(missing))
+        self._fill(file, prompts, references is not None, progress)
         pairs = [file.pairs[each] for each in prompts]
         if references is None:
             return pairs
         return [judged(pair, ref, quality) for pair, ref in zip(pairs, references, strict=True)]
+
+    def _fill(
+        self, file: AnswerFile, prompts: Sequence[str], both: bool, progress: Progress | None
+    ) -> None:
+        """Ask for what the file does not hold, some questions at a time, and keep it at once."""
+        known = file.pairs
+        missing = [
+            each
+            for each in dict.fromkeys(prompts)
+            if each not in known or (both and known[each].large is None)
+        ]
+        step = 4 * self.batch
+        for start in range(0, len(missing), step):
+            chunk = missing[start : start + step]
+            with file.hinting():
+                if fresh := [each for each in chunk if each not in known]:
+                    found = zip(
+                        fresh, self._ask(self.small, fresh, True), self._early(fresh), strict=True
+                    )
+                    file.add([Pair(prompt, one, early=state) for prompt, one, state in found])
+                if both:
+                    large = zip(chunk, self._ask(self.large, chunk, False), strict=True)
+                    file.add([replace(known[prompt], large=one) for prompt, one in large])
+            if progress is not None:
+                progress("questions", min(start + step, len(missing)), len(missing))
 
     def fit(self, pairs: Sequence[Pair]) -> Cascade:
         """Learn the rule, where it is one to be learned, and the scores that rates are taken from.
@@ -156,6 +165,10 @@ class Cascade(Shown):
         self._rule.fit(pairs)
         self._fitted_on = frozenset(_mark(pair.prompt) for pair in pairs)
         return self
+
+    def check_fit(self, prompts: Sequence[str]) -> None:
+        """Raise PertokenError, before anybody is asked, for fewer prompts than `fit` takes."""
+        self._rule.refuse_few(len(prompts))
 
     @property
     def alpha(self) -> float | None:
@@ -171,12 +184,7 @@ class Cascade(Shown):
 
         pairs: of `answer` with references; PertokenError where the rule was fitted on one of them.
         """
-        known = sum(_mark(pair.prompt) in self._fitted_on for pair in pairs)
-        if known:
-            raise PertokenError(
-                f"{known} of {len(pairs)} questions were used to fit the rule: draw its curve on "
-                "others"
-            )
+        self.check_curve([pair.prompt for pair in pairs])
         small, large = qualities(pairs, "a curve")
         scores = {} if self.rule == "random" else {self.rule: self.scores(pairs)}
         for rule in ("chow-sum", "chow-average"):
@@ -189,6 +197,15 @@ class Cascade(Shown):
             overhead={self.rule: self.overhead(pairs)},
             seed=self.seed,
         )
+
+    def check_curve(self, prompts: Sequence[str]) -> None:
+        """Raise PertokenError, before anybody is asked, where the rule was fitted on a prompt."""
+        known = sum(_mark(prompt) in self._fitted_on for prompt in prompts)
+        if known:
+            raise PertokenError(
+                f"{known} of {len(prompts)} questions were used to fit the rule: draw its curve on "
+                "others"
+            )
 
     def overhead(self, pairs: Sequence[Pair]) -> float:
         """What the rule asks of the large model for every question: the early layers' share of all
@@ -214,26 +231,34 @@ class Cascade(Shown):
         return self._rule.threshold(rate)
 
     def generate(
-        self, prompts: Sequence[str], *, rate: float, progress: Progress | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        rate: float,
+        path: str | Path | None = None,
+        progress: Progress | None = None,
     ) -> CascadeRun:
         """Answer prompts, about `rate` of them by the large model.
 
-        Each prompt is decided by itself, whatever else is asked with it. Raises PertokenError for
-        no prompts, a rate outside 0 … 1, and before `fit`.
+        Each prompt is decided by itself, whatever else is asked with it. path: as of `answer`.
+        Raises PertokenError for no prompts, a rate outside 0 … 1, a file of other models or
+        settings, and before `fit`.
         """
         self.threshold(rate)
         self._check(prompts)
-        small = self._ask(self.small, prompts, True, progress)
-        early = self._early(prompts)
-        pairs = [Pair(*each[:2], early=each[2]) for each in zip(prompts, small, early, strict=True)]
+        file = AnswerFile(path, self._head(both=True))
+        self._fill(file, prompts, False, progress)
+        pairs = [file.pairs[each] for each in prompts]
         scores = self.scores(pairs)
         deferred = self._rule.defers(pairs, scores, rate)
         asked = [prompt for prompt, yes in zip(prompts, deferred, strict=True) if yes]
-        second = iter(self._ask(self.large, asked, False, progress) if asked else [])
-        texts = [
-            next(second).text if yes else one.text for one, yes in zip(small, deferred, strict=True)
+        self._fill(file, asked, True, progress)
+        answers = [
+            file.pairs[prompt].large if yes else file.pairs[prompt].small
+            for prompt, yes in zip(prompts, deferred, strict=True)
         ]
-        return CascadeRun(rate, tuple(prompts), tuple(texts), tuple(scores), tuple(deferred))
+        texts = tuple(each.text for each in answers if each is not None)
+        return CascadeRun(rate, tuple(prompts), texts, tuple(scores), tuple(deferred))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted rule, without the models; PertokenError before `fit`."""
@@ -303,19 +328,17 @@ class Cascade(Shown):
                     model, tokenizer = member
                     encode_prompt(tokenizer, model, prompt, self.max_new_tokens, self.chat)
 
-    def _ask(
-        self, member: Member, prompts: Sequence[str], small: bool, progress: Progress | None = None
-    ) -> Sequence[Answer]:
+    def _ask(self, member: Member, prompts: Sequence[str], small: bool) -> Sequence[Answer]:
         given: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "stop": self.stop}
         if isinstance(member, Endpoint):
-            given |= {"logprobs": small, "threads": self.batch, "progress": progress}
+            given |= {"logprobs": small, "threads": self.batch}
             return endpoint_answers(member, prompts, **given)
         if not isinstance(member, tuple):
             found = member(prompts)
             if len(found) != len(prompts):
                 raise PertokenError(f"{_name(member)} gave {len(found)} of {len(prompts)} answers")
             return found
-        given |= {"chat": self.chat, "batch": self.batch, "progress": progress}
+        given |= {"chat": self.chat, "batch": self.batch}
         return greedy_answers(*member, prompts, states=small and self._rule.reads_small, **given)
 
     def _early(self, prompts: Sequence[str]) -> Sequence[tuple[float, ...]]:
@@ -333,54 +356,6 @@ class Cascade(Shown):
 
     def _layer(self) -> int:
         return self._blocks() // 4 if self.layer is None else self.layer
-
-
-@dataclass(frozen=True)
-class CascadeRun(Result):
-    """What a cascade answered.
-
-    rate: the deferral rate asked for. texts: the answers; scores: of the small model's answers;
-    deferred: whether the large model's answer is the one given.
-    """
-
-    rate: float
-    prompts: tuple[str, ...]
-    texts: tuple[str, ...]
-    scores: tuple[float, ...]
-    deferred: tuple[bool, ...]
-
-    _title = "A cascade's answers"
-
-    @property
-    def deferral_rate(self) -> float:
-        """The share that was deferred."""
-        return sum(self.deferred) / len(self.deferred)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A record per prompt: who answered, with what score, and the answer."""
-        columns = zip(self.prompts, self.texts, self.scores, self.deferred, strict=True)
-        return [
-            {
-                "answered_by": "large" if deferred else "small",
-                "score": score,
-                "prompt": prompt,
-                "answer": text,
-            }
-            for prompt, text, score, deferred in columns
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The rows, with the rate that was asked for and the one that came out."""
-        return {"rate": self.rate, "deferral_rate": self.deferral_rate, "answers": self.rows()}
-
-    def _parts(self) -> list[Part]:
-        lines = [["by", "score", "answer"]]
-        lines += [
-            [row["answered_by"], f"{row['score']:.3f}", " ".join(row["answer"].split())[:60]]
-            for row in self.rows()
-        ]
-        note = f"{sum(self.deferred)} of {len(self.deferred)} deferred; asked for {self.rate:.1%}"
-        return [Part("", lines, [note])]
 
 
 def _name(member: Member) -> str:

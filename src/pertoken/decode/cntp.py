@@ -143,7 +143,7 @@ class CautiousDecoding(Shown):
         tokenizer: tells which tokens are punctuation; not needed where they are given by id.
         max_trials: at the greatest entropy; the paper finds 10 to 30 good.
         min_entropy, max_entropy: nats at which the trials begin to grow and are at their most;
-            an endless `min_entropy` is the ordinary sampler.
+            an endless `min_entropy` is the ordinary sampler with "code" and "paper".
         trials: which formula, "code" or "paper"; "inverted", the ablation; or a number, then it is
             that many at every place.
         punctuation: what ends a trial. "code": the first token of each of the ten marks of the

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertoken._bootstrap import bootstrap
+from pertoken.decode._chart import lines, page
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells, figure
 
@@ -235,6 +236,10 @@ class DeferralCurves(Result):
             for rule, curve in self.curves.items()
         ]
         return figure(traces, xaxis_title="deferral rate", yaxis_title="mean quality")
+
+    def _page(self) -> str:
+        chart = lines("mean quality", self.rates, self.curves, over="deferral rate")
+        return page(self, "Over the deferral rate", [chart])
 
     def _parts(self) -> list[Part]:
         shown = {

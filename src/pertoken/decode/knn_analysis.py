@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pertoken.decode._chart import bars, page
 from pertoken.decode._knn_tokens import TokenReads, joined, read_texts
 from pertoken.result import Part, Result, figure, plain
 
@@ -98,6 +99,11 @@ class KNNEvaluation(Result):
         note = f"Δ in nats; no token can lose more than {-self.bound:.3f} (weight {self.weight:g}, "
         note += f"k {self.k}, temperature {self.temperature:.4g})"
         return [Part("", [head, *map(_line, self.groups)], [note])]
+
+    def _page(self) -> str:
+        over = "change of log p with the store, nats"
+        chart = bars(f"tokens by the {over}", self.edges, self.counts, over=over)
+        return page(self, "Who gains and who loses", [chart])
 
     def plot(self) -> Any:
         """How many tokens gained and lost how much, a plotly figure (extra `plot`)."""

@@ -107,10 +107,10 @@ class KNNDatastore:
             keys = np.memmap(self.path / "keys.bin", self.header["dtype"], "c")
             self.keys = keys.reshape(entries, hidden)
             self.values = np.memmap(self.path / "values.bin", "int32", "c").reshape(entries)
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             raise PertokenError(
                 f"{self.path} is damaged: it does not hold the keys and values of {entries} "
-                "entries; build it again"
+                "entries; delete it and build it again"
             ) from None
         inverted = self.header["index"] == "ivfpq"
         self._index = open_inverted(self.path / "index.faiss") if inverted else None

@@ -80,12 +80,8 @@ class KNNMemory(Shown, LogitsProcessor):
         weight: float = 0.25,
         temperature: float = 1.0,
     ) -> None:
-        if not isinstance(k, int) or not 1 <= k <= len(datastore):
-            raise PertokenError(
-                f"k must be from 1 to the {len(datastore):,} entries of {datastore.path}, got {k}"
-            )
-        if not 0 <= weight <= 1:
-            raise PertokenError(f"weight must be from 0 to 1, got {weight}")
+        _check_k(k, datastore)
+        check_weight(weight)
         if not 0 < temperature < math.inf:
             raise PertokenError(f"temperature must be above 0, got {temperature}")
         self.datastore, self.k, self.weight = datastore, k, weight
@@ -140,6 +136,19 @@ class KNNMemory(Shown, LogitsProcessor):
         self.close()
 
 
+def check_weight(weight: float) -> None:
+    """Raise PertokenError for a weight of the retrieval that is none."""
+    if not 0 <= weight <= 1:
+        raise PertokenError(f"weight must be from 0 to 1, got {weight}")
+
+
+def _check_k(k: int, datastore: KNNDatastore) -> None:
+    if not isinstance(k, int) or not 1 <= k <= len(datastore):
+        raise PertokenError(
+            f"k must be from 1 to the {len(datastore):,} entries of {datastore.path}, got {k}"
+        )
+
+
 def retrieval_log_probs(
     found: Neighbours, vocab_size: int, temperature: float = 1.0
 ) -> torch.Tensor:
@@ -181,11 +190,13 @@ def fit_temperature(
 
     Looked for among 2^(i/4) times the mean distance of a neighbour, i = -40 … 16, where the loss
     may have more than one dip. A text that is in the store is scored without its own entries.
-    progress: called with (what, texts done, texts in all). Raises PertokenError where the texts
-    hold no token to predict.
+    progress: called with (what, texts done, texts in all). Raises PertokenError for settings out
+    of range, and where the texts hold no token to predict.
     """
     from pertoken.decode._knn_tokens import read_texts
 
+    _check_k(k, datastore)
+    check_weight(weight)
     reads = read_texts(datastore, texts, k, progress)
     distances = torch.cat([each.distances for each in reads])
     scale = float(distances[distances.isfinite()].double().mean()) or 1.0

@@ -23,6 +23,8 @@ import torch
 
 from pertoken._bootstrap import bootstrap_mean
 from pertoken._extras import need
+from pertoken._replies import drawing
+from pertoken.decode._chart import lines, page
 from pertoken.decode._knn_build import encode
 from pertoken.decode._knn_tokens import read_ids
 from pertoken.errors import PertokenError
@@ -121,6 +123,14 @@ class KNNContinuations(Result):
             lines.append([*line, "" if each.mauve is None else f"{each.mauve:.3f}"])
         return [Part("", [head, *lines], [self.note] if self.note else [])]
 
+    def _page(self) -> str:
+        charts = []
+        for name in ("retrieval", "model"):
+            curves = {each.name: _smooth(getattr(each, name)) for each in self.sources}
+            x = range(len(next(iter(curves.values()))))
+            charts.append(lines(f"entropy of the {name}, nats", x, curves, over="tokens written"))
+        return page(self, "Over the tokens written", charts)
+
     def plot(self) -> Any:
         """Both entropies along the continuations, a plotly figure (extra `plot`)."""
         graph = need("plotly.graph_objects", "plot")
@@ -147,9 +157,10 @@ def knn_continuations(
     """Continue the beginnings of held-out texts with the store and without, and compare.
 
     texts: those of `prompt` + `max_new_tokens` tokens or more are used, the others left out.
-    prompt: tokens of the beginning. Drawn with top-p 0.8 (our reading) and without stop tokens, so
-    that all are of one length; seed: of the draws. progress: called with (what, texts done, in
-    all). Raises PertokenError where no text is long enough.
+    prompt: tokens of the beginning. Drawn with top-p 0.8 at temperature 1 (our reading; the model's
+    own temperature does not count) and without stop tokens, so that all are of one length; seed:
+    of the draws. progress: called with (what, texts done, in all). Raises PertokenError where no
+    text is long enough.
     """
     store = memory.datastore
     ids = [encode(store.model, store.tokenizer, text) for text in texts]
@@ -184,17 +195,18 @@ def continuations(
     new = len(gold[0]) - prompt
     found = {"gold": [list(each) for each in gold]}
     for name in SOURCES[1:]:
-        torch.manual_seed(seed)
-        written = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
-            min_new_tokens=new,
-            do_sample=True,
-            top_p=TOP_P,
-            top_k=0,
-            logits_processor=[memory] if name == "with the store" else [],
-        )
+        with drawing(model, seed):
+            written = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=True,
+                temperature=1.0,
+                top_p=TOP_P,
+                top_k=0,
+                logits_processor=[memory] if name == "with the store" else [],
+            )
         found[name] = written.tolist()
     return found
 
