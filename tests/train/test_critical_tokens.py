@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,6 +123,40 @@ def test_sampling_repeats_and_leaves_the_global_generator() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_a_search_goes_on_with_what_it_has_kept(tmp_path: Path) -> None:
+    path, asked = tmp_path / "search.jsonl", []
+    given: dict[str, Any] = {**RIGHT, "n": 32, "batch": 8, "path": path}
+
+    def stop(what: str, done: int, total: int) -> None:
+        asked.append(total)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+
+    answer = ids("qbx.")  # three tokens are sampled behind: 96 continuations
+    with pytest.raises(KeyboardInterrupt):
+        rollout_scores(FATAL, TOKENIZER, ids("q"), answer, progress=stop, **given)
+    assert len(path.read_text().splitlines()) == 40
+    with path.open("a") as file:
+        file.write('{"settings')  # a line that was cut off
+    found = rollout_scores(FATAL, TOKENIZER, ids("q"), answer, progress=stop, **given)
+    assert set(asked[:5]) == {96}
+    assert set(asked[5:]) == {56}
+    assert 4 <= (found.right[1] or 0) <= 28  # a half, and five standard errors
+    assert found.right[2:] == [0, 0]
+    again = rollout_scores(FATAL, TOKENIZER, ids("q"), answer, progress=stop, **given)
+    assert again == found
+    assert len(asked) == 12  # nothing was sampled
+    plain = {name: value for name, value in given.items() if name != "path"}
+    first = rollout_scores(FATAL, TOKENIZER, ids("q"), answer, **plain)
+    new = tmp_path / "new.jsonl"
+    assert first == rollout_scores(FATAL, TOKENIZER, ids("q"), answer, **{**given, "path": new})
+    judged = {**given, "is_correct": lambda text: text.endswith("y")}
+    by_another = rollout_scores(FATAL, TOKENIZER, ids("q"), answer, **judged)
+    assert (by_another.right[1] or 0) + (found.right[1] or 0) == 32
+    with pytest.raises(PertokenError, match="holds answers of other settings"):
+        rollout_scores(FATAL, TOKENIZER, ids("q"), ids("bx."), **given)
+
+
 def test_another_token_in_its_place() -> None:
     found = replaced(FATAL, TOKENIZER, ids("q"), ids("bxy."), 1, n=64, **RIGHT)
     assert found.tokens == [one("R")] * 64  # the only other token
@@ -159,6 +194,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one() -> None:
         ("x", {"every": 0}, "every must be 1 or more"),
         ("x", {"temperature": 0.0}, "temperature must be above 0"),
         ("x", {"top_p": 0.0}, "top_p is a share"),
+        ("x", {"path": "no/such/folder"}, "there is no folder no/such"),
     ],
 )
 def test_mistakes(answer: str, options: dict[str, Any], message: str) -> None:

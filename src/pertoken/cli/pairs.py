@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +56,7 @@ def pairs(
     from pertoken._files import write_whole
     from pertoken.cli.progress import progress_bar
     from pertoken.train import contrast_data, read_lessons
+    from pertoken.train._kept import keep_row, kept_rows
     from pertoken.train.sampled import judged
 
     lessons = read_lessons(data, limit)
@@ -76,7 +76,10 @@ def pairs(
     if out.exists() and not out.is_dir():
         raise PertokenError(f"can't write {out}: it is a file, and the files need a folder")
     kept = out / _SAMPLES
-    done = _kept(kept, settings)
+    done = {
+        row["question"]: [str(one["text"]) for one in row["answers"]]
+        for row in kept_rows(kept, settings)
+    }
     left = [one for one in lessons if one.prompt not in done]
     if left:
         loaded = shared.load(model, dtype)
@@ -85,7 +88,8 @@ def pairs(
             for place, one in enumerate(left):
                 tell("questions", place, len(left))
                 done[one.prompt] = _sampled(*loaded, one, batch, settings)
-                _keep(kept, settings, one, done[one.prompt])
+                texts = [{"text": text} for text in done[one.prompt]]
+                keep_row(kept, settings, {"question": one.prompt, "answers": texts})
     answers = [[judged(text, one) for text in done[one.prompt]] for one in lessons]
     found = contrast_data([one.prompt for one in lessons], answers, seed)
     for name, rows in _files(found).items():
@@ -130,39 +134,3 @@ def _files(found: ContrastData) -> dict[str, list[dict[str, str]]]:
         for one in found.pairs
     ]
     return files
-
-
-def _kept(path: Path, settings: dict[str, Any]) -> dict[str, list[str]]:
-    """Texts of an earlier run by question; a line cut off by a kill is dropped."""
-    found: dict[str, list[str]] = {}
-    if not path.exists():
-        return found
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            given = row["settings"]
-            found[row["question"]] = [str(one["text"]) for one in row["answers"]]
-        except (ValueError, KeyError, TypeError):
-            raise PertokenError(
-                f"{path}, line {number}: no sampled answers; take another folder"
-            ) from None
-        if given != settings:
-            raise PertokenError(
-                f"{path} holds answers of other settings ({given}): take another folder"
-            )
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return found
-
-
-def _keep(path: Path, settings: dict[str, Any], lesson: Lesson, texts: Sequence[str]) -> None:
-    row = {
-        "question": lesson.prompt,
-        "settings": settings,
-        "answers": [{"text": text} for text in texts],
-    }
-    with path.open("ab") as file:
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace"))

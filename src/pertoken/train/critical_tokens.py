@@ -16,17 +16,21 @@ time (n = 64). And the critical token was chosen for its zeros: to say how bad i
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pertoken._files import check_target
 from pertoken._replies import drawing, written
 from pertoken.conversation import stop_ids
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, cells
 from pertoken.signal import TokenSignal
+from pertoken.train._kept import keep_row, kept_rows
 
 __all__ = [
     "Replaced",
@@ -137,6 +141,7 @@ def rollout_scores(
     max_new_tokens: int = 1024,
     batch: int = 64,
     seed: int = 0,
+    path: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Rollouts:
     """Sample `n` continuations from behind each token of a wrong answer and judge them.
@@ -147,10 +152,11 @@ def rollout_scores(
     safe). temperature: the paper's 0.5 is that of Llama-3-8B on GSM8K; it chose such that about ten
     different wrong answers arise. batch: continuations at once. seed: of the sampling; torch's
     global generator is left as it was. Behind a stop token nothing is sampled, and the answer
-    itself is judged.
+    itself is judged. path: a file that keeps the texts; a search that was interrupted samples only
+    what is missing in it, from another seed, and judges all.
 
     PertokenError for an empty prompt or answer, an answer that is right (nothing in it is
-    critical), and settings out of range.
+    critical), settings out of range, and a `path` that can't be written or holds another search.
 
     >>> from pertoken.testing import ByteTokenizer, MockModel
     >>> import torch
@@ -175,21 +181,27 @@ def rollout_scores(
     right: list[int | None] = [None] * len(answer)
     if answer[-1] in stop_ids(model):
         right[last], looked = 0, looked[:-1]
-    prefixes = [(prompt, answer[: at + 1]) for at in looked for _ in range(n)]
-    judged = _judged(
-        model,
-        tokenizer,
-        prefixes,
-        is_correct,
-        batch,
-        seed,
-        progress,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-    )
-    for number, at in enumerate(looked):
-        right[at] = sum(judged[number * n : (number + 1) * n])
+    options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    texts: list[list[str]] = [[] for _ in answer]
+    file = None if path is None else Path(path)
+    if file is not None:
+        check_target(file)
+        settings = {**_made_by(model, tokenizer, prompt, answer), **options, "seed": seed}
+        for row in kept_rows(file, settings):
+            texts[row["token"]].append(row["text"])
+    places = [at for at in looked for _ in range(n - len(texts[at]))]
+
+    def keep(number: int, text: str) -> None:
+        if file is not None:
+            keep_row(file, settings, {"token": places[number], "text": text})
+
+    prefixes = [(prompt, answer[: at + 1]) for at in places]
+    again = sum(map(len, texts))  # what is left is drawn from another seed than what is there
+    new = _written(model, tokenizer, prefixes, batch, seed + again, progress, keep, **options)
+    for at, text in zip(places, new, strict=True):
+        texts[at].append(text)
+    for at in looked:
+        right[at] = sum(bool(is_correct(text)) for text in texts[at][:n])
     return Rollouts(answer, right, n, tokenizer, _text(tokenizer, prompt))
 
 
@@ -243,19 +255,17 @@ def continued(
     3
     """
     check_sampling(n, batch, temperature, top_p)
-    judged = _judged(
+    texts = _written(
         model,
         tokenizer,
         [_listed(prompt_ids, answer_ids)] * n,
-        is_correct,
         batch,
         seed,
-        None,
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=max_new_tokens,
     )
-    return sum(judged)
+    return sum(bool(is_correct(text)) for text in texts)
 
 
 @torch.no_grad()
@@ -290,21 +300,19 @@ def replaced(
     shares[answer[place]] = 0
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.multinomial(shares.cpu(), n, replacement=True, generator=draw).tolist()
-    judged = _judged(
+    texts = _written(
         model,
         tokenizer,
         [(prompt, [*answer[:place], token]) for token in tokens],
-        is_correct,
         batch,
         seed,
-        None,
         temperature=temperature,
         top_p=top_p,
         max_new_tokens=max_new_tokens,
     )
     there = _text(tokenizer, [answer[place]]).strip()
     same = sum(_text(tokenizer, [token]).strip() == there for token in tokens)
-    return Replaced(sum(judged), n, tokens, same)
+    return Replaced(sum(bool(is_correct(text)) for text in texts), n, tokens, same)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -318,36 +326,48 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1 - math.comb(n - right, k) / math.comb(n, k)
 
 
-def _judged(
+def _written(
     model: Any,
     tokenizer: Any,
     prefixes: Sequence[tuple[list[int], list[int]]],
-    is_correct: Judge,
     batch: int,
     seed: int,
-    progress: Progress | None,
+    progress: Progress | None = None,
+    keep: Callable[[int, str], None] | None = None,
     **options: Any,
-) -> list[bool]:
-    """Whether each answer is right once it is written to its end; stopped ones are judged as is."""
+) -> list[str]:
+    """The texts of answers written to their end; of those that have ended, as they are.
+
+    keep: called with the number and the text of each that was written, batch by batch.
+    """
     stops = stop_ids(model)
-    found = [False] * len(prefixes)
-    opened = []
-    for place, (_, answer) in enumerate(prefixes):
-        if answer[-1] in stops:
-            found[place] = bool(is_correct(_text(tokenizer, answer)))
-        else:
-            opened.append(place)
+    texts = [_text(tokenizer, answer) for _, answer in prefixes]
+    opened = [place for place, (_, answer) in enumerate(prefixes) if answer[-1] not in stops]
     rows = [[*prefixes[place][0], *prefixes[place][1]] for place in opened]
     done = 0
     with drawing(model, seed):
         for places, new in written(model, rows, batch=batch, do_sample=True, top_k=0, **options):
             for number, ids in zip(places, new, strict=True):
-                whole = [*prefixes[opened[number]][1], *ids]
-                found[opened[number]] = bool(is_correct(_text(tokenizer, whole)))
+                place = opened[number]
+                texts[place] = _text(tokenizer, [*prefixes[place][1], *ids])
+                if keep is not None:
+                    keep(place, texts[place])
             done += len(places)
             if progress is not None:
                 progress("continuations", done, len(rows))
-    return found
+    return texts
+
+
+def _made_by(model: Any, tokenizer: Any, prompt: list[int], answer: list[int]) -> dict[str, Any]:
+    """What names a search in a file: the model, the tokenizer, and the ids."""
+    from pertoken._tokenizer_hash import tokenizer_hash
+    from pertoken.cache import model_fingerprint
+
+    return {
+        "model": model_fingerprint(model)[:16],
+        "tokenizer": tokenizer_hash(tokenizer)[:8],
+        "ids": f"{zlib.crc32(repr((prompt, answer)).encode()):08x}",
+    }
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
