@@ -9,7 +9,6 @@ import transformers
 from pertoken.attribute import decompx as module
 from pertoken.attribute._parts import BIASES
 from pertoken.attribute._question import ask
-from pertoken.attribute.api import attribute
 from pertoken.attribute.decompx import decompose, decompx
 from pertoken.attribute.methods import find
 from pertoken.attribute.quantity import contrast
@@ -407,10 +406,3 @@ def test_bad_input_is_one_line(tiny_encoder):
             call()
         assert "\n" not in str(error.value)
     bert.eval()
-
-
-@pytest.mark.parametrize("method", ["decompx", "globenc"])
-def test_an_encoder_cannot_explain_next_tokens(tiny_encoder, method):
-    model = tiny_encoder("Bert", vocab_size=258)
-    with pytest.raises(PertokenError, match="BertModel is an encoder"):
-        attribute(model, ByteTokenizer(), "abc", "x", method)

@@ -243,6 +243,22 @@ def test_a_model_without_attention_weights_is_refused(name):
             attribute(model, TOKENIZER, "abc", "x", name)
 
 
+@pytest.fixture(scope="module")
+def models_without_a_next_token(tiny_encoder):
+    heads = ("", "ForSequenceClassification", "ForMaskedLM")
+    encoders = [tiny_encoder("Bert", head, vocab_size=258) for head in heads]
+    return [*encoders, tiny_model("llama", vocab_size=258).model]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_that_predicts_no_next_token_is_refused(models_without_a_next_token, name):
+    reason = r"is an encoder, .* use pertoken\.attribute\.decompx|LlamaModel predicts no next token"
+    for model in models_without_a_next_token:
+        for target in ("x", None):
+            with pytest.raises(PertokenError, match=reason):
+                attribute(model, TOKENIZER, "abc", target, name)
+
+
 def test_reagent_serves_a_model_without_attention():
     from transformers import MambaConfig, MambaForCausalLM
 

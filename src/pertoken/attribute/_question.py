@@ -15,6 +15,7 @@ import torch
 
 from pertoken._pieces import pieces
 from pertoken.errors import PertokenError
+from pertoken.loading import is_encoder
 from pertoken.prompts import check_utf8
 
 if TYPE_CHECKING:
@@ -75,19 +76,16 @@ def ask(
 
     target: a text that follows the prompt; or a number of tokens, which the model writes itself
         (greedily); None for one.
-    Raises PertokenError for an empty prompt or target, an encoder-decoder model, a chat without a
-    chat template, and a text longer than the model's positions.
+    Raises PertokenError for an empty prompt or target, a model that predicts no next token, an
+    encoder-decoder model, a chat without a chat template, and a text longer than the model's
+    positions.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
     >>> question = ask(tiny_model("llama", vocab_size=258), ByteTokenizer(), "two", " x")
     >>> question.ids.tolist(), question.prompt, question.targets
     ([118, 121, 113, 34, 122], 3, (' ', 'x'))
     """
-    if model.config.is_encoder_decoder:
-        raise PertokenError(
-            f"{type(model).__name__} is an encoder-decoder model; attribution here explains "
-            "decoder-only models"
-        )
+    _refuse_kind(model)
     text, written = _written(tokenizer, prompt)
     ids, offsets = _encode(tokenizer, text, special=isinstance(prompt, str))
     if not ids:
@@ -125,6 +123,22 @@ def ask(
         tuple(spans),
         tuple(_shown(tokenizer, ids, after)),
     )
+
+
+def _refuse_kind(model: PreTrainedModel) -> None:
+    """Refuse a model that predicts no next token."""
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise PertokenError(
+            f"{name} is an encoder-decoder model; attribution here explains decoder-only models"
+        )
+    if is_encoder(model.config):
+        raise PertokenError(
+            f"{name} is an encoder, and attribution here explains next tokens: use "
+            "pertoken.attribute.decompx.decompx or pertoken.attribute.globenc.globenc"
+        )
+    if not model.can_generate():
+        raise PertokenError(f"{name} predicts no next token: load it with a language model's head")
 
 
 def special_ids(tokenizer: Any) -> set[int]:

@@ -175,11 +175,6 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0, gate: str = "
     they are those of the logits, weighted by the quantity's gradient there (our reading).
     """
     form = _Adjoint(question.model, gate)
-    if looks_ahead(question.model):
-        raise PertokenError(
-            f"{type(question.model).__name__} is an encoder, and attribute() explains next tokens: "
-            "use pertoken.attribute.decompx.decompx"
-        )
     values = torch.full((len(question.places), len(question.ids)), torch.nan, dtype=torch.float64)
     for number, place in enumerate(question.places):
         token = question.ids[place : place + 1]

@@ -104,11 +104,6 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0) -> Scores:
     They depend on the place alone, not on the target or the quantity.
     """
     watch = _Watch(question.model)
-    if looks_ahead(question.model):
-        raise PertokenError(
-            f"{type(question.model).__name__} is an encoder, and attribute() explains next tokens: "
-            "use pertoken.attribute.globenc.globenc"
-        )
     layers = watch(question.ids[None, : question.places[-1]])
     asked = torch.tensor([[place - 1 for place in question.places]], device=question.ids.device)
     found = rollout(layers, asked)[0].cpu()
