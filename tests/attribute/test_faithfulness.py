@@ -172,7 +172,7 @@ def test_methods_share_their_draws(model, monkeypatch):
 
 def test_nan_scores_are_refused(model, monkeypatch):
     monkeypatch.setitem(METHODS, "broken", _method("broken", [1.0, math.nan, 0, 0]))
-    with pytest.raises(PertokenError, match="a score is NaN"):
+    with pytest.raises(PertokenError, match="a score of broken is NaN"):
         evaluate_attribution(model, TOKENIZER, ["abcd"], ["broken"])
 
 

@@ -14,6 +14,7 @@ from pertoken.attribute.api import attribute
 from pertoken.attribute.gradients import gradient_shap, input_x_gradient, integrated_gradients
 from pertoken.attribute.methods import METHODS, find
 from pertoken.attribute.perturb import lime, occlusion
+from pertoken.attribute.quantity import Quantity
 from pertoken.attribute.quantity import find as quantity
 from pertoken.errors import PertokenError
 from pertoken.testing import (
@@ -257,6 +258,45 @@ def test_a_model_that_predicts_no_next_token_is_refused(models_without_a_next_to
         for target in ("x", None):
             with pytest.raises(PertokenError, match=reason):
                 attribute(model, TOKENIZER, "abc", target, name)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_that_computes_nan_is_refused(name):
+    model = tiny_model("gpt2", vocab_size=258)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = torch.nan
+    for target in ("x", None):
+        with pytest.raises(PertokenError, match=r"NaN: load .* in float32"):
+            attribute(model, TOKENIZER, "abcdef", target, name)
+
+
+@pytest.mark.parametrize("name", ["reagent", "occlusion", "lime"])
+def test_nan_of_a_replaced_text_alone_is_refused(name):
+    model = tiny_model("gpt2", vocab_size=258, dtype=torch.float64)
+    asked = ask(model, TOKENIZER, "abcdef", "x")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # not tied
+    with torch.no_grad():
+        model.get_input_embeddings().weight[200] = torch.nan
+
+    def always(question):
+        return lambda uniforms: torch.full_like(uniforms, 200, dtype=torch.long)
+
+    with pytest.raises(PertokenError, match="the logits of GPT2LMHeadModel are NaN"):
+        find(name)(asked, quantity("probability"), replacer=always)
+
+
+@pytest.mark.parametrize("name", ["reagent", "occlusion", "lime"])
+def test_a_quantity_that_is_nan_is_refused(name):
+    nowhere = Quantity("nowhere", "nats", lambda logits, targets: logits[:, 0] * torch.nan)
+    with pytest.raises(PertokenError, match="the quantity of a text is NaN"):
+        attribute(tiny_model("gpt2", vocab_size=258), TOKENIZER, "abcdef", "x", name, nowhere)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if METHODS[name].backward])
+def test_a_gradient_that_is_nan_is_refused(name):
+    steep = Quantity("steep", "nats", lambda logits, targets: (0 * logits[:, 0]).sqrt())
+    with pytest.raises(PertokenError, match=r"is NaN: load .* in float32"):
+        attribute(tiny_model("gpt2", vocab_size=258), TOKENIZER, "abcdef", "x", name, steep)
 
 
 def test_reagent_serves_a_model_without_attention():
