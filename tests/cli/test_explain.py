@@ -140,6 +140,14 @@ def test_the_price_is_told_before_a_run_that_may_last(
             "--max-new-tokens must be 1 or more",
         ),
         (["explain", "a", "--max-steps", "0", "--model", "TINY"], "max_steps must be 1 or more"),
+        (
+            ["explain", "a", "--compare", "--max-steps", "0", "--model", "TINY"],
+            "max_steps must be 1 or more",
+        ),
+        (
+            ["evaluate-attribution", "p.jsonl", "--max-steps", "0", "--model", "TINY"],
+            "max_steps must be 1 or more",
+        ),
         (["explain", "a" * 600, "--model", "TINY"], "shorten the prompt"),
         (["evaluate-attribution", "none.txt"], "there is no prompt file none.txt"),
         (["evaluate-attribution", "latin.txt"], "latin.txt is not UTF-8"),

@@ -35,7 +35,7 @@ from pertoken.attribute._parts import Parts
 from pertoken.attribute._question import Question
 from pertoken.attribute._scores import Scores
 from pertoken.attribute.quantity import Quantity
-from pertoken.errors import PertokenError, nearest
+from pertoken.errors import CannotServe, PertokenError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,7 +159,7 @@ def decompose(
     if not looks_ahead(model) and output.dim() == 3:
         output, wanted = output[:, -1], wanted[:, -1]
     if len(output) != len(real) + 1:
-        raise PertokenError(
+        raise CannotServe(
             f"decompose cannot serve {type(model).__name__}: use a causal language model or an "
             "encoder"
         )
@@ -339,7 +339,7 @@ def _check_sum(
     # Norms round to float32 even in a model in float64.
     tolerance = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
     if bool(((found - wanted).abs() > tolerance * size).any()):
-        raise PertokenError(
+        raise CannotServe(
             f"{name} cannot be decomposed: what tokens and biases brought does not add up to its "
             "output, so it has a nonlinear part that is not known"
         )

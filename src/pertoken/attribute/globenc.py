@@ -53,7 +53,7 @@ from pertoken.attribute._linear import (
 from pertoken.attribute._question import Question
 from pertoken.attribute._scores import Scores
 from pertoken.attribute.quantity import Quantity
-from pertoken.errors import PertokenError
+from pertoken.errors import CannotServe, PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -275,7 +275,7 @@ class _Watch:
         return self._layers
 
     def _refuse(self, reason: str) -> None:
-        raise PertokenError(f"globenc cannot serve {type(self._model).__name__}: {reason}")
+        raise CannotServe(f"globenc cannot serve {type(self._model).__name__}: {reason}")
 
     def _block(self, block: torch.nn.Module) -> Callable[..., Any]:
         own = block.forward
