@@ -203,6 +203,18 @@ def test_quantities_of_your_own(model):
         register("odds", unit="bits")
 
 
+@pytest.mark.parametrize("foil", [-1, " Lyon", 1.5, True, None])
+def test_a_foil_is_the_id_of_a_token(foil):
+    with pytest.raises(PertokenError, match=f"a foil is the id of a token, .* got {foil!r}"):
+        contrast(foil)
+
+
+@pytest.mark.parametrize("method", ["reagent", "occlusion", "gradient-norm", "decompx"])
+def test_a_foil_that_the_model_does_not_know(model, method):
+    with pytest.raises(PertokenError, match=r"the foil must be in 0..257, got 999"):
+        attribute(model, TOKENIZER, "abc", "x", method, contrast(999))
+
+
 def test_the_cost_is_told(model):
     rows = {
         "reagent": (1 + 2 * 5, 1 + 2 * 5 * 3000),
