@@ -97,6 +97,14 @@ def test_a_contrast(tiny_folder: str, capsys: Capture) -> None:
     assert "the foil 'yz' is 2 tokens" in capsys.readouterr().err
 
 
+def test_methods_are_compared_on_a_contrast(tiny_folder: str, capsys: Capture) -> None:
+    arguments = ["--methods", "gradient-norm", "--model", tiny_folder, *QUICK, "--json", "-"]
+    contrast = ["--quantity", "contrast", "--foil", "y"]
+    assert main(["evaluate-attribution", "p.jsonl", *contrast, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["quantity"].startswith("contrast with token")
+
+
 def test_a_prompt_from_a_pipe(
     tiny_folder: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +159,11 @@ def test_the_price_is_told_before_a_run_that_may_last(
         (["explain", "a" * 600, "--model", "TINY"], "shorten the prompt"),
         (["evaluate-attribution", "none.txt"], "there is no prompt file none.txt"),
         (["evaluate-attribution", "latin.txt"], "latin.txt is not UTF-8"),
+        (
+            ["evaluate-attribution", "p.jsonl", "--quantity", "contrast"],
+            'a contrast needs a token to compare with: --foil " Lyon"',
+        ),
+        (["evaluate-attribution", "p.jsonl", "--foil", "b"], "--foil goes with --quantity"),
         (["evaluate-attribution", "p.jsonl", "--methods", "lim"], "unknown attribution method"),
         (["evaluate-attribution", "p.jsonl", "--limit", "0"], "--limit must be 1 or more"),
         (["evaluate-attribution", "p.jsonl", "--methods", ",", "--model", "TINY"], "one method"),

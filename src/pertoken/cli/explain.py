@@ -112,6 +112,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Prompts: .jsonl, or .txt with one a line.")],
     methods: _Methods = None,
     quantity: _Quantity = "probability",
+    foil: _Foil = None,
     max_steps: _MaxSteps = 100,
     draws: _Draws = 20,
     distance: _Distance = "hellinger",
@@ -131,14 +132,14 @@ def evaluate(
     names = None
     if methods is not None:
         names = [name.strip() for name in methods.split(",") if name.strip()]
-    _check_foil(quantity, None)
+    _check_foil(quantity, foil)
     output = shared.Output(as_json, html)
 
     from pertoken.attribute.methods import find
 
     for name in names or []:
         find(name)
-    loaded, tokenizer, measure = _load(model, dtype, quantity, None)
+    loaded, tokenizer, measure = _load(model, dtype, quantity, foil)
     asked = [_as_prompt(tokenizer, prompt.text, no_chat) for prompt in prompts]
     choice = {"draws": draws, "distance": distance, "seed": seed}
     found = _evaluate(loaded, tokenizer, asked, names, max_steps, measure, max_new_tokens, **choice)
@@ -238,7 +239,7 @@ def _load(
 
 def _check_foil(quantity: str, foil: str | None) -> None:
     if quantity == "contrast" and not foil:
-        raise PertokenError('a contrast needs a token to compare with: explain … --foil " Lyon"')
+        raise PertokenError('a contrast needs a token to compare with: --foil " Lyon"')
     if foil is not None and quantity != "contrast":
         raise PertokenError("--foil goes with --quantity contrast")
 
