@@ -88,6 +88,11 @@ def test_a_decoder_rates_and_counts(tiny_folder: str, capsys: Capture) -> None:
         (["p.txt", "--protect", "(", *CHEAP], "the pattern '(' does not compile"),
         (["p.txt", "--salience", "self-information", "--model", "minilm"], "minilm is an encoder"),
         (["p.txt", "--salience", "decompx", "--model", "smollm2"], "smollm2 is a decoder"),
+        (
+            ["p.txt", *CHEAP, "--model", "nonesuch"],
+            "stop-words rates without a model: leave 'nonesuch' out",
+        ),
+        (["p.txt", "--salience", "random", "--model", "minilm"], "random rates without a model"),
         (["latin.txt"], "prompt file latin.txt is not UTF-8 (byte 3)"),
         (["empty.txt"], "the prompt is empty"),
         (["p.txt", "--chat"], "p.txt, line 1: not JSON"),

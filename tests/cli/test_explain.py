@@ -30,7 +30,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def test_the_text_and_its_top_tokens(tiny_folder: str, capsys: Capture) -> None:
-    arguments = ["--target", "x", "--top", "3", "--model", tiny_folder, *QUICK]
+    arguments = ["--target", "x", "--top", "3", "--model", tiny_folder, "--max-steps", "2"]
     assert main(["explain", "two words", *arguments]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -44,7 +44,8 @@ def test_the_text_and_its_top_tokens(tiny_folder: str, capsys: Capture) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_as_json(method: str, tiny_folder: str, capsys: Capture) -> None:
     arguments = ["--method", method, "--max-new-tokens", "2", "--json", "-", "--model", tiny_folder]
-    assert main(["explain", "abc", *arguments, *QUICK]) == 0
+    quick = ["--max-steps", "2"] if method == "reagent" else []
+    assert main(["explain", "abc", *arguments, *quick]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == method
     signal = TokenSignal.from_json(json.dumps(found["signal"]))
@@ -98,7 +99,7 @@ def test_a_contrast(tiny_folder: str, capsys: Capture) -> None:
 
 
 def test_methods_are_compared_on_a_contrast(tiny_folder: str, capsys: Capture) -> None:
-    arguments = ["--methods", "gradient-norm", "--model", tiny_folder, *QUICK, "--json", "-"]
+    arguments = ["--methods", "gradient-norm", "--model", tiny_folder, "--json", "-"]
     contrast = ["--quantity", "contrast", "--foil", "y"]
     assert main(["evaluate-attribution", "p.jsonl", *contrast, *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -141,6 +142,15 @@ def test_the_price_is_told_before_a_run_that_may_last(
         (["explain", "a", "--quantity", "odds"], "unknown quantity 'odds'"),
         (["explain", "a", "--quantity", "contrast"], "--foil"),
         (["explain", "a", "--foil", "b"], "--foil goes with --quantity contrast"),
+        (["explain", "a", "--draws", "20"], "--draws goes with --compare"),
+        (
+            ["explain", "a", "--method", "lime", "--max-steps", "100"],
+            "--max-steps goes with the method reagent",
+        ),
+        (
+            ["evaluate-attribution", "p.jsonl", "--methods", "lime,decompx", "--max-steps", "9"],
+            "--max-steps goes with the method reagent",
+        ),
         (["explain", "a", "--html", "no/o.html"], "can't write no/o.html"),
         (["explain", "a", "--html", "o", "--json", "o"], "both want to write o"),
         (

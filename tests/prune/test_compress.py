@@ -444,6 +444,13 @@ def test_scores_that_are_nan(encoder: tuple[Any, Any]) -> None:
     assert "not of this prompt" in refusal("to be or", 0.5, salience=signal)
 
 
+def test_a_model_that_nothing_asks_for() -> None:
+    signal = TokenSignal("a b", [1.0, 2.0], [(0, 1), (1, 3)], "weight")
+    assert "weight rates without a model" in refusal("a b", salience=signal, model="smollm2")
+    line = refusal("a b", salience="random", model=Path("none"))
+    assert line == "random rates without a model: leave 'none' out"
+
+
 def test_the_wrong_kind_of_model(encoder: tuple[Any, Any], tiny_folder: str) -> None:
     assert "minilm is an encoder" in refusal("a b", salience="self-information", model="minilm")
     for salience in ("globenc", "decompx"):

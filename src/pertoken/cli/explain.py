@@ -109,6 +109,7 @@ def explain(
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Prompts: .jsonl, or .txt with one a line.")],
     methods: _Methods = None,
     quantity: _Quantity = "probability",
@@ -132,6 +133,7 @@ def evaluate(
     names = None
     if methods is not None:
         names = [name.strip() for name in methods.split(",") if name.strip()]
+        _check_max_steps(context, names)
     _check_foil(quantity, foil)
     output = shared.Output(as_json, html)
 
@@ -150,10 +152,9 @@ def evaluate(
 def _check(context: typer.Context) -> None:
     """Refuse options of `explain` that do not go together."""
     given = context.params
-    source = context.get_parameter_source("max_new_tokens")
     if given["compare"] and given["method"] is not None:
         raise PertokenError("--compare shows all methods; leave --method out")
-    if given["target"] is not None and source is not None and source.name != "DEFAULT":
+    if given["target"] is not None and _was_given(context, "max_new_tokens"):
         raise PertokenError(
             "--target and --max-new-tokens do not go together; leave one of them out"
         )
@@ -161,7 +162,21 @@ def _check(context: typer.Context) -> None:
         raise PertokenError("the target is empty")
     if given["top"] < 0:
         raise PertokenError(f"--top must be 0 or more, got {given['top']}")
+    if not given["compare"]:
+        if _was_given(context, "draws"):
+            raise PertokenError("--draws goes with --compare")
+        _check_max_steps(context, [given["method"] or "reagent"])
     _check_foil(given["quantity"], given["foil"])
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _check_max_steps(context: typer.Context, methods: list[str]) -> None:
+    if "reagent" not in methods and _was_given(context, "max_steps"):
+        raise PertokenError("--max-steps goes with the method reagent")
 
 
 def _attribute(

@@ -179,9 +179,14 @@ def reader(
 ) -> Reader:
     """The model that `salience` needs, loaded where it is given by name."""
     if isinstance(salience, TokenSignal):
-        return Reader(None, tokenizer)
-    need = _known(salience) if isinstance(salience, str) else ("encoder", "minilm")
+        need, name = None, salience.name
+    elif isinstance(salience, str):
+        need, name = _known(salience), salience
+    else:
+        need, name = ("encoder", "minilm"), name_of(salience)
     if need is None:
+        if isinstance(model, str | Path):
+            raise PertokenError(f"{name} rates without a model: leave {str(model)!r} out")
         return Reader(None, tokenizer)
     kind, default = need
     from pertoken.loading import is_encoder, load, refuse_kind
