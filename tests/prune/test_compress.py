@@ -247,6 +247,10 @@ def test_a_prompt_is_rated_once_for_all_shares(
         assert again.text == compress(text, keep, lowest=lowest, **own).text
     with pytest.raises(PertokenError, match="random has rated no word"):
         _ = compress(text, 0.5, salience="random").signal
+    for short, share in (("a b c", 0.9), ("One two. Answer with one word.", 0.5)):
+        nothing_to_choose = compress(short, share, **own)
+        with pytest.raises(PertokenError, match=f"{salience} has rated no word of this prompt: "):
+            _ = nothing_to_choose.signal
 
 
 def test_self_information_is_the_negative_log_probability(tiny_folder: str) -> None:
