@@ -119,4 +119,4 @@ def test_a_mistake_is_one_line(
 def test_a_pipe_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), "utf-8"))
     assert main(["compress", "-"]) == 2
-    assert "the prompt is not UTF-8 (byte 2)" in capsys.readouterr().err
+    assert "the prompt on standard input is not UTF-8 (byte 3)" in capsys.readouterr().err

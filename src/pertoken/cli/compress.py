@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pertoken.cli import options as shared
-from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from pertoken.prune.compressed import Compressed
@@ -127,10 +126,7 @@ def _prompt(file: str, chat: bool) -> Any:
     from pertoken.prompts import read_utf8
 
     if file == "-":
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise PertokenError(f"the prompt is not UTF-8 (byte {error.start})") from None
+        text = shared.read_prompt(file, "pertoken compress prompt.txt")
         name = "the conversation"
     else:
         text, name = read_utf8(Path(file), "prompt file", exact=True), f"conversation file {file}"
