@@ -125,6 +125,19 @@ def test_the_price_is_told_before_a_run_that_may_last(
     arguments = ["--method", "lime", "--target", "x", "--model", tiny_folder]
     assert main(["explain", "abc", *arguments]) == 0
     assert "lime: 200 texts through the model, about " in capsys.readouterr().err
+    # Of two prompts: each method's texts, and the 2 x 2 draws of both and of random with two ends.
+    arguments = ["--methods", "lime,gradient-norm", "--draws", "2", "--model", tiny_folder]
+    assert main(["evaluate-attribution", "p.jsonl", *arguments]) == 0
+    rows = 2 * (200 + 1 + 2 * 2 * 3 + 2)
+    assert f"2 methods, 2 prompts: {rows} texts through the model" in capsys.readouterr().err
+    arguments = ["--compare", "--target", "xy", "--model", tiny_folder, *QUICK]
+    assert main(["explain", "abc", *arguments]) == 0
+    err = capsys.readouterr().err
+    assert f"{len(METHODS)} methods, 1 prompt: " in err
+    assert " texts through the model, about " in err
+    monkeypatch.setattr("pertoken.cli.explain.LONG", 1e9)
+    assert main(["explain", "abc", *arguments]) == 0
+    assert "texts through the model" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -219,10 +219,11 @@ def _evaluate(
     target: Any,
     **choice: Any,
 ) -> Faithfulness:
-    from pertoken.attribute import evaluate_attribution
+    from pertoken.attribute import METHODS, evaluate_attribution
 
-    has_reagent = names is None or "reagent" in names
-    options = {"reagent": {"max_steps": max_steps}} if has_reagent else {}
+    methods = list(METHODS) if names is None else names
+    options = {"reagent": {"max_steps": max_steps}} if "reagent" in methods else {}
+    _announce_all(model, tokenizer, prompts, target, methods, options, choice["draws"])
     if isinstance(target, int):
         choice["target"] = target  # a text comes with its prompt
     with progress_bar() as tell:
@@ -275,6 +276,41 @@ def _announce(
     cost = estimate_cost(model, tokenizer, prompt, target, method, **options)
     if cost.seconds[1] > LONG:
         typer.echo(f"{method}: {cost}", err=True)
+
+
+def _announce_all(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Any],
+    target: Any,
+    methods: list[str],
+    options: dict[str, Any],
+    draws: int,
+) -> None:
+    """What all methods on all prompts will take, by the prompt of middle length, if it may last."""
+    from pertoken.attribute._question import ask
+    from pertoken.attribute.api import Cost, estimate_cost
+
+    typical = sorted(prompts, key=lambda prompt: len(str(prompt)))[len(prompts) // 2]
+    pair: tuple[Any, Any] = typical if isinstance(typical, tuple) else (typical, target)
+    costs = [
+        estimate_cost(model, tokenizer, *pair, name, **options.get(name, {})) for name in methods
+    ]
+    forward = estimate_cost(model, tokenizer, *pair, "occlusion")
+    each = forward.seconds[0] / forward.rows[0]
+    # The figures: two metrics of every method and of random, and the text whole and without all.
+    drawn = (2 * draws * (len(methods) + 1) + 2) * len(ask(model, tokenizer, *pair).targets)
+
+    def total(end: int) -> tuple[int, float]:
+        rows = drawn + sum(cost.rows[end] for cost in costs)
+        seconds = drawn * each + sum(cost.seconds[end] for cost in costs)
+        return rows * len(prompts), seconds * len(prompts)
+
+    (low, least), (high, most) = total(0), total(1)
+    cost = Cost((low, high), (least, most), max((cost.megabytes for cost in costs), default=0.0))
+    if most > LONG:
+        several = "prompts" if len(prompts) > 1 else "prompt"
+        typer.echo(f"{len(methods)} methods, {len(prompts)} {several}: {cost}", err=True)
 
 
 def _show(signal: TokenSignal, top: int) -> None:
