@@ -115,6 +115,11 @@ def test_parts_add_up_in_float32(architecture):
     assert _worst(_decoder(architecture, dtype=torch.float32), _ids(12))[0] < 1e-4
 
 
+@pytest.mark.parametrize(("kind", "head"), ENCODERS)
+def test_parts_of_an_encoder_add_up_in_float32(tiny_encoder, kind, head):
+    assert _worst(tiny_encoder(kind, head).float(), _ids(12))[0] < 1e-4
+
+
 @pytest.mark.model
 def test_the_embedded_model(smollm2):
     model, tokenizer = smollm2

@@ -98,7 +98,11 @@ def test_everything_kept_is_the_same_prompt(text: str, salience: str, defaults: 
 def test_protected_text_survives_byte_for_byte(
     text: str, keep: float, salience: str, seed: int
 ) -> None:
-    small = compress(text, keep, salience=salience, protect=PROTECT, seed=seed)
+    assert_protected(compress(text, keep, salience=salience, protect=PROTECT, seed=seed), text)
+
+
+def assert_protected(small: Any, text: str) -> None:
+    """What the patterns match in a text stands in its compression, in order."""
     from pertoken.prune._protect import NAMED
 
     place = 0
@@ -117,8 +121,10 @@ def test_the_last_question_of_a_chat_survives(texts: list[str], keep: float, sal
     last = max(place for place, message in enumerate(chat) if message["role"] == "user")
     assert small.messages[last] == chat[last]
     assert [message["role"] for message in small.messages] == [m["role"] for m in chat]
-    for message, part in zip(chat, small.parts, strict=True):
+    for message, short, part in zip(chat, small.messages, small.parts, strict=True):
+        assert short["content"] == part.text
         assert part.prompt == message["content"]
+        assert_protected(part, message["content"])  # in every message, not in the last alone
     assert compress(chat, 1.0, salience=salience).messages == chat
 
 
