@@ -257,7 +257,7 @@ def test_another_place_is_explained(tiny_encoder):
 def test_long_texts_are_computed_in_pieces_and_are_the_same(architecture, monkeypatch):
     model, ids = _decoder(architecture), _ids(20)
     wanted = decompx(model, ids)
-    monkeypatch.setattr(module, "_LONG", 0)
+    monkeypatch.setattr(module, "LONG", 0)
     assert torch.allclose(decompx(model, ids), wanted, rtol=1e-12)
 
 
@@ -314,7 +314,7 @@ def test_attention_to_itself_alone_gives_all_to_the_own_token():
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize("long", [True, False])
 def test_leaves_no_trace_in_a_decoder(architecture, long, monkeypatch):
-    monkeypatch.setattr(module, "_LONG", 0 if long else 1024)
+    monkeypatch.setattr(module, "LONG", 0 if long else 1024)
     model = _decoder(architecture)
     check_leaves_no_trace(model, lambda m: decompx(m, _ids(6)), rng=True)
     check_leaves_no_trace(model, lambda m: decompose(m, _ids(6)), rng=True)

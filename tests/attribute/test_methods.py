@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pertoken.attribute import gradients
 from pertoken.attribute._question import ask
 from pertoken.attribute.api import attribute
 from pertoken.attribute.gradients import gradient_shap, input_x_gradient, integrated_gradients
@@ -157,6 +158,58 @@ def test_gradients_are_those_of_captum():
     wanted = captum.IntegratedGradients(f).attribute(_embeds(asked), n_steps=500).sum(-1)[0]
     found = integrated_gradients(asked, measure, steps=400).values[0, : asked.prompt]
     assert torch.allclose(found, wanted.detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["input-x-gradient", "gradient-norm", "integrated-gradients"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mamba"])
+def test_long_texts_are_computed_in_pieces_and_are_the_same(architecture, name, monkeypatch):
+    if architecture == "mamba":
+        from transformers import MambaConfig, MambaForCausalLM
+
+        sizes = {"vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 3, "state_size": 4}
+        model = MambaForCausalLM(MambaConfig(**sizes)).double().eval()
+    else:
+        model = tiny_model(architecture, vocab_size=258, layers=3)
+    asked = ask(model, TOKENIZER, "a text of some length", "xy")
+    options = QUICK.get(name, {})
+    wanted, much = _kept(lambda: find(name)(asked, quantity("logit"), **options).values)
+    monkeypatch.setattr(gradients, "LONG", 0)
+    found, little = _kept(lambda: find(name)(asked, quantity("logit"), **options).values)
+    assert torch.allclose(found, wanted, rtol=1e-9, equal_nan=True)
+    assert little < much / 2
+    check_leaves_no_trace(model, lambda m: attribute(m, TOKENIZER, "abc", "x", name, **options))
+
+
+def _kept(run):
+    """What a function gives, and how many numbers it keeps for the way back."""
+    count = 0
+
+    def pack(tensor):
+        nonlocal count
+        count += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return run(), count
+
+
+@pytest.mark.parametrize("name", ["input-x-gradient", "decompx", "reagent"])
+def test_a_text_of_4096_tokens(name):
+    """One row goes through the model at a time, and of a gradient's blocks the inputs are kept."""
+    model = tiny_model("llama", vocab_size=258, dtype=torch.float32, max_positions=4097)
+    rows = []
+
+    def see(module, args, output):
+        rows.append(len(output.last_hidden_state))
+
+    handle = model.model.register_forward_hook(see)
+    options = {"probes": 1, "max_steps": 1} if name == "reagent" else {}
+    signal, kept = _kept(lambda: attribute(model, TOKENIZER, "abcd" * 1024, "x", name, **options))
+    handle.remove()
+    assert np.isfinite(signal.values).all()
+    assert len(signal.values) == 4096
+    assert set(rows) == {1}
+    assert kept < 8 * 4096 * model.config.hidden_size
 
 
 def test_gradient_shap_adds_up_on_average():

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LONG = 1024
+"""Tokens above which what a gradient needs of the blocks is computed twice rather than kept."""
 Read = Callable[[torch.Tensor, slice], torch.Tensor]
 """`(logits [rows, vocab], which rows) -> [rows, …]`."""
 
@@ -25,6 +28,11 @@ _names: dict[type[Any], frozenset[str]] = {}
 def most_tokens(model: PreTrainedModel) -> int:
     """Tokens of one forward: a processor gains nothing from more, an accelerator does."""
     return 2048 if model.device.type == "cpu" else 32768
+
+
+def twice(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A block's output; what its gradient needs is computed again when it is asked for."""
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def last_logits(

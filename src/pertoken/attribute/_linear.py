@@ -188,13 +188,18 @@ def stack(model: PreTrainedModel, what: str) -> list[torch.nn.Module]:
     refuse_unfit(model, what)
     if model.training:
         raise PertokenError("the model is in training mode (dropout): call model.eval() first")
+    if found := blocks_of(model):
+        return found
+    raise CannotServe(f"{what} cannot serve {type(model).__name__}: it has no list of its blocks")
+
+
+def blocks_of(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The blocks of a decoder or an encoder, none where there is no list of them."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     for module in model.get_decoder().modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return list(module)
-    raise CannotServe(
-        f"{what} cannot serve {type(model).__name__}: it has no list of {count} blocks"
-    )
+    return []
 
 
 def texts(

@@ -26,10 +26,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from pertoken._padded import batches, right_padded
 from pertoken._takeover import sdpa
+from pertoken.attribute._forward import LONG, twice
 from pertoken.attribute._linear import Form, looks_ahead, texts
 from pertoken.attribute._parts import Parts
 from pertoken.attribute._question import Question
@@ -44,7 +44,6 @@ __all__ = ["decompose", "decompx", "rate"]
 
 TARGETS = ("abs", "predicted", "norm")
 MOST = 256  # tokens of a text that `decompose` takes
-_LONG = 1024  # tokens from which activations are computed twice rather than kept
 _NO_LOGITS = (
     "{} gives no logits: use a model that classifies texts or tokens, or one without a head"
 )
@@ -90,7 +89,7 @@ def decompx(
     scores = torch.zeros(input_ids.shape, dtype=torch.float64, device=input_ids.device)
     at = [_at(model, place, len(real)) for real in places]
     if looks_ahead(model):
-        together = batches([len(real) for real in places], _LONG)
+        together = batches([len(real) for real in places], LONG)
     else:  # a decoder's heads read the last position: its texts run one by one
         places = [real[: last + 1] for real, last in zip(places, at, strict=True)]
         together = [[row] for row in range(len(places))]
@@ -210,7 +209,7 @@ class _Adjoint(Form):
         That shares and biases add up to it is checked: a model with a nonlinear part that nobody
         found is refused.
         """
-        self._long = ids.shape[1] > _LONG
+        self._long = ids.shape[1] > LONG
         self._real = None if real is None else real[:, None, None]
         self._biases: dict[torch.nn.Module, torch.Tensor] = {}
         with torch.enable_grad(), self():
@@ -237,11 +236,9 @@ class _Adjoint(Form):
         return self._entered
 
     def run(self, block: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self._long:
-            return block(hidden, *args, **kwargs)
-        return checkpoint(
-            block, hidden, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )
+        if self._long:
+            return twice(block, hidden, *args, **kwargs)
+        return block(hidden, *args, **kwargs)
 
     def times(
         self,
