@@ -60,8 +60,8 @@ def compress(
 ) -> None:
     """Drop the words that a prompt can do without: the rest to standard output.
 
-    Words are rated by --model: an encoder such as minilm (the default) for globenc and decompx, a
-    decoder such as smollm2 for self-information.
+    Words are rated by --model: for globenc and decompx an encoder such as minilm (the default) or a
+    decoder; for self-information a decoder such as smollm2.
     """
     output = shared.Output(as_json, html)
     prompt = _prompt(file, chat)
