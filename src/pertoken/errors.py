@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["PertokenError", "nearest"]
+__all__ = ["CannotServe", "PertokenError", "nearest"]
 
 
 class PertokenError(ValueError):
     """A mistake the caller can mend: one line that names the thing and the mend."""
+
+
+class CannotServe(PertokenError):
+    """A method and a model that do not go together; other methods may serve the model."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

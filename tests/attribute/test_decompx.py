@@ -9,7 +9,6 @@ import transformers
 from pertoken.attribute import decompx as module
 from pertoken.attribute._parts import BIASES
 from pertoken.attribute._question import ask
-from pertoken.attribute.api import attribute
 from pertoken.attribute.decompx import decompose, decompx
 from pertoken.attribute.methods import find
 from pertoken.attribute.quantity import contrast
@@ -114,6 +113,11 @@ def test_parts_add_up_to_every_state_of_an_encoder(tiny_encoder, kind, head):
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_parts_add_up_in_float32(architecture):
     assert _worst(_decoder(architecture, dtype=torch.float32), _ids(12))[0] < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "head"), ENCODERS)
+def test_parts_of_an_encoder_add_up_in_float32(tiny_encoder, kind, head):
+    assert _worst(tiny_encoder(kind, head).float(), _ids(12))[0] < 1e-4
 
 
 @pytest.mark.model
@@ -253,7 +257,7 @@ def test_another_place_is_explained(tiny_encoder):
 def test_long_texts_are_computed_in_pieces_and_are_the_same(architecture, monkeypatch):
     model, ids = _decoder(architecture), _ids(20)
     wanted = decompx(model, ids)
-    monkeypatch.setattr(module, "_LONG", 0)
+    monkeypatch.setattr(module, "LONG", 0)
     assert torch.allclose(decompx(model, ids), wanted, rtol=1e-12)
 
 
@@ -310,7 +314,7 @@ def test_attention_to_itself_alone_gives_all_to_the_own_token():
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize("long", [True, False])
 def test_leaves_no_trace_in_a_decoder(architecture, long, monkeypatch):
-    monkeypatch.setattr(module, "_LONG", 0 if long else 1024)
+    monkeypatch.setattr(module, "LONG", 0 if long else 1024)
     model = _decoder(architecture)
     check_leaves_no_trace(model, lambda m: decompx(m, _ids(6)), rng=True)
     check_leaves_no_trace(model, lambda m: decompose(m, _ids(6)), rng=True)
@@ -407,10 +411,3 @@ def test_bad_input_is_one_line(tiny_encoder):
             call()
         assert "\n" not in str(error.value)
     bert.eval()
-
-
-@pytest.mark.parametrize("method", ["decompx", "globenc"])
-def test_an_encoder_cannot_explain_next_tokens(tiny_encoder, method):
-    model = tiny_encoder("Bert", vocab_size=258)
-    with pytest.raises(PertokenError, match="BertModel is an encoder"):
-        attribute(model, ByteTokenizer(), "abc", "x", method)

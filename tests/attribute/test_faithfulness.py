@@ -18,6 +18,12 @@ from pertoken.errors import PertokenError
 from pertoken.testing import ByteTokenizer, MockModel, check_leaves_no_trace, tiny_model
 
 TOKENIZER = ByteTokenizer()
+QUICK = {
+    "reagent": {"max_steps": 1},
+    "integrated-gradients": {"steps": 2},
+    "gradient-shap": {"samples": 2},
+    "lime": {"samples": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +178,7 @@ def test_methods_share_their_draws(model, monkeypatch):
 
 def test_nan_scores_are_refused(model, monkeypatch):
     monkeypatch.setitem(METHODS, "broken", _method("broken", [1.0, math.nan, 0, 0]))
-    with pytest.raises(PertokenError, match="a score is NaN"):
+    with pytest.raises(PertokenError, match="a score of broken is NaN"):
         evaluate_attribution(model, TOKENIZER, ["abcd"], ["broken"])
 
 
@@ -180,18 +186,24 @@ def test_a_method_that_does_not_fit_is_left_out_of_all_and_refused_by_name():
     from transformers import BloomConfig, BloomForCausalLM
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=258, hidden_size=16, n_layer=1, n_head=2))
-    quick = {
-        "reagent": {"max_steps": 1},
-        "integrated-gradients": {"steps": 2},
-        "gradient-shap": {"samples": 2},
-        "lime": {"samples": 4},
-    }
-    found = evaluate_attribution(bloom.eval(), TOKENIZER, ["abcd"], draws=1, options=quick)
+    found = evaluate_attribution(bloom.eval(), TOKENIZER, ["abcd"], draws=1, options=QUICK)
     unfit = ["attention", "attention-last", "attention-rollout", "decompx", "globenc"]
     assert set(found.results) == {name for name in METHODS if name not in unfit} | {RANDOM}
     assert [note.partition(" is left out")[0] for note in found.notes] == unfit
     with pytest.raises(PertokenError, match="cannot serve"):
         evaluate_attribution(bloom, TOKENIZER, ["abcd"], ["attention"])
+
+
+def test_a_mistake_in_the_options_is_no_reason_to_leave_a_method_out(model):
+    """Of all methods too: only one that cannot serve the model is left out."""
+    for options, message in (
+        ({"reagent": {"max_steps": 0}}, "max_steps must be 1 or more"),
+        ({"lime": {"samples": 1}}, "samples must be 2 or more"),
+        ({"lime": {"sample": 9}}, "no option 'sample'"),
+        ({"decompx": {"gate": "halve"}}, "gate must be one of"),
+    ):
+        with pytest.raises(PertokenError, match=message):
+            evaluate_attribution(model, TOKENIZER, ["abc"], draws=1, options=QUICK | options)
 
 
 def test_a_model_that_does_not_listen_is_said():

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from pertoken.attribute import gradients
 from pertoken.attribute._question import ask
 from pertoken.attribute.api import attribute
 from pertoken.attribute.gradients import gradient_shap, input_x_gradient, integrated_gradients
 from pertoken.attribute.methods import METHODS, find
 from pertoken.attribute.perturb import lime, occlusion
+from pertoken.attribute.quantity import Quantity
 from pertoken.attribute.quantity import find as quantity
 from pertoken.errors import PertokenError
 from pertoken.testing import (
@@ -158,6 +160,58 @@ def test_gradients_are_those_of_captum():
     assert torch.allclose(found, wanted.detach(), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["input-x-gradient", "gradient-norm", "integrated-gradients"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mamba"])
+def test_long_texts_are_computed_in_pieces_and_are_the_same(architecture, name, monkeypatch):
+    if architecture == "mamba":
+        from transformers import MambaConfig, MambaForCausalLM
+
+        sizes = {"vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 3, "state_size": 4}
+        model = MambaForCausalLM(MambaConfig(**sizes)).double().eval()
+    else:
+        model = tiny_model(architecture, vocab_size=258, layers=3)
+    asked = ask(model, TOKENIZER, "a text of some length", "xy")
+    options = QUICK.get(name, {})
+    wanted, much = _kept(lambda: find(name)(asked, quantity("logit"), **options).values)
+    monkeypatch.setattr(gradients, "LONG", 0)
+    found, little = _kept(lambda: find(name)(asked, quantity("logit"), **options).values)
+    assert torch.allclose(found, wanted, rtol=1e-9, equal_nan=True)
+    assert little < much / 2
+    check_leaves_no_trace(model, lambda m: attribute(m, TOKENIZER, "abc", "x", name, **options))
+
+
+def _kept(run):
+    """What a function gives, and how many numbers it keeps for the way back."""
+    count = 0
+
+    def pack(tensor):
+        nonlocal count
+        count += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return run(), count
+
+
+@pytest.mark.parametrize("name", ["input-x-gradient", "decompx", "reagent"])
+def test_a_text_of_4096_tokens(name):
+    """One row goes through the model at a time, and of a gradient's blocks the inputs are kept."""
+    model = tiny_model("llama", vocab_size=258, dtype=torch.float32, max_positions=4097)
+    rows = []
+
+    def see(module, args, output):
+        rows.append(len(output.last_hidden_state))
+
+    handle = model.model.register_forward_hook(see)
+    options = {"probes": 1, "max_steps": 1} if name == "reagent" else {}
+    signal, kept = _kept(lambda: attribute(model, TOKENIZER, "abcd" * 1024, "x", name, **options))
+    handle.remove()
+    assert np.isfinite(signal.values).all()
+    assert len(signal.values) == 4096
+    assert set(rows) == {1}
+    assert kept < 8 * 4096 * model.config.hidden_size
+
+
 def test_gradient_shap_adds_up_on_average():
     asked = ask(tiny_model("gpt2", vocab_size=258, scale=0.1), TOKENIZER, "words", "x")
     measure = quantity("log-probability")
@@ -241,6 +295,61 @@ def test_a_model_without_attention_weights_is_refused(name):
     for model, reason in ((mamba, "recurrent state"), (bloom.eval(), "ALiBi")):
         with pytest.raises(PertokenError, match=f"the method '{name}' cannot serve .*{reason}"):
             attribute(model, TOKENIZER, "abc", "x", name)
+
+
+@pytest.fixture(scope="module")
+def models_without_a_next_token(tiny_encoder):
+    heads = ("", "ForSequenceClassification", "ForMaskedLM")
+    encoders = [tiny_encoder("Bert", head, vocab_size=258) for head in heads]
+    return [*encoders, tiny_model("llama", vocab_size=258).model]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_that_predicts_no_next_token_is_refused(models_without_a_next_token, name):
+    reason = r"is an encoder, .* use pertoken\.attribute\.decompx|LlamaModel predicts no next token"
+    for model in models_without_a_next_token:
+        for target in ("x", None):
+            with pytest.raises(PertokenError, match=reason):
+                attribute(model, TOKENIZER, "abc", target, name)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_that_computes_nan_is_refused(name):
+    model = tiny_model("gpt2", vocab_size=258)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = torch.nan
+    for target in ("x", None):
+        with pytest.raises(PertokenError, match=r"NaN: load .* in float32"):
+            attribute(model, TOKENIZER, "abcdef", target, name)
+
+
+@pytest.mark.parametrize("name", ["reagent", "occlusion", "lime"])
+def test_nan_of_a_replaced_text_alone_is_refused(name):
+    model = tiny_model("gpt2", vocab_size=258, dtype=torch.float64)
+    asked = ask(model, TOKENIZER, "abcdef", "x")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # not tied
+    with torch.no_grad():
+        model.get_input_embeddings().weight[200] = torch.nan
+
+    def always(question):
+        return lambda uniforms: torch.full_like(uniforms, 200, dtype=torch.long)
+
+    with pytest.raises(PertokenError, match="the logits of GPT2LMHeadModel are NaN"):
+        find(name)(asked, quantity("probability"), replacer=always)
+
+
+@pytest.mark.parametrize("name", ["reagent", "occlusion", "lime"])
+def test_a_quantity_that_is_nan_is_refused(name):
+    nowhere = Quantity("nowhere", "nats", lambda logits, targets: logits[:, 0] * torch.nan)
+    with pytest.raises(PertokenError, match="the quantity of a text is NaN"):
+        attribute(tiny_model("gpt2", vocab_size=258), TOKENIZER, "abcdef", "x", name, nowhere)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if METHODS[name].backward])
+def test_a_gradient_that_is_nan_is_refused(name):
+    steep = Quantity("steep", "nats", lambda logits, targets: (0 * logits[:, 0]).sqrt())
+    with pytest.raises(PertokenError, match=r"is NaN: load .* in float32"):
+        attribute(tiny_model("gpt2", vocab_size=258), TOKENIZER, "abcdef", "x", name, steep)
 
 
 def test_reagent_serves_a_model_without_attention():

@@ -78,6 +78,44 @@ def test_a_chat_is_its_messages(model, chat):
     assert shown == "hi ss: yohi"
 
 
+# As SmolLM2's: it has words of its own, and does not strip what the user wrote.
+HELPFUL = (
+    "<s>system\nYou are a helpful AI assistant</s>{% for m in messages %}"
+    "<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<s>assistant:"
+)
+
+
+@pytest.mark.parametrize("written", ["AI", "user", "a helpful AI", "assistant", "s", " AI\n"])
+def test_words_of_the_template_are_not_taken_for_the_users(model, chat, written):
+    helpful = chat.__class__(tokenizer_object=chat.backend_tokenizer, bos_token="<s>")
+    helpful.chat_template = HELPFUL
+    user = {"role": "user", "content": written}
+    before = len(helpful("<s>system\nYou are a helpful AI assistant</s><s>user\n")["input_ids"]) - 1
+    asked = ask(model, helpful, [user], "x")
+    assert asked.shown == list(range(before, before + len(written)))
+    assert asked.spans[before:][: len(written)] == tuple((i, i + 1) for i in range(len(written)))
+    two = ask(model, helpful, [{"role": "assistant", "content": "user"}, user], "x")
+    shown = "".join(helpful.decode([int(two.ids[place])]) for place in two.shown)
+    assert shown == "user" + written
+    assert helpful.decode(two.ids[two.shown[-1] + 1 : two.prompt]) == "</s><s>assistant:"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+        "{{ 'short' if messages[0].content == 'abc' else '' }}{{ messages[0].content }}",
+        "{{ messages[0].content }} {{ messages[0].content }}",
+        "nothing",
+    ],
+)
+def test_a_template_that_does_more_than_to_put_messages_in_is_refused(model, chat, template):
+    odd = chat.__class__(tokenizer_object=chat.backend_tokenizer, bos_token="<s>")
+    odd.chat_template = template
+    with pytest.raises(PertokenError, match="rewrites the messages"):
+        ask(model, odd, [{"role": "user", "content": "abc"}])
+
+
 def test_special_tokens_without_a_role_are_special_too(model, chat):
     from tokenizers import AddedToken
 
@@ -92,13 +130,6 @@ def test_special_tokens_without_a_role_are_special_too(model, chat):
     for replacer in ("uniform", "lm_topk", "nearest"):
         drawn = prepare(replacer, asked)(torch.rand(3000, 5, dtype=torch.double))
         assert not torch.isin(drawn, torch.tensor([0, number])).any()
-
-
-def test_a_template_that_rewrites_is_refused(model, chat):
-    loud = chat.__class__(tokenizer_object=chat.backend_tokenizer, bos_token="<s>")
-    loud.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
-    with pytest.raises(PertokenError, match="rewrites the messages"):
-        ask(model, loud, [{"role": "user", "content": "abc"}])
 
 
 def test_offsets_that_share_a_character_or_leave_blanks_out():
@@ -170,6 +201,18 @@ def test_quantities_of_your_own(model):
     assert np.abs(same.values).max() == 0
     with pytest.raises(PertokenError, match="unit of a quantity"):
         register("odds", unit="bits")
+
+
+@pytest.mark.parametrize("foil", [-1, " Lyon", 1.5, True, None])
+def test_a_foil_is_the_id_of_a_token(foil):
+    with pytest.raises(PertokenError, match=f"a foil is the id of a token, .* got {foil!r}"):
+        contrast(foil)
+
+
+@pytest.mark.parametrize("method", ["reagent", "occlusion", "gradient-norm", "decompx"])
+def test_a_foil_that_the_model_does_not_know(model, method):
+    with pytest.raises(PertokenError, match=r"the foil must be in 0..257, got 999"):
+        attribute(model, TOKENIZER, "abc", "x", method, contrast(999))
 
 
 def test_the_cost_is_told(model):

@@ -77,6 +77,17 @@ def test_a_decoder_rates_and_counts(tiny_folder: str, capsys: Capture) -> None:
     assert "tokens" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("salience", ["globenc", "decompx"])
+def test_a_decoder_rates_in_the_place_of_an_encoder(
+    salience: str, tiny_folder: str, capsys: Capture
+) -> None:
+    assert main(["compress", "p.txt", "--salience", salience, "--model", tiny_folder]) == 0
+    out, err = capsys.readouterr()
+    assert "Answer with one word." in out
+    assert "12 of 15 words kept" in err
+    assert "note: the salience model is a decoder" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -87,7 +98,11 @@ def test_a_decoder_rates_and_counts(tiny_folder: str, capsys: Capture) -> None:
         (["p.txt", "--salience", "globec"], "(did you mean 'globenc'?)"),
         (["p.txt", "--protect", "(", *CHEAP], "the pattern '(' does not compile"),
         (["p.txt", "--salience", "self-information", "--model", "minilm"], "minilm is an encoder"),
-        (["p.txt", "--salience", "decompx", "--model", "smollm2"], "smollm2 is a decoder"),
+        (
+            ["p.txt", *CHEAP, "--model", "nonesuch"],
+            "stop-words rates without a model: leave 'nonesuch' out",
+        ),
+        (["p.txt", "--salience", "random", "--model", "minilm"], "random rates without a model"),
         (["latin.txt"], "prompt file latin.txt is not UTF-8 (byte 3)"),
         (["empty.txt"], "the prompt is empty"),
         (["p.txt", "--chat"], "p.txt, line 1: not JSON"),
@@ -114,4 +129,4 @@ def test_a_mistake_is_one_line(
 def test_a_pipe_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), "utf-8"))
     assert main(["compress", "-"]) == 2
-    assert "the prompt is not UTF-8 (byte 2)" in capsys.readouterr().err
+    assert "the prompt on standard input is not UTF-8 (byte 3)" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def test_the_text_and_its_top_tokens(tiny_folder: str, capsys: Capture) -> None:
-    arguments = ["--target", "x", "--top", "3", "--model", tiny_folder, *QUICK]
+    arguments = ["--target", "x", "--top", "3", "--model", tiny_folder, "--max-steps", "2"]
     assert main(["explain", "two words", *arguments]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -44,7 +44,8 @@ def test_the_text_and_its_top_tokens(tiny_folder: str, capsys: Capture) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_as_json(method: str, tiny_folder: str, capsys: Capture) -> None:
     arguments = ["--method", method, "--max-new-tokens", "2", "--json", "-", "--model", tiny_folder]
-    assert main(["explain", "abc", *arguments, *QUICK]) == 0
+    quick = ["--max-steps", "2"] if method == "reagent" else []
+    assert main(["explain", "abc", *arguments, *quick]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == method
     signal = TokenSignal.from_json(json.dumps(found["signal"]))
@@ -97,6 +98,14 @@ def test_a_contrast(tiny_folder: str, capsys: Capture) -> None:
     assert "the foil 'yz' is 2 tokens" in capsys.readouterr().err
 
 
+def test_methods_are_compared_on_a_contrast(tiny_folder: str, capsys: Capture) -> None:
+    arguments = ["--methods", "gradient-norm", "--model", tiny_folder, "--json", "-"]
+    contrast = ["--quantity", "contrast", "--foil", "y"]
+    assert main(["evaluate-attribution", "p.jsonl", *contrast, *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["quantity"].startswith("contrast with token")
+
+
 def test_a_prompt_from_a_pipe(
     tiny_folder: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +125,19 @@ def test_the_price_is_told_before_a_run_that_may_last(
     arguments = ["--method", "lime", "--target", "x", "--model", tiny_folder]
     assert main(["explain", "abc", *arguments]) == 0
     assert "lime: 200 texts through the model, about " in capsys.readouterr().err
+    # Of two prompts: each method's texts, and the 2 x 2 draws of both and of random with two ends.
+    arguments = ["--methods", "lime,gradient-norm", "--draws", "2", "--model", tiny_folder]
+    assert main(["evaluate-attribution", "p.jsonl", *arguments]) == 0
+    rows = 2 * (200 + 1 + 2 * 2 * 3 + 2)
+    assert f"2 methods, 2 prompts: {rows} texts through the model" in capsys.readouterr().err
+    arguments = ["--compare", "--target", "xy", "--model", tiny_folder, *QUICK]
+    assert main(["explain", "abc", *arguments]) == 0
+    err = capsys.readouterr().err
+    assert f"{len(METHODS)} methods, 1 prompt: " in err
+    assert " texts through the model, about " in err
+    monkeypatch.setattr("pertoken.cli.explain.LONG", 1e9)
+    assert main(["explain", "abc", *arguments]) == 0
+    assert "texts through the model" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -133,6 +155,15 @@ def test_the_price_is_told_before_a_run_that_may_last(
         (["explain", "a", "--quantity", "odds"], "unknown quantity 'odds'"),
         (["explain", "a", "--quantity", "contrast"], "--foil"),
         (["explain", "a", "--foil", "b"], "--foil goes with --quantity contrast"),
+        (["explain", "a", "--draws", "20"], "--draws goes with --compare"),
+        (
+            ["explain", "a", "--method", "lime", "--max-steps", "100"],
+            "--max-steps goes with the method reagent",
+        ),
+        (
+            ["evaluate-attribution", "p.jsonl", "--methods", "lime,decompx", "--max-steps", "9"],
+            "--max-steps goes with the method reagent",
+        ),
         (["explain", "a", "--html", "no/o.html"], "can't write no/o.html"),
         (["explain", "a", "--html", "o", "--json", "o"], "both want to write o"),
         (
@@ -140,9 +171,22 @@ def test_the_price_is_told_before_a_run_that_may_last(
             "--max-new-tokens must be 1 or more",
         ),
         (["explain", "a", "--max-steps", "0", "--model", "TINY"], "max_steps must be 1 or more"),
+        (
+            ["explain", "a", "--compare", "--max-steps", "0", "--model", "TINY"],
+            "max_steps must be 1 or more",
+        ),
+        (
+            ["evaluate-attribution", "p.jsonl", "--max-steps", "0", "--model", "TINY"],
+            "max_steps must be 1 or more",
+        ),
         (["explain", "a" * 600, "--model", "TINY"], "shorten the prompt"),
         (["evaluate-attribution", "none.txt"], "there is no prompt file none.txt"),
         (["evaluate-attribution", "latin.txt"], "latin.txt is not UTF-8"),
+        (
+            ["evaluate-attribution", "p.jsonl", "--quantity", "contrast"],
+            'a contrast needs a token to compare with: --foil " Lyon"',
+        ),
+        (["evaluate-attribution", "p.jsonl", "--foil", "b"], "--foil goes with --quantity"),
         (["evaluate-attribution", "p.jsonl", "--methods", "lim"], "unknown attribution method"),
         (["evaluate-attribution", "p.jsonl", "--limit", "0"], "--limit must be 1 or more"),
         (["evaluate-attribution", "p.jsonl", "--methods", ",", "--model", "TINY"], "one method"),

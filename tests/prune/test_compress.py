@@ -22,6 +22,7 @@ from pertoken.prune import compress
 from pertoken.prune._text import join, words
 from pertoken.select import budget_of
 from pertoken.signal import TokenSignal
+from pertoken.testing import tiny_model
 
 PIECES = [
     *("word", "a", "and", "12", "3.5", "é", "e\u0301", "👩‍👩‍👧", "🇹🇷", "你好", "ひらがな", "naïve"),
@@ -98,7 +99,11 @@ def test_everything_kept_is_the_same_prompt(text: str, salience: str, defaults: 
 def test_protected_text_survives_byte_for_byte(
     text: str, keep: float, salience: str, seed: int
 ) -> None:
-    small = compress(text, keep, salience=salience, protect=PROTECT, seed=seed)
+    assert_protected(compress(text, keep, salience=salience, protect=PROTECT, seed=seed), text)
+
+
+def assert_protected(small: Any, text: str) -> None:
+    """What the patterns match in a text stands in its compression, in order."""
     from pertoken.prune._protect import NAMED
 
     place = 0
@@ -117,8 +122,10 @@ def test_the_last_question_of_a_chat_survives(texts: list[str], keep: float, sal
     last = max(place for place, message in enumerate(chat) if message["role"] == "user")
     assert small.messages[last] == chat[last]
     assert [message["role"] for message in small.messages] == [m["role"] for m in chat]
-    for message, part in zip(chat, small.parts, strict=True):
+    for message, short, part in zip(chat, small.messages, small.parts, strict=True):
+        assert short["content"] == part.text
         assert part.prompt == message["content"]
+        assert_protected(part, message["content"])  # in every message, not in the last alone
     assert compress(chat, 1.0, salience=salience).messages == chat
 
 
@@ -233,6 +240,40 @@ def test_the_attributions_of_an_encoder(salience: str, encoder: tuple[Any, Any])
     assert len(set(scores)) > 4
 
 
+@pytest.mark.parametrize("salience", ["globenc", "decompx", place_of])
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt-neox", "gemma3"])
+def test_a_decoder_rates_each_sentence_at_its_last_token(
+    salience: Any, start: bool, architecture: str, encoder: tuple[Any, Any]
+) -> None:
+    from pertoken.prune._lexrank import lexrank
+    from pertoken.prune._plan import _function
+
+    marks = "[CLS] $A" if start else "$A"
+    backend = Tokenizer.from_str(encoder[1].backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(marks, special_tokens=[("[CLS]", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="[CLS]")
+    model = tiny_model(architecture)
+    sentences = ["Abc de f g.", "Bcd abc.", "Az by cx dw."]
+    text = " ".join(sentences)
+    small = compress(text, 0.5, salience=salience, model=model, tokenizer=tokenizer)
+    rate = _function(salience) if isinstance(salience, str) else salience
+    weights = lexrank(sentences) if salience == "globenc" else [1.0] * 3
+    wanted = []
+    for sentence, weight in zip(sentences, weights, strict=True):
+        ids = torch.tensor([tokenizer(sentence)["input_ids"]])
+        assert (int(ids[0, 0]) == 1) == start
+        found = rate(model, ids, torch.ones_like(ids))[0]
+        found = (found - found.min()) / (found.max() - found.min())
+        begin = int(start)
+        for word in sentence.split():
+            wanted.append(weight * float(found[begin : begin + len(word)].sum()))
+            begin += len(word)
+    assert [word.score for word in small.words] == pytest.approx(wanted, rel=1e-9)
+    told = [note for note in small.notes if "at the last token of each sentence" in note]
+    assert len(told) == isinstance(salience, str)
+
+
 @pytest.mark.parametrize("salience", ["globenc", "decompx"])
 @pytest.mark.parametrize("keep", [0.8, 0.3])
 def test_a_prompt_is_rated_once_for_all_shares(
@@ -247,6 +288,10 @@ def test_a_prompt_is_rated_once_for_all_shares(
         assert again.text == compress(text, keep, lowest=lowest, **own).text
     with pytest.raises(PertokenError, match="random has rated no word"):
         _ = compress(text, 0.5, salience="random").signal
+    for short, share in (("a b c", 0.9), ("One two. Answer with one word.", 0.5)):
+        nothing_to_choose = compress(short, share, **own)
+        with pytest.raises(PertokenError, match=f"{salience} has rated no word of this prompt: "):
+            _ = nothing_to_choose.signal
 
 
 def test_self_information_is_the_negative_log_probability(tiny_folder: str) -> None:
@@ -444,11 +489,15 @@ def test_scores_that_are_nan(encoder: tuple[Any, Any]) -> None:
     assert "not of this prompt" in refusal("to be or", 0.5, salience=signal)
 
 
-def test_the_wrong_kind_of_model(encoder: tuple[Any, Any], tiny_folder: str) -> None:
+def test_a_model_that_nothing_asks_for() -> None:
+    signal = TokenSignal("a b", [1.0, 2.0], [(0, 1), (1, 3)], "weight")
+    assert "weight rates without a model" in refusal("a b", salience=signal, model="smollm2")
+    line = refusal("a b", salience="random", model=Path("none"))
+    assert line == "random rates without a model: leave 'none' out"
+
+
+def test_the_wrong_kind_of_model(encoder: tuple[Any, Any]) -> None:
     assert "minilm is an encoder" in refusal("a b", salience="self-information", model="minilm")
-    for salience in ("globenc", "decompx"):
-        assert "smollm2 is a decoder" in refusal("a b", salience=salience, model="smollm2")
-        assert "is a decoder" in refusal("a b", salience=salience, model=tiny_folder)
     model, tokenizer = encoder
     given_ = {"model": model, "tokenizer": tokenizer}
     line = refusal("a b", salience="self-information", **given_)

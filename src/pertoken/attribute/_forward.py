@@ -10,10 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
+
+from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+LONG = 1024
+"""Tokens above which what a gradient needs of the blocks is computed twice rather than kept."""
 Read = Callable[[torch.Tensor, slice], torch.Tensor]
 """`(logits [rows, vocab], which rows) -> [rows, …]`."""
 
@@ -25,6 +30,11 @@ def most_tokens(model: PreTrainedModel) -> int:
     return 2048 if model.device.type == "cpu" else 32768
 
 
+def twice(block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A block's output; what its gradient needs is computed again when it is asked for."""
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
 def last_logits(
     model: PreTrainedModel,
     *,
@@ -32,7 +42,7 @@ def last_logits(
     embeds: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Logits [rows, vocab] behind whole rows, in float32 or better.
+    """Logits [rows, vocab] behind whole rows, in float32 or better; PertokenError if one is NaN.
 
     input_ids: [rows, time], or embeds: [rows, time, hidden] in their place; mask: bool [rows,
     time], False for left padding; None where there is none.
@@ -57,12 +67,14 @@ def last_logits(
     if "logits_to_keep" in _names[kind]:
         given["logits_to_keep"] = 1
     logits: torch.Tensor = model(**given).logits[:, -1]
+    if bool(logits.isnan().any()):
+        raise PertokenError(f"the logits of {kind.__name__} are NaN: load it in float32")
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @torch.no_grad()
 def read_rows(model: PreTrainedModel, groups: Sequence[torch.Tensor], read: Read) -> torch.Tensor:
-    """What `read` makes of the logits of all rows, [rows, …].
+    """What `read` makes of the logits of all rows, [rows, …]; PertokenError if that is NaN.
 
     groups: ids [rows, time], each group with its own time; rows are counted through all groups.
     """
@@ -73,7 +85,10 @@ def read_rows(model: PreTrainedModel, groups: Sequence[torch.Tensor], read: Read
         part = slice(begin, min(begin + step, len(rows)))
         seen = None if mask is None else mask[part]
         parts.append(read(last_logits(model, input_ids=rows[part], mask=seen), part))
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    if bool(found.isnan().any()):
+        raise PertokenError("the quantity of a text is NaN: explain another one")
+    return found
 
 
 def left_padded(groups: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

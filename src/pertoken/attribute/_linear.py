@@ -23,9 +23,10 @@ import torch
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
+from pertoken import _takeover
 from pertoken._blocks import replaced
-from pertoken._takeover import Takeover, layer_windows, refuse_unfit, visible
-from pertoken.errors import PertokenError, nearest
+from pertoken._takeover import Takeover, layer_windows, visible
+from pertoken.errors import CannotServe, PertokenError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -174,18 +175,31 @@ def looks_ahead(model: PreTrainedModel) -> bool:
     )
 
 
+def refuse_unfit(model: PreTrainedModel, what: str) -> None:
+    """Raise CannotServe for a model whose attention cannot be taken over; `what` wants it."""
+    try:
+        _takeover.refuse_unfit(model, what)
+    except PertokenError as error:
+        raise CannotServe(str(error)) from None
+
+
 def stack(model: PreTrainedModel, what: str) -> list[torch.nn.Module]:
     """The blocks of a decoder or an encoder; refuses a model that cannot be taken apart."""
     refuse_unfit(model, what)
     if model.training:
         raise PertokenError("the model is in training mode (dropout): call model.eval() first")
+    if found := blocks_of(model):
+        return found
+    raise CannotServe(f"{what} cannot serve {type(model).__name__}: it has no list of its blocks")
+
+
+def blocks_of(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The blocks of a decoder or an encoder, none where there is no list of them."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     for module in model.get_decoder().modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return list(module)
-    raise PertokenError(
-        f"{what} cannot serve {type(model).__name__}: it has no list of {count} blocks"
-    )
+    return []
 
 
 def texts(
@@ -253,11 +267,11 @@ def rule_of(module: torch.nn.Module, name: str, refusal: str) -> Rule | None:
         return _layer_norm
     if is_norm(module):
         if not _scales(module):
-            raise PertokenError(f"{refusal}: {name} is no RMSNorm that is known")
+            raise CannotServe(f"{refusal}: {name} is no RMSNorm that is known")
         return _by_ratio(module)
     if type(module) in _ACTIVATIONS:
         if float(_try(module, torch.zeros(1)).abs()) > 0:
-            raise PertokenError(f"{refusal}: its activation {type(module).__name__} is not 0 at 0")
+            raise CannotServe(f"{refusal}: its activation {type(module).__name__} is not 0 at 0")
         return _by_ratio(module)
     for children, rule, plain in (
         ({"gate_proj", "up_proj", "down_proj", "act_fn"}, _gated, _plain_gated),
@@ -267,7 +281,7 @@ def rule_of(module: torch.nn.Module, name: str, refusal: str) -> Rule | None:
             probe = _probe(module)
             with torch.no_grad():
                 if not torch.allclose(module(probe), plain(module, probe), rtol=1e-3, atol=1e-4):
-                    raise PertokenError(f"{refusal}: {name} computes something unknown")
+                    raise CannotServe(f"{refusal}: {name} computes something unknown")
             return rule
     return None
 
@@ -304,7 +318,7 @@ def _linear(form: Form, module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _layer_norm(form: Form, module: Any, x: torch.Tensor) -> torch.Tensor:
     if len(module.normalized_shape) != 1:
-        raise PertokenError("a LayerNorm over several dimensions cannot be decomposed")
+        raise CannotServe("a LayerNorm over several dimensions cannot be decomposed")
     x = form.before_norm(x)
     centred = x - x.mean(-1, keepdim=True)
 

@@ -15,6 +15,7 @@ import torch
 
 from pertoken._pieces import pieces
 from pertoken.errors import PertokenError
+from pertoken.loading import is_encoder
 from pertoken.prompts import check_utf8
 
 if TYPE_CHECKING:
@@ -75,19 +76,16 @@ def ask(
 
     target: a text that follows the prompt; or a number of tokens, which the model writes itself
         (greedily); None for one.
-    Raises PertokenError for an empty prompt or target, an encoder-decoder model, a chat without a
-    chat template, and a text longer than the model's positions.
+    Raises PertokenError for an empty prompt or target, a model that predicts no next token, an
+    encoder-decoder model, a chat without a chat template, and a text longer than the model's
+    positions.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
     >>> question = ask(tiny_model("llama", vocab_size=258), ByteTokenizer(), "two", " x")
     >>> question.ids.tolist(), question.prompt, question.targets
     ([118, 121, 113, 34, 122], 3, (' ', 'x'))
     """
-    if model.config.is_encoder_decoder:
-        raise PertokenError(
-            f"{type(model).__name__} is an encoder-decoder model; attribution here explains "
-            "decoder-only models"
-        )
+    _refuse_kind(model)
     text, written = _written(tokenizer, prompt)
     ids, offsets = _encode(tokenizer, text, special=isinstance(prompt, str))
     if not ids:
@@ -127,6 +125,22 @@ def ask(
     )
 
 
+def _refuse_kind(model: PreTrainedModel) -> None:
+    """Refuse a model that predicts no next token."""
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise PertokenError(
+            f"{name} is an encoder-decoder model; attribution here explains decoder-only models"
+        )
+    if is_encoder(model.config):
+        raise PertokenError(
+            f"{name} is an encoder, and attribution here explains next tokens: use "
+            "pertoken.attribute.decompx.decompx or pertoken.attribute.globenc.globenc"
+        )
+    if not model.can_generate():
+        raise PertokenError(f"{name} predicts no next token: load it with a language model's head")
+
+
 def special_ids(tokenizer: Any) -> set[int]:
     """Ids that are no text: those with a role, and all others the tokenizer marks as special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
@@ -134,8 +148,8 @@ def special_ids(tokenizer: Any) -> set[int]:
     return {*tokenizer.all_special_ids, *marked}
 
 
-def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[str] | None]:
-    """The text that is tokenized, and for a chat the messages in it."""
+def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[tuple[str, Span]] | None]:
+    """The text that is tokenized, and for a chat each message with its place in it."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise PertokenError("the prompt is empty")
@@ -152,8 +166,43 @@ def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[str] | None]:
         check_utf8(content, "a message")
     if not getattr(tokenizer, "chat_template", None):
         raise PertokenError("the tokenizer has no chat template: give the prompt as a text")
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return str(rendered), texts
+    rendered = _rendered(tokenizer, messages)
+    # The same words may stand in the template: marks in their place tell where the contents are.
+    marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
+    marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
+    places = _places(rendered, texts, marks, _rendered(tokenizer, marked))
+    return rendered, list(zip(texts, places, strict=True))
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _places(text: str, contents: list[str], marks: list[str], marked: str) -> list[Span]:
+    """Where contents stand in `text`; `marked`: the same text with marks in place of contents.
+
+    >>> _places("[user: user]", ["user"], ["*"], "[user: *]")
+    [(7, 11)]
+    """
+    between, rest = [], marked
+    for mark in marks:
+        before, _, rest = rest.partition(mark)
+        between.append(before)
+    end, found = len(between[0]), []
+    for content, behind in zip(contents, [*between[1:], rest], strict=True):
+        # Templates may strip messages.
+        forms = (content, content.strip(), content.lstrip(), content.rstrip())
+        form = next((form for form in forms if text.startswith(form + behind, end)), None)
+        if form is None:
+            break
+        found.append((end, end + len(form)))
+        end += len(form + behind)
+    if len(found) < len(contents) or end < len(text) or not text.startswith(between[0]):
+        raise PertokenError(
+            "the chat template rewrites the messages, so that tokens cannot be tied to them: "
+            "render it yourself and give the prompt as a text"
+        )
+    return found
 
 
 def _encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:
@@ -205,20 +254,14 @@ def _given(offsets: list[Span]) -> list[Span | None]:
     return found
 
 
-def _own(text: str, written: list[str], offsets: list[Span]) -> tuple[str, list[Span | None]]:
+def _own(
+    text: str, written: list[tuple[str, Span]], offsets: list[Span]
+) -> tuple[str, list[Span | None]]:
     """The messages, and where each token of the rendered text stands in them; None for others."""
     places: list[tuple[int, int, int]] = []  # begin and end in the rendered text, begin in ours
-    behind, begin = 0, 0
-    for content in written:
-        core = content.strip()  # templates strip messages
-        found = text.find(core, behind)
-        if found < 0:
-            raise PertokenError(
-                "the chat template rewrites the messages, so that tokens cannot be tied to them: "
-                "render it yourself and give the prompt as a text"
-            )
-        places.append((found, found + len(core), begin + content.index(core)))
-        behind = found + len(core)
+    begin = 0
+    for content, (low, high) in written:
+        places.append((low, high, begin + content.index(text[low:high])))
         begin += len(content) + 1
     spans: list[Span | None] = []
     last = 0
@@ -234,7 +277,7 @@ def _own(text: str, written: list[str], offsets: list[Span]) -> tuple[str, list[
                 last = span[1]
                 break
         spans.append(span)
-    return "\n".join(written), spans
+    return "\n".join(content for content, _ in written), spans
 
 
 def _continuation(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pertoken.attribute._forward import last_logits, most_tokens
+from pertoken.attribute._forward import LONG, last_logits, most_tokens
 from pertoken.attribute._question import Prompt, Question, ask
 from pertoken.attribute._scores import Scores
 from pertoken.attribute.methods import Method, find
@@ -112,7 +112,8 @@ def estimate_cost(
     """What `attribute` with these arguments will take; runs a few rows to time them.
 
     ReAGent stops by a rule that cannot be foreseen: its cost lies between one step and max_steps.
-    A gradient is counted as three forwards. Memory is what one bounded forward holds.
+    A gradient is counted as three forwards, of a long text as four. Memory is what one bounded
+    forward holds.
     """
     chosen = find(method)
     filled = chosen.filled(options)
@@ -126,15 +127,18 @@ def estimate_cost(
         began = time.perf_counter()
         last_logits(model, input_ids=ids)
         each = (time.perf_counter() - began) / batch
-    each *= 3 if chosen.backward else 1
+    if chosen.backward:
+        each *= 4 if place > LONG else 3
     return Cost(rows, (rows[0] * each, rows[1] * each), _megabytes(model, place, rows[1], chosen))
 
 
 def _megabytes(model: PreTrainedModel, place: int, rows: int, method: Method) -> float:
-    """Activations of the largest forward: one block's at a time, with gradients all blocks'."""
+    """Activations of the largest forward: one block's at a time, with gradients all blocks', if
+    the text is not so long that they are computed twice."""
     config = model.config.get_text_config(decoder=True)
     rows = min(rows, max(1, most_tokens(model) // place))
-    blocks = config.num_hidden_layers if method.backward else 1
+    kept = method.backward and place <= LONG
+    blocks = config.num_hidden_layers if kept else 1
     width = 12 * config.hidden_size  # attention, feed-forward and residual beside each other
     size = torch.finfo(model.dtype).bits // 8
     activations = rows * place * width * blocks * size

@@ -26,16 +26,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from pertoken._padded import batches, right_padded
 from pertoken._takeover import sdpa
+from pertoken.attribute._forward import LONG, twice
 from pertoken.attribute._linear import Form, looks_ahead, texts
 from pertoken.attribute._parts import Parts
 from pertoken.attribute._question import Question
 from pertoken.attribute._scores import Scores
 from pertoken.attribute.quantity import Quantity
-from pertoken.errors import PertokenError, nearest
+from pertoken.errors import CannotServe, PertokenError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,6 @@ __all__ = ["decompose", "decompx", "rate"]
 
 TARGETS = ("abs", "predicted", "norm")
 MOST = 256  # tokens of a text that `decompose` takes
-_LONG = 1024  # tokens from which activations are computed twice rather than kept
 _NO_LOGITS = (
     "{} gives no logits: use a model that classifies texts or tokens, or one without a head"
 )
@@ -90,7 +89,7 @@ def decompx(
     scores = torch.zeros(input_ids.shape, dtype=torch.float64, device=input_ids.device)
     at = [_at(model, place, len(real)) for real in places]
     if looks_ahead(model):
-        together = batches([len(real) for real in places], _LONG)
+        together = batches([len(real) for real in places], LONG)
     else:  # a decoder's heads read the last position: its texts run one by one
         places = [real[: last + 1] for real, last in zip(places, at, strict=True)]
         together = [[row] for row in range(len(places))]
@@ -159,7 +158,7 @@ def decompose(
     if not looks_ahead(model) and output.dim() == 3:
         output, wanted = output[:, -1], wanted[:, -1]
     if len(output) != len(real) + 1:
-        raise PertokenError(
+        raise CannotServe(
             f"decompose cannot serve {type(model).__name__}: use a causal language model or an "
             "encoder"
         )
@@ -175,11 +174,6 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0, gate: str = "
     they are those of the logits, weighted by the quantity's gradient there (our reading).
     """
     form = _Adjoint(question.model, gate)
-    if looks_ahead(question.model):
-        raise PertokenError(
-            f"{type(question.model).__name__} is an encoder, and attribute() explains next tokens: "
-            "use pertoken.attribute.decompx.decompx"
-        )
     values = torch.full((len(question.places), len(question.ids)), torch.nan, dtype=torch.float64)
     for number, place in enumerate(question.places):
         token = question.ids[place : place + 1]
@@ -215,7 +209,7 @@ class _Adjoint(Form):
         That shares and biases add up to it is checked: a model with a nonlinear part that nobody
         found is refused.
         """
-        self._long = ids.shape[1] > _LONG
+        self._long = ids.shape[1] > LONG
         self._real = None if real is None else real[:, None, None]
         self._biases: dict[torch.nn.Module, torch.Tensor] = {}
         with torch.enable_grad(), self():
@@ -242,11 +236,9 @@ class _Adjoint(Form):
         return self._entered
 
     def run(self, block: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self._long:
-            return block(hidden, *args, **kwargs)
-        return checkpoint(
-            block, hidden, *args, use_reentrant=False, preserve_rng_state=False, **kwargs
-        )
+        if self._long:
+            return twice(block, hidden, *args, **kwargs)
+        return block(hidden, *args, **kwargs)
 
     def times(
         self,
@@ -344,7 +336,7 @@ def _check_sum(
     # Norms round to float32 even in a model in float64.
     tolerance = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
     if bool(((found - wanted).abs() > tolerance * size).any()):
-        raise PertokenError(
+        raise CannotServe(
             f"{name} cannot be decomposed: what tokens and biases brought does not add up to its "
             "output, so it has a nonlinear part that is not known"
         )

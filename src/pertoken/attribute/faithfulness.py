@@ -39,7 +39,7 @@ from pertoken.attribute.api import signal
 from pertoken.attribute.methods import METHODS, find
 from pertoken.attribute.quantity import Quantity
 from pertoken.attribute.quantity import find as find_quantity
-from pertoken.errors import PertokenError, nearest
+from pertoken.errors import CannotServe, PertokenError, nearest
 from pertoken.result import Part, Result, figure, plain
 from pertoken.signal import TokenSignal
 
@@ -275,7 +275,8 @@ def evaluate_attribution(
         name: partial(find(name), quantity=wanted, seed=seed, **given.get(name, {}))
         for name in names
     }
-    questions = [_ask(model, tokenizer, prompt, target) for prompt in prompts]
+    pairs = [prompt if isinstance(prompt, tuple) else (prompt, target) for prompt in prompts]
+    questions = [ask(model, tokenizer, *pair) for pair in pairs]
 
     found: dict[str, list[_Measured]] = {name: [] for name in [*names, RANDOM]}
     signals: list[dict[str, TokenSignal]] = []
@@ -363,7 +364,7 @@ def _timed(
         began = time.perf_counter()
         try:
             scores[name] = runs[name](question)
-        except PertokenError as error:
+        except CannotServe as error:
             if left_out is None:
                 raise
             left_out.append(f"{name} is left out: {error}")
@@ -371,12 +372,6 @@ def _timed(
             continue
         seconds[name] = (time.perf_counter() - began) / len(question.targets)
     return scores, seconds
-
-
-def _ask(model: Any, tokenizer: Any, prompt: Any, target: int) -> Question:
-    if isinstance(prompt, tuple):
-        return ask(model, tokenizer, *prompt)
-    return ask(model, tokenizer, prompt, target)
 
 
 def _measure(

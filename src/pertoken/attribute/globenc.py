@@ -53,7 +53,7 @@ from pertoken.attribute._linear import (
 from pertoken.attribute._question import Question
 from pertoken.attribute._scores import Scores
 from pertoken.attribute.quantity import Quantity
-from pertoken.errors import PertokenError
+from pertoken.errors import CannotServe, PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,11 +104,6 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0) -> Scores:
     They depend on the place alone, not on the target or the quantity.
     """
     watch = _Watch(question.model)
-    if looks_ahead(question.model):
-        raise PertokenError(
-            f"{type(question.model).__name__} is an encoder, and attribute() explains next tokens: "
-            "use pertoken.attribute.globenc.globenc"
-        )
     layers = watch(question.ids[None, : question.places[-1]])
     asked = torch.tensor([[place - 1 for place in question.places]], device=question.ids.device)
     found = rollout(layers, asked)[0].cpu()
@@ -280,7 +275,7 @@ class _Watch:
         return self._layers
 
     def _refuse(self, reason: str) -> None:
-        raise PertokenError(f"globenc cannot serve {type(self._model).__name__}: {reason}")
+        raise CannotServe(f"globenc cannot serve {type(self._model).__name__}: {reason}")
 
     def _block(self, block: torch.nn.Module) -> Callable[..., Any]:
         own = block.forward

@@ -11,16 +11,22 @@ within a ten-thousandth of the way from embeddings of zeros, where the nodes of 
 are too far apart: its values do not add up. Here the way is run as alpha = t^8, the same integral
 with the nodes where they are needed. A norm also makes input x gradient small: scaling an embedding
 changes nothing behind it.
+
+One forward and one backward; of a text of more than 1,024 tokens the blocks run twice, so that one
+block's activations are held at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 
-from pertoken.attribute._forward import last_logits, most_tokens
+from pertoken._blocks import replaced
+from pertoken.attribute._forward import LONG, last_logits, most_tokens, twice
+from pertoken.attribute._linear import blocks_of
 from pertoken.attribute._question import Question
 from pertoken.attribute._replace import Replacer, prepare
 from pertoken.attribute._scores import Scores, seeded
@@ -134,7 +140,8 @@ def _gradients(
 ) -> torch.Tensor:
     """Gradient of the quantity at embeddings [rows, place, hidden], in float64."""
     points = points.detach().requires_grad_()
-    with torch.enable_grad():
+    blocks = blocks_of(question.model) if place > LONG else []
+    with torch.enable_grad(), replaced(blocks, lambda block: partial(twice, block.forward)):
         values = _function(question, quantity, place)(points)
         # Rows do not see each other, so the gradient of the sum is that of each row.
         (gradient,) = torch.autograd.grad(values.sum(), points)
@@ -152,10 +159,6 @@ def _each_target(question: Question, one: Callable[[int], torch.Tensor]) -> Scor
     for number, place in enumerate(question.places):
         values[number, :place] = one(place).detach().cpu()
         question.progress(number + 1, len(question.places))
-    if bool(values[:, : question.prompt].isnan().any()):
-        raise PertokenError(
-            f"a gradient of {type(question.model).__name__} is NaN: load it in float32"
-        )
     return Scores(values)
 
 

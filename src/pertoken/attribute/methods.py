@@ -58,8 +58,13 @@ class Method:
         return {**self.options, **options}
 
     def __call__(self, question: Question, quantity: Any, **options: Any) -> Scores:
-        """Scores of the question; PertokenError for an option the method does not have."""
-        return self.run(question, quantity, **self.filled(options))
+        """Scores of the question; PertokenError for an option the method does not have, and NaN."""
+        scores = self.run(question, quantity, **self.filled(options))
+        for values, place in zip(scores.values, question.places, strict=True):
+            if bool(values[:place][question.free[:place].cpu()].isnan().any()):
+                name = type(question.model).__name__
+                raise PertokenError(f"a score of {self.name} is NaN: load {name} in float32")
+        return scores
 
 
 def find(name: str) -> Method:

@@ -104,13 +104,19 @@ def entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def contrast(foil: int) -> Quantity:
     """Why the target and not the token `foil`: log of the ratio of their probabilities, nats.
 
-    Source: contrastive explanations, Yin and Neubig 2022.
+    Raises PertokenError for a foil that is no id; one that the model does not know is refused when
+    it is asked. Source: contrastive explanations, Yin and Neubig 2022.
 
     >>> contrast(0)(torch.tensor([[1.0, 3.0]]), torch.tensor([1])).item()
     2.0
     """
 
+    if not isinstance(foil, int) or isinstance(foil, bool) or foil < 0:
+        raise PertokenError(f"a foil is the id of a token, 0 or more, got {foil!r}")
+
     def difference(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if foil >= logits.shape[-1]:
+            raise PertokenError(f"the foil must be in 0..{logits.shape[-1] - 1}, got {foil}")
         return logit(logits, targets) - logits[:, foil]
 
     return Quantity(f"contrast with token {foil}", "nats", difference)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pertoken.cli import options as shared
-from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from pertoken.prune.compressed import Compressed
@@ -61,8 +60,8 @@ def compress(
 ) -> None:
     """Drop the words that a prompt can do without: the rest to standard output.
 
-    Words are rated by --model: an encoder such as minilm (the default) for globenc and decompx, a
-    decoder such as smollm2 for self-information.
+    Words are rated by --model: for globenc and decompx an encoder such as minilm (the default) or a
+    decoder; for self-information a decoder such as smollm2.
     """
     output = shared.Output(as_json, html)
     prompt = _prompt(file, chat)
@@ -127,10 +126,7 @@ def _prompt(file: str, chat: bool) -> Any:
     from pertoken.prompts import read_utf8
 
     if file == "-":
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise PertokenError(f"the prompt is not UTF-8 (byte {error.start})") from None
+        text = shared.read_prompt(file, "pertoken compress prompt.txt")
         name = "the conversation"
     else:
         text, name = read_utf8(Path(file), "prompt file", exact=True), f"conversation file {file}"

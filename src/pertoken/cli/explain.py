@@ -109,9 +109,11 @@ def explain(
 
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Prompts: .jsonl, or .txt with one a line.")],
     methods: _Methods = None,
     quantity: _Quantity = "probability",
+    foil: _Foil = None,
     max_steps: _MaxSteps = 100,
     draws: _Draws = 20,
     distance: _Distance = "hellinger",
@@ -131,14 +133,15 @@ def evaluate(
     names = None
     if methods is not None:
         names = [name.strip() for name in methods.split(",") if name.strip()]
-    _check_foil(quantity, None)
+        _check_max_steps(context, names)
+    _check_foil(quantity, foil)
     output = shared.Output(as_json, html)
 
     from pertoken.attribute.methods import find
 
     for name in names or []:
         find(name)
-    loaded, tokenizer, measure = _load(model, dtype, quantity, None)
+    loaded, tokenizer, measure = _load(model, dtype, quantity, foil)
     asked = [_as_prompt(tokenizer, prompt.text, no_chat) for prompt in prompts]
     choice = {"draws": draws, "distance": distance, "seed": seed}
     found = _evaluate(loaded, tokenizer, asked, names, max_steps, measure, max_new_tokens, **choice)
@@ -149,10 +152,9 @@ def evaluate(
 def _check(context: typer.Context) -> None:
     """Refuse options of `explain` that do not go together."""
     given = context.params
-    source = context.get_parameter_source("max_new_tokens")
     if given["compare"] and given["method"] is not None:
         raise PertokenError("--compare shows all methods; leave --method out")
-    if given["target"] is not None and source is not None and source.name != "DEFAULT":
+    if given["target"] is not None and _was_given(context, "max_new_tokens"):
         raise PertokenError(
             "--target and --max-new-tokens do not go together; leave one of them out"
         )
@@ -160,7 +162,21 @@ def _check(context: typer.Context) -> None:
         raise PertokenError("the target is empty")
     if given["top"] < 0:
         raise PertokenError(f"--top must be 0 or more, got {given['top']}")
+    if not given["compare"]:
+        if _was_given(context, "draws"):
+            raise PertokenError("--draws goes with --compare")
+        _check_max_steps(context, [given["method"] or "reagent"])
     _check_foil(given["quantity"], given["foil"])
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _check_max_steps(context: typer.Context, methods: list[str]) -> None:
+    if "reagent" not in methods and _was_given(context, "max_steps"):
+        raise PertokenError("--max-steps goes with the method reagent")
 
 
 def _attribute(
@@ -203,10 +219,11 @@ def _evaluate(
     target: Any,
     **choice: Any,
 ) -> Faithfulness:
-    from pertoken.attribute import evaluate_attribution
+    from pertoken.attribute import METHODS, evaluate_attribution
 
-    has_reagent = names is None or "reagent" in names
-    options = {"reagent": {"max_steps": max_steps}} if has_reagent else {}
+    methods = list(METHODS) if names is None else names
+    options = {"reagent": {"max_steps": max_steps}} if "reagent" in methods else {}
+    _announce_all(model, tokenizer, prompts, target, methods, options, choice["draws"])
     if isinstance(target, int):
         choice["target"] = target  # a text comes with its prompt
     with progress_bar() as tell:
@@ -238,7 +255,7 @@ def _load(
 
 def _check_foil(quantity: str, foil: str | None) -> None:
     if quantity == "contrast" and not foil:
-        raise PertokenError('a contrast needs a token to compare with: explain … --foil " Lyon"')
+        raise PertokenError('a contrast needs a token to compare with: --foil " Lyon"')
     if foil is not None and quantity != "contrast":
         raise PertokenError("--foil goes with --quantity contrast")
 
@@ -259,6 +276,41 @@ def _announce(
     cost = estimate_cost(model, tokenizer, prompt, target, method, **options)
     if cost.seconds[1] > LONG:
         typer.echo(f"{method}: {cost}", err=True)
+
+
+def _announce_all(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Any],
+    target: Any,
+    methods: list[str],
+    options: dict[str, Any],
+    draws: int,
+) -> None:
+    """What all methods on all prompts will take, by the prompt of middle length, if it may last."""
+    from pertoken.attribute._question import ask
+    from pertoken.attribute.api import Cost, estimate_cost
+
+    typical = sorted(prompts, key=lambda prompt: len(str(prompt)))[len(prompts) // 2]
+    pair: tuple[Any, Any] = typical if isinstance(typical, tuple) else (typical, target)
+    costs = [
+        estimate_cost(model, tokenizer, *pair, name, **options.get(name, {})) for name in methods
+    ]
+    forward = estimate_cost(model, tokenizer, *pair, "occlusion")
+    each = forward.seconds[0] / forward.rows[0]
+    # The figures: two metrics of every method and of random, and the text whole and without all.
+    drawn = (2 * draws * (len(methods) + 1) + 2) * len(ask(model, tokenizer, *pair).targets)
+
+    def total(end: int) -> tuple[int, float]:
+        rows = drawn + sum(cost.rows[end] for cost in costs)
+        seconds = drawn * each + sum(cost.seconds[end] for cost in costs)
+        return rows * len(prompts), seconds * len(prompts)
+
+    (low, least), (high, most) = total(0), total(1)
+    cost = Cost((low, high), (least, most), max((cost.megabytes for cost in costs), default=0.0))
+    if most > LONG:
+        several = "prompts" if len(prompts) > 1 else "prompt"
+        typer.echo(f"{len(methods)} methods, {len(prompts)} {several}: {cost}", err=True)
 
 
 def _show(signal: TokenSignal, top: int) -> None:

@@ -9,5 +9,5 @@ from pertoken.testing.battery import Subject
 
 __all__ = ["SUBJECTS"]
 
-# By the decoder at hand; GlobEnc and DecompX need an encoder, which no architecture of ours is.
+# By the decoder at hand; GlobEnc and DecompX have tests of their own on it.
 SUBJECTS = (Subject("frugalprompt", "text", partial(compress, salience="self-information")),)

@@ -123,13 +123,13 @@ def _rate(
         return _of_signal(salience, spans), []
     if reader.model is None:
         return None, []
-    from pertoken.prune._salience import by_encoder, by_surprise
+    from pertoken.prune._salience import by_sentence, by_surprise
 
     if salience == "self-information":
         return by_surprise(text, spans, reader.model, reader.tokenizer)
     parts = _text.sentences(text, spans)
     rate = _function(salience) if isinstance(salience, str) else salience
-    scores, notes = by_encoder(text, spans, parts, rate, reader.model, reader.tokenizer)
+    scores, notes = by_sentence(text, spans, parts, rate, reader.model, reader.tokenizer)
     if salience == "globenc":
         from pertoken.prune._lexrank import lexrank
 

@@ -1,4 +1,4 @@
-"""How much each word of a text matters, from an encoder or from a language model's surprise."""
+"""How much each word of a text matters, from what rates tokens or from a model's surprise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pertoken.prune._text import Span, add_up
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Rate", "by_encoder", "by_surprise"]
+__all__ = ["Rate", "by_sentence", "by_surprise"]
 
 Rate = Callable[["PreTrainedModel", torch.Tensor, torch.Tensor], torch.Tensor]
 """`(model, input_ids [batch, time], attention_mask [batch, time]) -> scores [batch, time]`."""
@@ -23,7 +23,7 @@ Rate = Callable[["PreTrainedModel", torch.Tensor, torch.Tensor], torch.Tensor]
 _LOGITS = 2**25  # numbers of a forward's output, 128 MiB in float32
 
 
-def by_encoder(
+def by_sentence(
     text: str,
     spans: Sequence[Span],
     parts: Sequence[range],
@@ -170,7 +170,7 @@ def fast_only(tokenizer: Any) -> None:
 
 
 def _room(model: PreTrainedModel, tokenizer: Any) -> int:
-    """Tokens the encoder reads at once, special ones counted."""
+    """Tokens the model reads at once, special ones counted."""
     config = model.config.get_text_config()
     room = int(getattr(config, "max_position_embeddings", None) or 512)
     # RoBERTa's positions begin behind the padding id, and its tables are larger by as much.

@@ -95,7 +95,9 @@ class CompressedPrompt(Compressed):
     def signal(self) -> TokenSignal:
         """The words' scores; as `salience` of another `compress` nothing is rated again.
 
-        Raises PertokenError where no model has rated: by stop words, at random, with keep=1.
+        Raises PertokenError where nothing was rated: by stop words, at random, and where the share
+        left nothing to choose, as with keep=1, where rounding keeps every word, and where protected
+        words fill it.
 
         >>> from pertoken.prune import compress
         >>> scores = TokenSignal("one two six", [0.1, 3.0, 2.0], [(0, 3), (3, 7), (7, 11)], "size")
@@ -105,7 +107,10 @@ class CompressedPrompt(Compressed):
         """
         scores = [word.score for word in self.words if word.score is not None]
         if len(scores) < len(self.words) or not scores:
-            raise PertokenError(f"{self.salience} has rated no word of this prompt")
+            raise PertokenError(
+                f"{self.salience} has rated no word of this prompt: it rates none, or the share "
+                "and what is protected left no choice"
+            )
         spans = [(word.start, word.end) for word in self.words]
         return TokenSignal(self.prompt, np.array(scores), spans, self.salience)
 

@@ -12,6 +12,7 @@ lines (the paper joins words with blanks). What `protect` matches survives byte 
 for the share. LexRank takes sentences as documents. A word is a run without white space, or one
 Chinese character (our reading); a sentence is what `_text.sentences` says (our reading). DecompX
 is asked for the predicted class, or for the norm where the encoder has no head, not for class 0.
+A decoder can rate in the place of the encoder; the paper has encoders alone.
 
 Scores of a sentence span 0 … 1 whatever its length, so that short sentences lose fewer words than
 long ones: that is the paper's rule and stays. LLMLingua-2 is not here, as its weights are in no
@@ -49,7 +50,8 @@ SALIENCE: dict[str, tuple[Kind, str] | None] = {
     "self-information": ("decoder", "smollm2"),
     "stop-words": None,
 }
-"""What can rate words, and the kind of model it needs with the one taken by default."""
+"""What can rate words, and the model taken by default with its kind; where that is an encoder, a
+decoder will do too."""
 
 
 @overload
@@ -103,11 +105,12 @@ def compress(
         compressed by itself.
     keep: share of the words that stays, in (0, 1]: round(words · keep), halves to the even number,
         at least one. 1.0 gives the prompt back byte for byte.
-    salience: what says which words matter. "globenc" and "decompx" need an encoder;
-        "self-information" (−log p under a decoder, as Selective Context does); "stop-words"
-        (English; drops these first and then words evenly spread); "random" (by `seed`). Or a
-        function `(model, input_ids, attention_mask) -> scores [batch, time]` in the place of
-        GlobEnc, rated like DecompX; or a `TokenSignal` of this very prompt.
+    salience: what says which words matter. "globenc" and "decompx" by an encoder, or by a decoder
+        (each sentence is read at its last token: our reading); "self-information" (−log p under a
+        decoder, as Selective Context does); "stop-words" (English; drops these first and then words
+        evenly spread); "random" (by `seed`). Or a function `(model, input_ids, attention_mask) ->
+        scores [batch, time]` in the place of GlobEnc, rated like DecompX; or a `TokenSignal` of
+        this very prompt.
     model, tokenizer: the model that rates, by name as in `pertoken.load`, or as an object with its
         tokenizer; None for minilm, or smollm2 for "self-information".
     target_tokenizer: counts the tokens before and after; None for the tokenizer of the salience.
@@ -118,8 +121,8 @@ def compress(
     lowest: keep the least salient words instead, as a control.
 
     Raises PertokenError for an empty prompt, a share outside (0, 1], an unknown salience, a model
-    of the wrong kind, a pattern that does not compile, and scores that are NaN. A prompt longer
-    than the model is rated in parts, which the notes say.
+    of the wrong kind, a name of one where none is needed, a pattern that does not compile, and
+    scores that are NaN. A prompt longer than the model is rated in parts, which the notes say.
 
     >>> prompt = "The cat sat on the mat. Answer with one word."
     >>> small = compress(prompt, 0.7, salience="stop-words")
@@ -157,6 +160,10 @@ def compress(
     ]
     if salience == "stop-words" and keep < 1:
         notes.append("the stop words are English ones")
+    if salience in ("globenc", "decompx") and _is_decoder(rater.model):
+        notes.append(
+            "the salience model is a decoder: scores are read at the last token of each sentence"
+        )
     if target_tokenizer is None and counter is not None:
         notes.append(
             "tokens are counted by the salience model's tokenizer, not by that of the model that "
@@ -179,23 +186,37 @@ def reader(
 ) -> Reader:
     """The model that `salience` needs, loaded where it is given by name."""
     if isinstance(salience, TokenSignal):
-        return Reader(None, tokenizer)
-    need = _known(salience) if isinstance(salience, str) else ("encoder", "minilm")
+        need, name = None, salience.name
+    elif isinstance(salience, str):
+        need, name = _known(salience), salience
+    else:
+        need, name = ("encoder", "minilm"), name_of(salience)
     if need is None:
+        if isinstance(model, str | Path):
+            raise PertokenError(f"{name} rates without a model: leave {str(model)!r} out")
         return Reader(None, tokenizer)
     kind, default = need
     from pertoken.loading import is_encoder, load, refuse_kind
 
+    writes = kind == "decoder"  # what an encoder rates, a decoder can rate too
     if model is None or isinstance(model, str | Path):
-        loaded, own = load(default if model is None else model, kind=kind)
+        loaded, own = load(default if model is None else model, kind=kind if writes else None)
         return Reader(loaded, own if tokenizer is None else tokenizer)
-    if is_encoder(model.config) != (kind == "encoder"):
-        refuse_kind("the model", "decoder" if kind == "encoder" else "encoder", name_of(model))
+    if writes and is_encoder(model.config):
+        refuse_kind("the model", "encoder", name_of(model))
     if tokenizer is None:
         raise PertokenError("a model given as an object needs its tokenizer: tokenizer=…")
     if model.training:
         raise PertokenError("the model is in training mode (dropout): call model.eval() first")
     return Reader(model, tokenizer)
+
+
+def _is_decoder(model: PreTrainedModel | None) -> bool:
+    if model is None:
+        return False
+    from pertoken.loading import is_encoder
+
+    return not is_encoder(model.config)
 
 
 def _known(salience: str) -> tuple[Kind, str] | None:
