@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from pertoken.errors import PertokenError
+from pertoken.errors import CannotServe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,7 +130,7 @@ def layer_windows(model: PreTrainedModel) -> list[int | None]:
 
 
 def refuse_unfit(model: PreTrainedModel, what: str) -> None:
-    """Raise PertokenError for a model whose attention cannot be taken over; `what` wants it."""
+    """Raise CannotServe for a model whose attention cannot be taken over; `what` wants it."""
     name = type(model).__name__
     config = model.config.get_text_config(decoder=True)
     reason = None
@@ -151,4 +151,4 @@ def refuse_unfit(model: PreTrainedModel, what: str) -> None:
     elif config._attn_implementation not in ("sdpa", "eager"):
         reason = f'runs {config._attn_implementation!r}: load it with attn_implementation="sdpa"'
     if reason:
-        raise PertokenError(f"{what} cannot serve {name}: it {reason}")
+        raise CannotServe(f"{what} cannot serve {name}: it {reason}")

@@ -23,9 +23,8 @@ import torch
 from transformers.activations import ACT2CLS
 from transformers.pytorch_utils import Conv1D
 
-from pertoken import _takeover
 from pertoken._blocks import replaced
-from pertoken._takeover import Takeover, layer_windows, visible
+from pertoken._takeover import Takeover, layer_windows, refuse_unfit, visible
 from pertoken.errors import CannotServe, PertokenError, nearest
 
 if TYPE_CHECKING:
@@ -173,14 +172,6 @@ def looks_ahead(model: PreTrainedModel) -> bool:
     return any(
         getattr(module, "is_causal", None) is False for module in model.get_decoder().modules()
     )
-
-
-def refuse_unfit(model: PreTrainedModel, what: str) -> None:
-    """Raise CannotServe for a model whose attention cannot be taken over; `what` wants it."""
-    try:
-        _takeover.refuse_unfit(model, what)
-    except PertokenError as error:
-        raise CannotServe(str(error)) from None
 
 
 def stack(model: PreTrainedModel, what: str) -> list[torch.nn.Module]:

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from pertoken._takeover import Takeover, layer_windows, sdpa, visible
-from pertoken.attribute._linear import refuse_unfit
+from pertoken._takeover import Takeover, layer_windows, refuse_unfit, sdpa, visible
 from pertoken.attribute._question import Question
 from pertoken.attribute._scores import Scores
 from pertoken.attribute.quantity import Quantity
