@@ -10,6 +10,7 @@ import torch
 from pertoken._forward import text_logits
 from pertoken._padded import batches, right_padded
 from pertoken.errors import PertokenError
+from pertoken.loading import is_encoder
 from pertoken.prune._text import Span, add_up
 
 if TYPE_CHECKING:
@@ -35,19 +36,21 @@ def by_sentence(
 
     parts: the words of each sentence. Scores of a sentence's tokens, special ones among them, are
     brought to 0 … 1; those of a word's own tokens are added up. A sentence longer than the model
-    is rated in pieces.
+    is rated in pieces. For a decoder whose tokenizer puts no token in front, one that begins a text
+    stands there: the first word would draw the attention that falls on it.
     """
     fast_only(tokenizer)
+    front = _front(model, tokenizer)
     begins = [spans[part.start][0] for part in parts]
     given = tokenizer(
         [text[begin : spans[p.stop - 1][1]] for begin, p in zip(begins, parts, strict=True)],
         truncation=True,
-        max_length=_room(model, tokenizer),
+        max_length=_room(model, tokenizer) - len(front),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    rows: list[list[int]] = given["input_ids"]
+    rows: list[list[int]] = [[*front, *ids] for ids in given["input_ids"]]
     scores = [0.0] * len(spans)
     most = 2048 if model.device.type == "cpu" else 32768
     for batch in batches([len(row) for row in rows], most):
@@ -67,7 +70,7 @@ def by_sentence(
                 for (start, end), special, value in zip(
                     given["offset_mapping"][row],
                     given["special_tokens_mask"][row],
-                    found[: len(rows[row])],
+                    found[len(front) : len(rows[row])],
                     strict=True,
                 )
                 if not special
@@ -121,9 +124,7 @@ def by_surprise(
     # verbose: without its own warning about long texts, which are read in windows.
     given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = torch.tensor(given["input_ids"], dtype=torch.long, device=model.device)
-    start = next(
-        (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None
-    )
+    start = _start(tokenizer)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + 1
     width = max(1, room - 1)
     step = max(16, min(512, _LOGITS // model.config.get_text_config().vocab_size))
@@ -167,6 +168,20 @@ def fast_only(tokenizer: Any) -> None:
             f"{type(tokenizer).__name__} does not say which characters a token stands for: a fast "
             "tokenizer is needed"
         )
+
+
+def _start(tokenizer: Any) -> int | None:
+    """The token that begins a text, or ends one; None for neither."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return next((token for token in ends if token is not None), None)
+
+
+def _front(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """What is to stand in front of a sentence that a decoder reads, if not there already."""
+    start = _start(tokenizer)
+    if start is None or is_encoder(model.config):
+        return []
+    return [] if tokenizer("a")["input_ids"][0] in tokenizer.all_special_ids else [start]
 
 
 def _room(model: PreTrainedModel, tokenizer: Any) -> int:
