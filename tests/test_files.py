@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pertoken._files import check_target, write_whole
+from pertoken._files import check_target, drop_cut_line, whole_lines, write_whole
 from pertoken.errors import PertokenError
 
 
@@ -55,3 +55,20 @@ def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_text_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", "half a pair: \ud800")
     assert (tmp_path / "a").read_text(encoding="utf-8").startswith("half a pair: ")
+
+
+@pytest.mark.parametrize("rest", ["", "cut", "café"])
+def test_a_line_that_was_cut_off_is_not_read_and_goes_when_it_is_told_to(
+    tmp_path: Path, rest: str
+) -> None:
+    path = tmp_path / "kept.jsonl"
+    assert whole_lines(path) == []
+    drop_cut_line(path)
+    assert not path.exists()
+    whole = "one\u2028still one\ntwo\n".encode()
+    written = whole + rest.encode()[: len(rest)]  # of the é one byte of two
+    path.write_bytes(written)
+    assert whole_lines(path) == ["one\u2028still one", "two"]
+    assert path.read_bytes() == written  # reading changes nothing: the file may not be ours
+    drop_cut_line(path)
+    assert path.read_bytes() == whole

@@ -1,4 +1,4 @@
-"""Result files that are there whole or not at all, and targets refused before the work."""
+"""Result files that are there whole or not at all or grow by lines; targets refused before work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from pertoken.errors import PertokenError
 
-__all__ = ["check_target", "whole_file", "write_whole"]
+__all__ = ["check_target", "drop_cut_line", "whole_file", "whole_lines", "write_whole"]
 
 
 def check_target(path: Path) -> None:
@@ -53,6 +53,25 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file to which lines are added, but for one that a kill cut off; none if there
+    is no file."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
+
+
+def drop_cut_line(path: Path) -> None:
+    """Take a last line that a kill cut off away, so that the next one stands by itself.
+
+    To be called once the whole lines are known to be ours.
+    """
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _refusal(path: Path, error: OSError) -> Exception:

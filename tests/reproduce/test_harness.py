@@ -243,6 +243,9 @@ def test_reasons_are_brought_into_a_report_without_a_run(
     harness.refresh_reasons("fake", tmp_path)
     before["rows"][1]["caveat"] = "by construction"
     assert json.loads((tmp_path / "fake.json").read_text()) == before
+    module.VERSION = 2
+    with pytest.raises(PertokenError, match="report is of version 1, its reasons are of version 2"):
+        harness.refresh_reasons("fake", tmp_path)
     module.BARS = {"speed-up": ">= 1", "b": ">= 1"}
     with pytest.raises(PertokenError, match="bars of fake changed"):
         harness.refresh_reasons("fake", tmp_path)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken._takeover import visible
 from pertoken.attribute._linear import Form, is_causal, is_norm, looks_ahead
+from pertoken.attribute._weights import attention_weights
 from pertoken.errors import PertokenError, nearest
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class Parts(Form):
         weights = attention_weights(
             self._total(query), self._total(key), scaling, allowed, is_causal(module)
         )
-        mixed = weights @ value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+        mixed = weights.transpose(0, 1) @ value.repeat_interleave(
+            query.shape[1] // value.shape[1], 1
+        )
         self._stage = "output"
         return mixed.transpose(1, 2), None
 
@@ -149,24 +151,3 @@ def _weights(kind: str, parts: torch.Tensor, bias: torch.Tensor) -> torch.Tensor
         first[0] = 1
         return first
     return torch.nn.functional.cosine_similarity(parts, bias.expand_as(parts), dim=-1).abs()
-
-
-def attention_weights(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    scaling: float | None,
-    allowed: torch.Tensor | None,
-    causal: bool,
-) -> torch.Tensor:
-    """Weights [batch, heads, time, time] from queries and keys [batch, heads, time, dim].
-
-    allowed: bool [1, 1, time, time], or None where a query sees all before it, in an encoder all.
-    """
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).mT * scale
-    if allowed is None and causal:
-        places = torch.arange(query.shape[-2], device=query.device)
-        allowed = visible(places, places, None)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    return scores.softmax(-1)

@@ -52,6 +52,7 @@ from pertoken.attribute._linear import (
 )
 from pertoken.attribute._question import Question
 from pertoken.attribute._scores import Scores
+from pertoken.attribute._weights import attention_weights
 from pertoken.attribute.quantity import Quantity
 from pertoken.errors import CannotServe, PertokenError
 
@@ -139,7 +140,7 @@ class _Layer:
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    scaling: float
+    scaling: float | None
     allowed: torch.Tensor | None
     causal: bool
     out: torch.Tensor
@@ -188,8 +189,10 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
     scale_before, scale_after = _scale(layer.before), _scale(layer.after)
 
     def rows(part: torch.Tensor) -> torch.Tensor:
-        end = int(part.max()) + 1 if layer.causal else value.shape[2]
-        weights = _weights(layer, part, end)
+        weights = attention_weights(
+            layer.query, layer.key, layer.scaling, layer.allowed, layer.causal, part
+        )
+        end = weights.shape[-1]
         square = torch.zeros_like(weights[0])  # [batch, rows, end]
         for one in range(heads):
             inner = weights[0] * gram[one, 0, ..., :end]
@@ -215,21 +218,6 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
 def _scale(norms: list[_Norm]) -> torch.Tensor | None:
     """The product of the norms' scales [batch, time]."""
     return torch.stack([norm.scale for norm in norms]).prod(0) if norms else None
-
-
-def _weights(layer: _Layer, part: torch.Tensor, end: int) -> torch.Tensor:
-    """Attention weights of queries `part` over the keys before `end`, [heads, batch, rows, end]."""
-    groups = layer.key.shape[1]
-    query = layer.query[:, :, part].transpose(0, 1).unflatten(0, (groups, -1))
-    key = layer.key[:, :, :end].transpose(0, 1)[:, None]
-    scores = (query @ key.mT).flatten(0, 1) * layer.scaling
-    allowed = layer.allowed
-    if layer.causal:
-        before = torch.arange(end, device=part.device) <= part[:, None]
-        allowed = before if allowed is None else before & allowed[..., part, :end]
-    elif allowed is not None:
-        allowed = allowed.transpose(0, 1)
-    return (scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)).softmax(-1)
 
 
 class _Watch:
@@ -371,7 +359,7 @@ class _Watch:
                 query=query.to(wide),
                 key=key.to(wide),
                 value=value.to(wide),
-                scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+                scaling=scaling,
                 allowed=allowed,
                 causal=causal,
                 out=query.new_empty(0),  # the next linear layer is W_O
@@ -385,7 +373,7 @@ def _same(x: torch.Tensor, *parts: torch.Tensor) -> bool:
     """Is x the sum of the parts but for rounding, whatever their shapes? A sample is compared."""
     if any(part.numel() != x.numel() for part in parts):
         return False
-    step = max(1, x.numel() // _SAMPLE) | 1  # odd, so that it falls on all dimensions
+    step = max(1, x.numel() // _SAMPLE) | 1  # a power of two would fall on few dimensions
     x, *others = (each.flatten()[::step].float() for each in (x, *parts))
     total = torch.stack(others).sum(0)
     return not bool((x - total).abs().max() > 1e-2 * total.abs().mean())  # a NaN is said later

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pertoken.cli import options as shared
 from pertoken.cli.options import load, sampling
 from pertoken.errors import PertokenError
 
@@ -42,8 +43,7 @@ def check_options(context: Context) -> None:
     if not context.params["as_bytes"]:
         raise PertokenError("--max-new-bytes needs --bytes; tokens are counted by --max-new-tokens")
     for name in context.params.keys() - _SHARED:
-        source = context.get_parameter_source(name)
-        if source is None or source.name == "DEFAULT":
+        if not shared.given(context, name):
             continue
         option = "--" + name.removeprefix("as_").replace("_", "-")
         if name == "max_new_tokens":

@@ -154,7 +154,7 @@ def _check(context: typer.Context) -> None:
     given = context.params
     if given["compare"] and given["method"] is not None:
         raise PertokenError("--compare shows all methods; leave --method out")
-    if given["target"] is not None and _was_given(context, "max_new_tokens"):
+    if given["target"] is not None and shared.given(context, "max_new_tokens"):
         raise PertokenError(
             "--target and --max-new-tokens do not go together; leave one of them out"
         )
@@ -163,19 +163,14 @@ def _check(context: typer.Context) -> None:
     if given["top"] < 0:
         raise PertokenError(f"--top must be 0 or more, got {given['top']}")
     if not given["compare"]:
-        if _was_given(context, "draws"):
+        if shared.given(context, "draws"):
             raise PertokenError("--draws goes with --compare")
         _check_max_steps(context, [given["method"] or "reagent"])
     _check_foil(given["quantity"], given["foil"])
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
-
-
 def _check_max_steps(context: typer.Context, methods: list[str]) -> None:
-    if "reagent" not in methods and _was_given(context, "max_steps"):
+    if "reagent" not in methods and shared.given(context, "max_steps"):
         raise PertokenError("--max-steps goes with the method reagent")
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "Temperature",
     "Timeout",
     "TopP",
+    "given",
     "load",
     "positive",
     "read_prompt",
@@ -208,8 +209,14 @@ def endpoint(name: str, timeout: float | None) -> Any:
     url, _, model = name.partition("#")
     if not model:
         raise PertokenError(f"{name}: name the endpoint's model behind it, as in {url}#NAME")
-    given: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-    return Endpoint(url, model=model, **given)
+    wait: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    return Endpoint(url, model=model, **wait)
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Was an option given, or is it at its default?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def sampling(sample: bool, temperature: float | None, top_p: float | None = None) -> dict[str, Any]:

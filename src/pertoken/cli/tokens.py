@@ -122,7 +122,7 @@ def _check(context: typer.Context) -> None:
             f"no tokens can be shown of {method!r}{nearest(method, CHOOSERS)}; there is: "
             f"{', '.join(CHOOSERS)}"
         )
-    given = {name for name in context.params if _given(context, name)}
+    given = {name for name in context.params if shared.given(context, name)}
     for owner, names in _OWN.items():
         for name in names:
             option = f"--{name.replace('_', '-')}"
@@ -134,11 +134,6 @@ def _check(context: typer.Context) -> None:
                 )
     if method == "cdpo" and "model" in given:
         raise PertokenError("cdpo reads --positive and --negative: leave --model out")
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _second(side: str, name: str | None, dtype: str | None, tokenizer: Any, must: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pertoken._files import drop_cut_line, whole_lines
 from pertoken.decode.sift import Progress, Sifted, sift_all
 from pertoken.errors import PertokenError
 
@@ -47,12 +48,8 @@ def sifted_in(path: Path, about: About) -> dict[str, Sifted]:
 
     PertokenError for lines of something else, or of a run with another model or length.
     """
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
     found = {}
-    for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             row = json.loads(line)
             one = Sifted.from_dict(row)
@@ -68,7 +65,5 @@ def sifted_in(path: Path, about: About) -> dict[str, Sifted]:
                 "another --out"
             )
         found[one.question] = one
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    drop_cut_line(path)
     return found

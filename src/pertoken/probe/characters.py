@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pertoken._chat import asker
+from pertoken._files import drop_cut_line, whole_lines
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._charbench_report import Answered, CharBench
 from pertoken.probe._questions import EXAMPLES, FORMS, TASKS, Question, questions, read, words_in
@@ -202,13 +203,11 @@ class _Kept:
         self._path = None if path is None else Path(path)
         self._about = {"model": model, "max_new_tokens": max_new_tokens}
         self.replies: dict[str, str] = {}
-        if self._path is not None and self._path.is_file():
+        if self._path is not None:
             self._read(self._path)
 
     def _read(self, path: Path) -> None:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
+        for number, line in enumerate(whole_lines(path), 1):
             try:
                 row = json.loads(line)
                 about = {key: row[key] for key in self._about}
@@ -223,9 +222,7 @@ class _Kept:
                     f"tokens, this run has {self._about['model']} and "
                     f"{self._about['max_new_tokens']}; give another file"
                 )
-        if len(whole) < len(content):  # a line cut off by a kill
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
+        drop_cut_line(path)
 
     def add(self, prompts: Sequence[str], replies: Sequence[str]) -> None:
         """Keep replies."""

@@ -9,6 +9,7 @@ import torch
 
 from pertoken._forward import text_logits
 from pertoken._padded import batches, right_padded
+from pertoken._start_token import first_token, start_token
 from pertoken.errors import PertokenError
 from pertoken.loading import is_encoder
 from pertoken.prune._text import Span, add_up
@@ -124,7 +125,7 @@ def by_surprise(
     # verbose: without its own warning about long texts, which are read in windows.
     given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = torch.tensor(given["input_ids"], dtype=torch.long, device=model.device)
-    start = _start(tokenizer)
+    start = start_token(tokenizer)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + 1
     width = max(1, room - 1)
     step = max(16, min(512, _LOGITS // model.config.get_text_config().vocab_size))
@@ -170,18 +171,11 @@ def fast_only(tokenizer: Any) -> None:
         )
 
 
-def _start(tokenizer: Any) -> int | None:
-    """The token that begins a text, or ends one; None for neither."""
-    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return next((token for token in ends if token is not None), None)
-
-
 def _front(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """What is to stand in front of a sentence that a decoder reads, if not there already."""
-    start = _start(tokenizer)
-    if start is None or is_encoder(model.config):
-        return []
-    return [] if tokenizer("a")["input_ids"][0] in tokenizer.all_special_ids else [start]
+    start = start_token(tokenizer)
+    there = start is None or first_token(tokenizer) is not None
+    return [] if start is None or there or is_encoder(model.config) else [start]
 
 
 def _room(model: PreTrainedModel, tokenizer: Any) -> int:

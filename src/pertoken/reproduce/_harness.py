@@ -241,7 +241,7 @@ def judge(
 def refresh_reasons(slug: str, out: str | Path | None = None) -> Report:
     """Bring a reproduction's ``REASONS`` and ``CAVEATS`` into its report, without measuring again.
 
-    No figure or bar is touched: a bar that was changed since the run is refused.
+    No figure or bar is touched: a bar or version that was changed since the run is refused.
     """
     usual, module = find(slug)
     folder = reports_folder() if out is None else Path(out)
@@ -250,6 +250,12 @@ def refresh_reasons(slug: str, out: str | Path | None = None) -> Report:
     written = {row.metric: row.bar for row in report.figures if row.bar}
     if written != {metric: bar.text for metric, bar in bars.items()}:
         raise PertokenError(f"the bars of {usual} changed since its report was written: run it")
+    version = int(getattr(module, "VERSION", 1))
+    if report.version != version:
+        raise PertokenError(
+            f"{usual}'s report is of version {report.version}, its reasons are of version "
+            f"{version}: run it"
+        )
     told = [_told(module, name, bars, usual) for name in ("REASONS", "CAVEATS")]
     report.figures, report.faults = judge(report.figures, bars, *told, smoke=False)
     write_json(report.to_dict(), folder / f"{usual}.json")

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from pertoken._blocks import Blocks
+from pertoken._start_token import start_token
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ class SelfEmbedder:
             raise PertokenError(f"layer must be between 1 and {len(blocks)}, got {layer}")
         self._model, self._tokenizer = model, tokenizer
         self._block = blocks[self.layer - 1]
-        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        self._start = next((token for token in ends if token is not None), None)
+        self._start = start_token(tokenizer)
         self._mean, self._deviation = self._sample()
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pertoken._files import drop_cut_line, whole_lines
 from pertoken._pool import LOST, in_processes, on_ray
 from pertoken.errors import PertokenError
 
@@ -65,16 +66,12 @@ def read_cells(
 
     names, more: fields that each row has. Raises PertokenError for a file that is none of cells.
     """
-    if not path.exists():
-        return []
     try:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if cut and len(whole) < len(content):
-            os.truncate(path, len(whole))
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [json.loads(line) for line in whole_lines(path)]
         for row in rows:
             [row[name] for name in (*names, *more)]
+        if cut:
+            drop_cut_line(path)
     except OSError as error:
         raise PertokenError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):

@@ -6,13 +6,14 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from pertoken._start_token import first_token
 from pertoken.errors import PertokenError
 from pertoken.tokenize._token_bytes import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["ID_SETTINGS", "adopt", "check_generation", "first_token", "same_specials", "update_ids"]
+__all__ = ["ID_SETTINGS", "adopt", "check_generation", "same_specials", "update_ids"]
 
 ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 TURNS = (  # what chat models begin and end a turn with
@@ -113,12 +114,6 @@ def _replaced(template: str, words: dict[str, str]) -> str:
     for old, new in words.items():
         template = template.replace(old, new)
     return template
-
-
-def first_token(tokenizer: Any) -> int | None:
-    """The special token that a tokenizer puts before every text."""
-    ids = tokenizer("a")["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids else None
 
 
 def _begin_with(tokenizer: Any, token: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._start_token import start_token
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def nats_per_text(
     True
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    start = [token for token in starts if token is not None][:1]
+    first = start_token(tokenizer)
+    start = [] if first is None else [first]
     found = []
     for number, text in enumerate(texts):
         if progress is not None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pertoken._files import drop_cut_line, whole_lines
 from pertoken.errors import PertokenError
 
 __all__ = ["keep_row", "kept_rows"]
@@ -18,12 +19,8 @@ def kept_rows(path: Path, settings: Row) -> list[Row]:
 
     PertokenError for a file of something else, and for rows of other settings.
     """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
     found: list[Row] = []
-    for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             found.append(json.loads(line))
             given = found[-1]["settings"]
@@ -36,9 +33,7 @@ def kept_rows(path: Path, settings: Row) -> list[Row]:
                 f"{path} holds answers of other settings ({given}): remove it, or give another "
                 "place"
             )
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    drop_cut_line(path)
     return found
 
 

@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pertoken._extras import need
+from pertoken._files import drop_cut_line, whole_lines
 from pertoken.errors import PertokenError
 from pertoken.result import Part, Result, figure
 from pertoken.train.ngram_scorer import NgramScorer
@@ -243,12 +244,9 @@ class _Kept:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            path.write_bytes(whole)
         self.path = path
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [json.loads(line) for line in whole_lines(path)]
+        drop_cut_line(path)
         self.known: dict[str, float] = {row["document"]: row["bits_per_character"] for row in rows}
 
     def get(self, text: str) -> float | None:
