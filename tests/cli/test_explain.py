@@ -170,14 +170,14 @@ def test_the_price_is_told_before_a_run_that_may_last(
             ["explain", "a", "--max-new-tokens", "0", "--model", "TINY"],
             "--max-new-tokens must be 1 or more",
         ),
-        (["explain", "a", "--max-steps", "0", "--model", "TINY"], "max_steps must be 1 or more"),
+        (["explain", "a", "--max-steps", "0", "--model", "TINY"], "--max-steps must be 1 or more"),
         (
             ["explain", "a", "--compare", "--max-steps", "0", "--model", "TINY"],
-            "max_steps must be 1 or more",
+            "--max-steps must be 1 or more",
         ),
         (
             ["evaluate-attribution", "p.jsonl", "--max-steps", "0", "--model", "TINY"],
-            "max_steps must be 1 or more",
+            "--max-steps must be 1 or more",
         ),
         (["explain", "a" * 600, "--model", "TINY"], "shorten the prompt"),
         (["evaluate-attribution", "none.txt"], "there is no prompt file none.txt"),
@@ -190,7 +190,10 @@ def test_the_price_is_told_before_a_run_that_may_last(
         (["evaluate-attribution", "p.jsonl", "--methods", "lim"], "unknown attribution method"),
         (["evaluate-attribution", "p.jsonl", "--limit", "0"], "--limit must be 1 or more"),
         (["evaluate-attribution", "p.jsonl", "--methods", ",", "--model", "TINY"], "one method"),
-        (["evaluate-attribution", "p.jsonl", "--draws", "0", "--model", "TINY"], "draws must be"),
+        (
+            ["evaluate-attribution", "p.jsonl", "--draws", "0", "--model", "TINY"],
+            "--draws must be 1",
+        ),
         (
             ["evaluate-attribution", "p.jsonl", "--distance", "x", "--model", "TINY", *QUICK],
             "unknown distance 'x'",

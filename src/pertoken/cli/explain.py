@@ -23,9 +23,19 @@ _Quantity = Annotated[
     typer.Option(help="What is explained: probability, log-probability, logit, entropy, contrast."),
 ]
 _MaxSteps = Annotated[
-    int, typer.Option(help="Steps of reagent at most (3000 in the paper's settings).")
+    int,
+    typer.Option(
+        "--max-steps",
+        callback=shared.positive,
+        help="Steps of reagent at most (3000 in the paper's settings).",
+    ),
 ]
-_Draws = Annotated[int, typer.Option(help="Random draws of the faithfulness figures.")]
+_Draws = Annotated[
+    int,
+    typer.Option(
+        "--draws", callback=shared.positive, help="Random draws of the faithfulness figures."
+    ),
+]
 _Target = Annotated[
     str | None,
     typer.Option(help="The text to explain; what the model writes next if not given."),
