@@ -316,7 +316,7 @@ def evaluate_attribution(
 def _check(
     names: Sequence[str], prompts: Sequence[Any], options: Mapping[str, Any], draws: int
 ) -> None:
-    for name in options.keys() - set(names):
+    for name in (one for one in options if one not in names):
         raise PertokenError(f"options for {name!r}, which is not among the methods")
     if draws < 1:
         raise PertokenError(f"the number of draws must be 1 or more, got {draws}")

@@ -49,7 +49,7 @@ class Method:
 
     def filled(self, options: dict[str, Any]) -> dict[str, Any]:
         """All options with their values; PertokenError for one the method does not have."""
-        for name in options.keys() - self.options.keys():
+        for name in (one for one in options if one not in self.options):
             known = [option for option in self.options if option != "seed"]
             raise PertokenError(
                 f"the method {self.name!r} has no option {name!r}{nearest(name, known)}; "

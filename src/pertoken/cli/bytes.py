@@ -42,9 +42,8 @@ def check_options(context: Context) -> None:
     """Raise PertokenError where an option was given that --bytes does not understand."""
     if not context.params["as_bytes"]:
         raise PertokenError("--max-new-bytes needs --bytes; tokens are counted by --max-new-tokens")
-    for name in context.params.keys() - _SHARED:
-        if not shared.given(context, name):
-            continue
+    wrong = [n for n in context.params if n not in _SHARED and shared.given(context, n)]
+    for name in sorted(wrong, key=lambda name: name == "max_new_tokens"):
         option = "--" + name.removeprefix("as_").replace("_", "-")
         if name == "max_new_tokens":
             raise PertokenError(f"--bytes counts bytes: give --max-new-bytes instead of {option}")
