@@ -85,7 +85,7 @@ def line(role: Any, content: Any) -> str:
             "\n".join([line("user", "a"), line("system", "b")]).encode(),
             "line 2: a system message can only be the first",
         ),
-        (b"\xff\xfe", "talk is not UTF-8 (byte 0)"),
+        (b"\xff\xfe", "talk is not UTF-8 (byte 1)"),
     ],
 )
 def test_broken_files_are_named_with_their_line(

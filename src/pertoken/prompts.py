@@ -112,7 +112,7 @@ def read_utf8(file: Path, what: str, *, exact: bool = False) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise PertokenError(
-            f"{what} {file} is not UTF-8 (byte {error.start}); save it as UTF-8"
+            f"{what} {file} is not UTF-8 (byte {error.start + 1}); save it as UTF-8"
         ) from None
     except OSError as error:
         raise PertokenError(f"{what} {file} can't be read: {error.strerror}") from None

@@ -188,6 +188,7 @@ def test_sampling_repeats_with_a_seed(run: list[str], capsys: Capture, monkeypat
     first = said("--sample", "--seed", "3")
     assert first == said("--sample", "--seed", "3")
     assert first != said("--temperature", "5", "--seed", "3")
+    assert said("--top-p", "1e-9") == said()
     assert first != said()
 
 
@@ -287,6 +288,7 @@ def test_an_empty_pipe_is_an_empty_chat(
         (["--budget", "25%"], "Invalid value for '--budget'"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be 1 or more, got 0"),
         (["--temperature", "0"], "--temperature must be above 0, got 0"),
+        (["--top-p", "2"], "--top-p is a share above 0 and at most 1, got 2"),
         (["--model", "smolm2"], "did you mean 'smollm2'"),
         (["--dtype", "float31"], "did you mean"),
         (["--save", "none/talk.jsonl"], "there is no folder none"),

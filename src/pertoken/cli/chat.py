@@ -49,6 +49,7 @@ def chat(
     budget: Annotated[int, typer.Option(help="Tokens whose keys and values are kept.")] = 256,
     sample: shared.Sample = False,
     temperature: shared.Temperature = None,
+    top_p: shared.TopP = None,
     save: _Save = None,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
@@ -78,7 +79,7 @@ def chat(
     if seed is not None:
         torch.manual_seed(seed)
     make = partial(make_cache, cache, loaded, budget)
-    choice = shared.sampling(sample, temperature)
+    choice = shared.sampling(sample, temperature, top_p)
     with contextlib.closing(Talk(loaded, tokenizer, make, max_new_tokens, choice)) as talk:
         if not getattr(tokenizer, "chat_template", None):
             _dim(f"{model} has no chat template: the conversation is written as a transcript")

@@ -194,7 +194,8 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PertokenError(f"{file} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        at = error.start + 1
+        raise PertokenError(f"{file} is not UTF-8 (byte {at}); save it as UTF-8") from None
     except OSError as error:
         raise PertokenError(f"{file} can't be read: {error.strerror}") from None
 
