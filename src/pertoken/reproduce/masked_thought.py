@@ -50,18 +50,17 @@ BARS = {GAIN: ">= 2", SURE: "> 0", IRRELEVANT: ">= 0", DEPENDENCE: "> 0"}
 REASONS: dict[str, str] = {
     IRRELEVANT: (
         "not told apart from 0: with a number that is not used, masked thought is ahead of "
-        "fine-tuning in four of the five trainings and far behind in one, where dropout of the same "
-        "rate falls further still. At the higher rate both gains are about equal (rows)"
+        "fine-tuning in four of the five trainings and far behind in one, where dropout of the "
+        "same rate falls further still. At the higher rate both gains are about equal (rows)"
     ),
     DEPENDENCE: (
         "not told apart: the interval has 0 inside. At the higher rate, and with random tokens, "
         "answers depend more on the question in every training (their rows)"
     ),
 }
-CAVEATS: dict[str, str] = {
-    metric: "dropout of the same rate on the answer's embeddings gains as much (its row)"
-    for metric in (GAIN, SURE)
-}
+CAVEATS: dict[str, str] = dict.fromkeys(
+    (GAIN, SURE), "dropout of the same rate on the answer's embeddings gains as much (its row)"
+)
 
 Unit = dict[str, float]
 Arm = tuple[str, float]
