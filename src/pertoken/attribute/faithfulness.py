@@ -316,8 +316,9 @@ def evaluate_attribution(
 def _check(
     names: Sequence[str], prompts: Sequence[Any], options: Mapping[str, Any], draws: int
 ) -> None:
-    for name in (one for one in options if one not in names):
-        raise PertokenError(f"options for {name!r}, which is not among the methods")
+    for name in options:
+        if name not in names:
+            raise PertokenError(f"options for {name!r}, which is not among the methods")
     if draws < 1:
         raise PertokenError(f"the number of draws must be 1 or more, got {draws}")
     if not names or not prompts:

@@ -49,7 +49,9 @@ class Method:
 
     def filled(self, options: dict[str, Any]) -> dict[str, Any]:
         """All options with their values; PertokenError for one the method does not have."""
-        for name in (one for one in options if one not in self.options):
+        for name in options:
+            if name in self.options:
+                continue
             known = [option for option in self.options if option != "seed"]
             raise PertokenError(
                 f"the method {self.name!r} has no option {name!r}{nearest(name, known)}; "
