@@ -78,7 +78,7 @@ def test_lines_on_a_terminal(tiny_folder: str) -> None:
         (["TINY", "--langs", "germn", "--section", "numbers"], "unknown language 'germn'"),
         (["TINY", "--langs", ","], "--langs names no language"),
         (["TINY", "--section", "number"], "(did you mean 'numbers'?)"),
-        (["TINY", "--text", "latin.txt"], "text file latin.txt is not UTF-8 (byte 3)"),
+        (["TINY", "--text", "latin.txt"], "text file latin.txt is not UTF-8 (byte 4)"),
         (["TINY", "--text", "empty.txt"], "the text 'empty.txt' is empty"),
         (["TINY", "--text", "none.txt"], "there is no text file none.txt"),
         (["t.txt"], "t.txt: not a SentencePiece model"),

@@ -164,7 +164,7 @@ MISTAKES = [
         ["window", "--conversation", "role.jsonl"],
         "role.jsonl, line 1: the role is one of system",
     ),
-    (["window", "--conversation", "latin.jsonl"], "latin.jsonl is not UTF-8 (byte 28)"),
+    (["window", "--conversation", "latin.jsonl"], "latin.jsonl is not UTF-8 (byte 29)"),
     (["window", "--conversation", "long.jsonl"], "tokens long; the model has 512 positions"),
     (["window", "--model", "smolm2"], "did you mean 'smollm2'"),
     (["window", "--dtype", "float31"], "did you mean"),

@@ -103,7 +103,7 @@ def test_a_decoder_rates_in_the_place_of_an_encoder(
             "stop-words rates without a model: leave 'nonesuch' out",
         ),
         (["p.txt", "--salience", "random", "--model", "minilm"], "random rates without a model"),
-        (["latin.txt"], "prompt file latin.txt is not UTF-8 (byte 3)"),
+        (["latin.txt"], "prompt file latin.txt is not UTF-8 (byte 4)"),
         (["empty.txt"], "the prompt is empty"),
         (["p.txt", "--chat"], "p.txt, line 1: not JSON"),
         (["odd.jsonl", "--chat"], "odd.jsonl, line 1: the role is one of"),

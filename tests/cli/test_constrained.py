@@ -235,7 +235,7 @@ REFUSED = [
     (["--regex", "(a", "--model", "./none"], "not a regular expression"),
     (["--json-schema", "none.json"], "none.json can't be read: No such file"),
     (["--grammar", "."], ". can't be read: Is a directory"),
-    (["--json-schema", "latin.json"], "latin.json is not UTF-8 (byte 2); save it as UTF-8"),
+    (["--json-schema", "latin.json"], "latin.json is not UTF-8 (byte 3); save it as UTF-8"),
     (
         ["--json-schema", "cut.json"],
         "cut.json: the schema is not JSON: line 1, column 10: Expecting",

@@ -77,7 +77,7 @@ def test_an_interrupted_transplant_leaves_no_folder(
         (["new", "out", "--corpus", "corpus.txt"], "--corpus is for --supertokens"),
         (["out", "--supertokens", "300", "--corpus", "gone.txt"], "there is no corpus gone.txt"),
         (["out", "--supertokens", "300", "--corpus", "empty.txt"], "empty.txt is empty"),
-        (["out", "--supertokens", "300", "--corpus", "latin.txt"], "not UTF-8 (byte 0)"),
+        (["out", "--supertokens", "300", "--corpus", "latin.txt"], "not UTF-8 (byte 1)"),
         (["out", "--supertokens", "300", "--corpus", "one.txt"], "is one line"),
         (["out", "--supertokens", "99", "--corpus", "corpus.txt"], "smaller than the alphabet"),
         (["new", "full", "--text", "text.txt"], "full is there already"),

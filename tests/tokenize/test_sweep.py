@@ -254,7 +254,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_training(
     languages = ["eng", "deu"]
     for more, line in [
         ({"languages": ["eng", "deuu"]}, r"unknown language 'deuu' \(did you mean 'deu'\?\)"),
-        ({"languages": ["eng", "fra"]}, r"fra.txt is not UTF-8 \(byte 1\)"),
+        ({"languages": ["eng", "fra"]}, r"fra.txt is not UTF-8 \(byte 2\)"),
         ({"languages": ["eng", "ita"]}, "the text of ita is empty"),
         ({"languages": ["eng", "spa"]}, "spa has 2 lines, too few for 3 folds"),
         ({"languages": ["deu"]}, "the reference 'eng' is no language here"),

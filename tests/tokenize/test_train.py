@@ -202,7 +202,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path) -> None:
     for texts, size, options, line in [
         ([], 300, {}, "the corpus is empty"),
         ([" \n"], 300, {}, "the corpus is empty"),
-        (latin, 300, {}, r"latin.txt is not UTF-8 \(byte 1\)"),
+        (latin, 300, {}, r"latin.txt is not UTF-8 \(byte 2\)"),
         (tmp_path / "none.txt", 300, {}, "there is no corpus file .*none.txt"),
         ("one string", 300, {}, "a list of texts"),
         (["a"], 256, {}, "256 is smaller than the alphabet of bpe: 257 tokens"),
