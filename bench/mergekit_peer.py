@@ -37,7 +37,11 @@ def program(given: str | None) -> str | None:
 
 
 def by_omp(tool: str, receiver: Path, donor: Path, out: Path, k: int) -> float:
-    """Write the model to `out`; seconds."""
+    """Write the model to `out`, or find it whole there; seconds that it took."""
+    took = out / "seconds.json"  # written last
+    if took.is_file():
+        return float(json.loads(took.read_text(encoding="utf-8")))
+    shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
     done = subprocess.run(
         [tool, str(receiver), str(donor), str(out), "-k", str(k), "-a", "omp", "--quiet"],
@@ -46,7 +50,9 @@ def by_omp(tool: str, receiver: Path, donor: Path, out: Path, k: int) -> float:
     )
     if done.returncode:
         raise RuntimeError(f"mergekit-tokensurgeon failed: {done.stderr.strip()[-400:]}")
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    took.write_text(json.dumps(seconds), encoding="utf-8")
+    return seconds
 
 
 def ratios(found: list[tuple[float, int]], before: list[tuple[float, int]]) -> list[float]:
@@ -83,7 +89,7 @@ def measure(tool: str, given: argparse.Namespace) -> dict[str, Any]:
         found[method] = ratios(nats_per_text(made, tokenizer, texts), before), seconds
         del made
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "out")
+        out = Path(given.keep or folder, f"{names[0]}-omp-{given.k}")
         seconds = by_omp(tool, model_folder(names[0]), model_folder(names[1]), out, given.k)
         made, _ = pertoken.load(out)
         found["omp"] = ratios(nats_per_text(made, tokenizer, texts), before), seconds
@@ -113,6 +119,7 @@ def main() -> int:
     parser.add_argument("--split", choices=("dev", "report"), default="report")
     parser.add_argument("--texts", type=int, default=8, help="of each kind")
     parser.add_argument("--embedder", default="minilm")
+    parser.add_argument("--keep", type=Path, help="folder of mergekit's model, for another run")
     parser.add_argument("-k", type=int, default=64, help="terms of OMP's sums, its default")
     given = parser.parse_args()
     tool = program(given.program)
@@ -131,7 +138,7 @@ def main() -> int:
     for row in found["rows"]:
         print(f"{row['metric']}: {row['here']:.4f}")
     settings = {
-        name: value for name, value in vars(given).items() if name not in ("out", "program")
+        name: value for name, value in vars(given).items() if name not in ("out", "program", "keep")
     }
     written = {"settings": settings, "versions": versions(), "machine": machine(), **found}
     given.out.parent.mkdir(parents=True, exist_ok=True)
