@@ -45,16 +45,14 @@ def posterior() -> dict[Text, float]:
 def masking() -> dict[Text, float]:
     """What masking token by token draws from: every step renormalised by itself.
 
-    Behind `LONGEST` letters the stop token is forced; where the text is not whole then, masking
-    failed, and what is left is taken relative to the texts that are whole.
+    It stops by its own chance, so longer texts and those that never end whole are among its draws;
+    what is left is taken relative to the texts that are whole and short enough, as in `posterior`.
     """
     rule = DeadEnds()
     found = {}
     for text in _texts():
         chance = 1.0
-        for place, token in enumerate([*text, STOP][: LONGEST + 1]):
-            if place == LONGEST:
-                break
+        for place, token in enumerate([*text, STOP]):
             start, row = text[:place], TABLE[text[place - 1] if place else 0]
             allowed = [t for t in LETTERS if rule.accepts([*start, t])]
             allowed += [STOP] if rule.complete(start) else []
