@@ -52,6 +52,9 @@ _CAPPED = (
     "a place is given up behind a thousand refusals, which this vocabulary makes a share below "
     "the bar"
 )
+_GIVEN_UP = (
+    "some texts were given up, behind a thousand refusals each, which are most of the checks"
+)
 _OWN = "not a claim of the paper; six texts of our own, whose keys stand in the prompt"
 _COMPUTED = (
     "token masking was not run: its cost is the size of the vocabulary times one slow check, so "
@@ -62,9 +65,8 @@ CAVEATS: dict[str, str] = {
     "dead ends: total variation of token masking": (
         "the table was written so that a liked token hardly has a way on"
     ),
-    "checks per token over vocabulary: regex, smollm2": (
-        "a quarter of the texts were given up, and their refusals are most of the checks"
-    ),
+    "checks per token over vocabulary: regex, smollm2": _GIVEN_UP,
+    "checks per token over vocabulary: schema, smollm2": _GIVEN_UP,
     "checks per token over vocabulary: regex, gemma3-270m": (
         "a place is given up behind a thousand refusals, which this vocabulary makes a share "
         "below the bar; half of the texts were given up"
