@@ -42,6 +42,7 @@ def by_omp(tool: str, receiver: Path, donor: Path, out: Path, k: int) -> float:
     if took.is_file():
         return float(json.loads(took.read_text(encoding="utf-8")))
     shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be made is said before the hours
     began = time.perf_counter()
     done = subprocess.run(
         [tool, str(receiver), str(donor), str(out), "-k", str(k), "-a", "omp", "--quiet"],
@@ -132,7 +133,7 @@ def main() -> int:
 
     try:
         found = measure(tool, given)
-    except (pertoken.PertokenError, RuntimeError) as error:
+    except (pertoken.PertokenError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for row in found["rows"]:

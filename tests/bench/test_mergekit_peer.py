@@ -51,3 +51,11 @@ def test_what_a_failed_run_left_is_no_model(tmp_path: Path) -> None:
         peer.by_omp(_tool(tmp_path, BROKEN), tmp_path, tmp_path, out, 64)
     peer.by_omp(_tool(tmp_path, TOOL), tmp_path, tmp_path, out, 64)
     assert not (out / "half").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_peer_runs(tmp_path: Path) -> None:
+    peer = _peer()
+    (tmp_path / "kept").write_text("a file", encoding="utf-8")
+    with pytest.raises(OSError, match="kept"):
+        peer.by_omp(_tool(tmp_path, TOOL), tmp_path, tmp_path, tmp_path / "kept" / "omp", 64)
+    assert not (tmp_path / "runs").exists()

@@ -17,9 +17,7 @@ OPERATORS = {
     ">": operator.gt,
     "<": operator.lt,
 }
-numbers = st.floats(allow_nan=False, allow_infinity=False, width=32).filter(
-    lambda number: not 0 < abs(number) < 1e-14
-)  # what is nearer to a bar of 0 is the rounding of it
+numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 @given(st.sampled_from(sorted(OPERATORS)), numbers, numbers)
@@ -30,17 +28,6 @@ numbers = st.floats(allow_nan=False, allow_infinity=False, width=32).filter(
 def test_a_bar_means_its_operator(sign: str, limit: float, figure: float) -> None:
     # repr of a float may be 1e-05 or 1e+16: every spelling Python writes must be readable
     assert Bar.parse(f"{sign} {limit!r}").holds(figure) == OPERATORS[sign](figure, limit)
-
-
-def test_rounding_breaks_no_bar_that_allows_equality() -> None:
-    zero = (1 / 3 - 1) + 1 / 3 + 1 / 3
-    assert zero < 0
-    assert Bar.parse(">= 0").holds(zero)
-    assert Bar.parse("== 0").holds(zero)
-    assert Bar.parse("<= 0").holds(-zero)
-    assert Bar.parse("<= 0.3").holds(0.1 + 0.2)
-    assert not Bar.parse("> 0").holds(zero)
-    assert not Bar.parse("<= 1e-10").holds(1.01e-10)
 
 
 @given(st.sampled_from(sorted(OPERATORS)), numbers)

@@ -17,22 +17,18 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_ROUNDING = 1e-15
-"""Where equal sums are subtracted this may be left: of the bar's value, beside 0 as it is."""
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _BAR = re.compile(rf"\s*(>=|<=|==|>|<)\s*({_NUMBER})\s*")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One comparison against a number; one that allows equality allows rounding.
+    """One comparison against a number.
 
     >>> Bar.parse(">= 1.12").holds(1.2)
     True
     >>> Bar.parse("<= 0.08").holds(float("nan"))
     False
-    >>> Bar.parse(">= 0").holds((1 / 3 - 1) + 1 / 3 + 1 / 3)  # 0, but for rounding
-    True
     """
 
     text: str
@@ -57,8 +53,6 @@ class Bar:
         """Whether `figure` meets the bar; a missing figure, NaN or infinity never does."""
         if figure is None or not math.isfinite(figure):
             return False
-        if "=" in self.operator and abs(figure - self.value) <= _ROUNDING * (abs(self.value) or 1):
-            return True
         return _OPERATORS[self.operator](figure, self.value)
 
 
