@@ -42,7 +42,6 @@ def by_omp(tool: str, receiver: Path, donor: Path, out: Path, k: int) -> float:
     if took.is_file():
         return float(json.loads(took.read_text(encoding="utf-8")))
     shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be made is said before the hours
     began = time.perf_counter()
     done = subprocess.run(
         [tool, str(receiver), str(donor), str(out), "-k", str(k), "-a", "omp", "--quiet"],
@@ -132,6 +131,8 @@ def main() -> int:
     from pertoken.reproduce._machine import machine, versions
 
     try:
+        if given.keep is not None:  # what cannot be made is said before the hours
+            given.keep.mkdir(parents=True, exist_ok=True)
         found = measure(tool, given)
     except (pertoken.PertokenError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -53,9 +53,16 @@ def test_what_a_failed_run_left_is_no_model(tmp_path: Path) -> None:
     assert not (out / "half").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_the_peer_runs(tmp_path: Path) -> None:
-    peer = _peer()
-    (tmp_path / "kept").write_text("a file", encoding="utf-8")
-    with pytest.raises(OSError, match="kept"):
-        peer.by_omp(_tool(tmp_path, TOOL), tmp_path, tmp_path, tmp_path / "kept" / "omp", 64)
-    assert not (tmp_path / "runs").exists()
+def test_a_folder_that_cannot_be_made_is_said_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer, kept, out = _peer(), tmp_path / "kept", tmp_path / "out.json"
+    kept.write_text("a file", encoding="utf-8")
+    monkeypatch.setattr(peer, "measure", lambda *_: pytest.fail("it ran"))
+    words = ["bench", "--program", _tool(tmp_path, TOOL), "--keep", str(kept), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    assert peer.main() == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(kept) in error
+    assert not out.exists()
