@@ -132,6 +132,8 @@ def main() -> int:
 
     try:
         if given.keep is not None:  # what cannot be made is said before the hours
+            if given.keep.is_file():
+                raise pertoken.PertokenError(f"{given.keep} is a file; --keep names a folder")
             given.keep.mkdir(parents=True, exist_ok=True)
         found = measure(tool, given)
     except (pertoken.PertokenError, RuntimeError, OSError) as error:
