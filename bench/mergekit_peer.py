@@ -8,7 +8,8 @@ token as a sparse sum of shared tokens, found among the embeddings of a donor mo
 tokenizer, so it knows more than TokenAdapt does: that of two pretrained models. A fresh tokenizer
 has no donor, and OMP nothing to say about it.
 
-mergekit is run as a program, with its settings as they are but for `-k`. Its configuration keeps
+mergekit is run as a program, with its settings as they are but for `-k` and its batch (all tokens
+at once, unless told: about 60 GiB for Gemma's 262,144). Its configuration keeps
 the old special ids (0.1.5), which do not matter here: texts are read behind the new tokenizer's
 own.
 """
@@ -36,18 +37,18 @@ def program(given: str | None) -> str | None:
     return given or (str(beside) if beside.is_file() else shutil.which("mergekit-tokensurgeon"))
 
 
-def by_omp(tool: str, receiver: Path, donor: Path, out: Path, k: int) -> float:
-    """Write the model to `out`, or find it whole there; seconds that it took."""
+def by_omp(tool: str, receiver: Path, donor: Path, out: Path, k: int, batch: int = 512) -> float:
+    """Write the model to `out`, or find it whole there; seconds that it took.
+
+    A sum is found for each token apart, so `batch` is a matter of memory alone.
+    """
     took = out / "seconds.json"  # written last
     if took.is_file():
         return float(json.loads(took.read_text(encoding="utf-8")))
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
-    done = subprocess.run(
-        [tool, str(receiver), str(donor), str(out), "-k", str(k), "-a", "omp", "--quiet"],
-        capture_output=True,
-        text=True,
-    )
+    words = [tool, receiver, donor, out, "-k", k, "-a", "omp", "--batch-size", batch, "--quiet"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"mergekit-tokensurgeon failed: {done.stderr.strip()[-400:]}")
     seconds = time.perf_counter() - began
@@ -90,7 +91,8 @@ def measure(tool: str, given: argparse.Namespace) -> dict[str, Any]:
         del made
     with tempfile.TemporaryDirectory() as folder:
         out = Path(given.keep or folder, f"{names[0]}-omp-{given.k}")
-        seconds = by_omp(tool, model_folder(names[0]), model_folder(names[1]), out, given.k)
+        receiver, donor = (model_folder(name) for name in names)
+        seconds = by_omp(tool, receiver, donor, out, given.k, given.batch_size)
         made, _ = pertoken.load(out)
         found["omp"] = ratios(nats_per_text(made, tokenizer, texts), before), seconds
     medians = {name: statistics.median(values) for name, (values, _) in found.items()}
@@ -120,6 +122,7 @@ def main() -> int:
     parser.add_argument("--texts", type=int, default=8, help="of each kind")
     parser.add_argument("--embedder", default="minilm")
     parser.add_argument("--keep", type=Path, help="folder of mergekit's model, for another run")
+    parser.add_argument("--batch-size", type=int, default=512, help="tokens that OMP takes at once")
     parser.add_argument("-k", type=int, default=64, help="terms of OMP's sums, its default")
     given = parser.parse_args()
     tool = program(given.program)

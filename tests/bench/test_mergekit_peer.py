@@ -13,7 +13,7 @@ if not BENCH.is_dir():
     pytest.skip("the benches are not in this copy", allow_module_level=True)
 
 TOOL = """#!/bin/sh
-mkdir -p "$3" && echo run >> "$3/../runs" && echo made > "$3/model"
+mkdir -p "$3" && echo "$4 $5 $8 $9" >> "$3/../runs" && echo made > "$3/model"
 """
 BROKEN = """#!/bin/sh
 mkdir -p "$3" && echo half > "$3/half" && echo no memory >&2 && exit 1
@@ -38,10 +38,10 @@ def _tool(folder: Path, text: str) -> str:
 
 def test_a_kept_folder_is_used_again_with_its_seconds(tmp_path: Path) -> None:
     peer, out = _peer(), tmp_path / "kept" / "omp"
-    first = peer.by_omp(_tool(tmp_path, TOOL), tmp_path, tmp_path, out, 64)
+    first = peer.by_omp(_tool(tmp_path, TOOL), tmp_path, tmp_path, out, 64, batch=32)
     again = peer.by_omp(_tool(tmp_path, TOOL), tmp_path, tmp_path, out, 64)
     assert again == first > 0
-    assert (tmp_path / "kept" / "runs").read_text(encoding="utf-8") == "run\n"
+    assert (tmp_path / "kept" / "runs").read_text(encoding="utf-8") == "-k 64 --batch-size 32\n"
     assert (out / "model").is_file()
 
 
