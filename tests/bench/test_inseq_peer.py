@@ -91,19 +91,21 @@ def test_rank_correlation_is_spearmans() -> None:
 
 
 def timed(asked: Any, rounds: int) -> Any:
-    """Rounds in which the peer takes four seconds to our one, and gives no scores in the first."""
+    """Rounds in which the peer takes four seconds to our one; no probe of it stops in the first,
+    none of ours in the third."""
     now = [0.0]
 
     def take(seconds: float, run: Any) -> Any:
         now[0] += seconds
         return run
 
-    ours = peer.run_ours(asked, SETTINGS, 0)
+    ours = replace(peer.run_ours(asked, SETTINGS, 0), stopped=True)
+    lost = replace(ours, stopped=False)
     nothing = peer.Run(torch.full_like(ours.importance, torch.nan), False, 100)
     theirs = peer.Run(ours.importance.flip(0), True, 100)
     return alternate(
         {
-            "ours": lambda i: take(1.0, ours),
+            "ours": lambda i: take(1.0, lost if i == 2 else ours),
             "inseq": lambda i: take(4.0, theirs if i else nothing),
         },
         rounds,
@@ -115,9 +117,9 @@ def timed(asked: Any, rounds: int) -> Any:
 
 def test_the_report_judges_time_and_faithfulness() -> None:
     asked = question()
-    run = timed(asked, 3)
-    targets = peer.measure(run, [asked] * 3, draws=3)
-    assert ["faithfulness" in target for target in targets] == [False, True, True]
+    run = timed(asked, 4)
+    targets = peer.measure(run, [asked] * 4, draws=3)
+    assert ["faithfulness" in target for target in targets] == [False, True, False, True]
     written = peer.report(targets, {})
     rows = {row["metric"]: row for row in written["rows"]}
     assert rows.keys() >= peer.BARS.keys()
@@ -125,8 +127,8 @@ def test_the_report_judges_time_and_faithfulness() -> None:
     fast = rows["seconds: ours over inseq"]
     assert (fast["here"], fast["quartiles"], fast["holds"]) == (0.25, [0.25] * 3, False)
     assert rows["seconds per row: inseq"]["here"] == 0.04
-    assert rows["share of targets for which a probe stopped: inseq"]["here"] == pytest.approx(2 / 3)
-    assert rows["targets rated: those that inseq gives scores for"]["here"] == 2
+    assert rows["share of targets for which a probe stopped: inseq"]["here"] == 3 / 4
+    assert rows["targets rated: a probe of both stopped"]["here"] == 2
     for metric in peer.METRICS:
         ratio = rows[f"{metric}: ours over inseq"]
         assert ratio["holds"] == (ratio["here"] is not None and ratio["here"] >= 1)

@@ -1,31 +1,72 @@
 """Prompts of ReAGent's reproduction, made by rule: analogies, cut prose, planted facts.
 
-The two splits have no capital, name or sentence in between in common: what stands at an odd place
-of a list is the report's.
+What stands at an odd place of a list is the report's, so the two splits have no pair of words, no
+name and no sentence in between in common.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Split = Literal["dev", "report"]
 
-# Pairs after the Google analogy set's capitals, as the paper's LongRA.
-CAPITALS = (
-    ("Athens", "Greece"), ("Bangkok", "Thailand"), ("Berlin", "Germany"), ("Cairo", "Egypt"),
-    ("Canberra", "Australia"), ("Hanoi", "Vietnam"), ("Havana", "Cuba"), ("Helsinki", "Finland"),
-    ("Kabul", "Afghanistan"), ("London", "England"), ("Madrid", "Spain"), ("Moscow", "Russia"),
-    ("Oslo", "Norway"), ("Ottawa", "Canada"), ("Paris", "France"), ("Rome", "Italy"),
-    ("Stockholm", "Sweden"), ("Tehran", "Iran"), ("Tokyo", "Japan"), ("Baghdad", "Iraq"),
-    ("Lima", "Peru"), ("Nairobi", "Kenya"), ("Vienna", "Austria"), ("Warsaw", "Poland"),
-    ("Beijing", "China"), ("Bern", "Switzerland"), ("Brussels", "Belgium"), ("Budapest", "Hungary"),
-    ("Copenhagen", "Denmark"), ("Dublin", "Ireland"), ("Jakarta", "Indonesia"),
-    ("Kathmandu", "Nepal"), ("Lisbon", "Portugal"), ("Santiago", "Chile"), ("Sofia", "Bulgaria"),
-    ("Tunis", "Tunisia"),
-)  # fmt: skip
+# By relation a text, whose first gap decides how it goes on behind the aside in the second, and
+# pairs of words: what stands in the gap, and what follows the text.
+RELATIONS = {
+    "capital": (
+        "We landed in {} after midnight and took the first train.{} Our hotel was in the middle of "
+        "the capital, the city of",
+        "France Paris, Germany Berlin, Italy Rome, Spain Madrid, Japan Tokyo, China Beijing, "
+        "Russia Moscow, Egypt Cairo, Iraq Baghdad, Iran Tehran, Greece Athens, Austria Vienna, "
+        "Cuba Havana, Canada Ottawa, Ireland Dublin, Poland Warsaw, Vietnam Hanoi, Kenya Nairobi, "
+        "Portugal Lisbon, Norway Oslo, Sweden Stockholm, Thailand Bangkok, England London, "
+        "Belgium Brussels",
+    ),
+    "country": (
+        "All through the winter he read books by {} writers and dreamed of going there.{} In May "
+        "he bought a ticket and flew to",
+        "French France, German Germany, Italian Italy, Spanish Spain, Japanese Japan, "
+        "Chinese China, Russian Russia, Egyptian Egypt, Greek Greece, Polish Poland, "
+        "Irish Ireland, Swedish Sweden, Indian India, Mexican Mexico, Canadian Canada, "
+        "Australian Australia, Brazilian Brazil, Korean Korea, Turkish Turkey, Cuban Cuba",
+    ),
+    "comparative": (
+        "The first one was quite {}.{} The second one was even",
+        "big bigger, small smaller, tall taller, cold colder, warm warmer, fast faster, "
+        "slow slower, strong stronger, weak weaker, bright brighter, dark darker, cheap cheaper, "
+        "old older, young younger, long longer, short shorter, high higher, deep deeper, "
+        "loud louder, sharp sharper, smart smarter, large larger, wide wider, hard harder",
+    ),
+    "opposite": (
+        "The first one was very {}.{} The second one was the opposite, very",
+        "hot cold, bad good, big small, hard easy, fast slow, sad happy, true false, dark light, "
+        "poor rich, high low, early late, wet dry, strong weak, expensive cheap",
+    ),
+    "participle": (
+        "He wants to {} all day long.{} His mother thinks that he should stop",
+        "sing singing, swim swimming, run running, walk walking, play playing, dance dancing, "
+        "write writing, sleep sleeping, fight fighting, talk talking, work working, eat eating, "
+        "drink drinking, cook cooking, paint painting, read reading, train training, "
+        "travel traveling, sit sitting, fish fishing, hunt hunting, jump jumping, drive driving, "
+        "ride riding, cry crying, speak speaking",
+    ),
+    "plural": (
+        "I have always wanted a {}.{} So we went into the shop that sells",
+        "book books, chair chairs, lamp lamps, bottle bottles, knife knives, banana bananas, "
+        "flower flowers, hat hats, box boxes, basket baskets, shirt shirts, clock clocks, "
+        "carpet carpets, melon melons, mouse mice, pen pens, mirror mirrors, brush brushes, "
+        "toy toys, plate plates",
+    ),
+    "family": (
+        "The man is my {}.{} The woman beside him is my",
+        "uncle aunt, brother sister, father mother, grandfather grandmother, son daughter, "
+        "nephew niece, grandson granddaughter, husband wife",
+    ),
+}
 BETWEEN = (
     "The market was full of people that morning, and the weather was mild.",
     "My sister called twice about the broken kitchen window.",
@@ -52,28 +93,37 @@ THINGS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt, the target text that follows it (None: what the model writes), and where the fact
-    stands that decides it: characters of the prompt."""
+    """A prompt and the target text that follows it (None: what the model writes).
+
+    fact: where it stands that decides the target, characters of the prompt; plain: the prompt
+    without what has nothing to do with it.
+    """
 
     number: int
     prompt: str
     target: str | None = None
     fact: tuple[int, int] | None = None
+    plain: str = ""
 
 
-def analogies(split: Split, count: int) -> list[Asked]:
-    """A capital's country after another pair and an unrelated sentence, as in LongRA."""
-    own, between = _own(split, CAPITALS), _own(split, BETWEEN)
+def analogies(split: Split) -> list[Asked]:
+    """Pairs of words, the first far before the second and an aside in between, as LongRA's.
+
+    All of them, relations in turn; `plain` is the same text without the aside. Which ones a model
+    knows is for it to say.
+    """
+    asides = _own(split, BETWEEN)
+    columns = []
+    for text, words in RELATIONS.values():
+        pairs = [pair.split() for pair in words.split(", ")]
+        columns.append([(text, first, second) for first, second in _own(split, pairs)])
+    rows = [each for row in zip_longest(*columns) for each in row if each is not None]
     found = []
-    for place, number in enumerate(_numbers(split, count)):
-        # The first of each pair goes round all capitals, the second stands ever further behind it.
-        apart = 1 + (5 * place + place // len(own)) % (len(own) - 1)
-        first, second = own[place % len(own)], own[(place + apart) % len(own)]
-        prompt = (
-            f"When I think of {first[0]}, I think of {first[1]}. {between[place % len(between)]} "
-            f"When I think of {second[0]}, I think of"
-        )
-        found.append(Asked(number, prompt, f" {second[1]}"))
+    for place, (number, row) in enumerate(zip(_numbers(split, len(rows)), rows, strict=True)):
+        text, first, second = row
+        aside = f" ({asides[place % len(asides)]})"
+        prompt, plain = text.format(first, aside), text.format(first, "")
+        found.append(Asked(number, prompt, f" {second}", plain=plain))
     return found
 
 

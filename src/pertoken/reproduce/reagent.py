@@ -1,12 +1,21 @@
 """Reproduction of ReAGent (arXiv 2402.00794) on two small models.
 
 Soft sufficiency and comprehensiveness of ReAGent and eleven other methods on the same draws, for
-analogies as in the paper's LongRA and for cut prose; whether a planted fact that alone decides the
-answer is found, by ReAGent and the seven methods that cost a pass or two. The paper's data sets and
-models are larger: GPT-2 to OPT-6.7B. Settings are the authors' for single tokens, but for far fewer
-steps (theirs are 3,000 and more) and for replacements by the model itself; a row says how often no
-probe had stopped by then. For how long each method takes see bench/inseq_peer.py: here prompts are
-shared out to processes.
+analogies and for cut prose; whether a planted fact that alone decides the answer is found, by
+ReAGent and the seven methods that cost a pass or two. The paper's data sets and models are larger:
+GPT-2 to OPT-6.7B.
+
+Analogies are made as the paper's LongRA, with words and sentences of our own: a word, an aside, and
+where the text stops the word that the first one decides. As there, a model is asked about those
+that it completes by itself with the aside and without. Cut prose is ours.
+
+Settings are the authors' for single tokens, but for far fewer steps (theirs are 3,000 and more; a
+row says how often no probe had stopped by then), for replacements by the model itself, and for the
+rationale, at most a quarter of the tokens. Importances are absolute values over their sum; the
+authors take the softmax of attention weights, which flattens them, and of gradients the norms that
+inseq gives. A start token, which Gemma has, is never replaced or zeroed. The paper counts cells,
+of a model and a data set each: for those see the rows of one kind of text. How long methods take is
+not asked: prompts are shared out to processes.
 
 Random importances are nearly flat, and for sufficiency about one token's worth of elements
 survives, so that any importance with a peak is ahead of them there; comprehensiveness asks more.
@@ -23,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertoken._bootstrap import bootstrap, bootstrap_mean
+from pertoken.errors import PertokenError
 from pertoken.loading import model_folder
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._reagent_prompts import Asked, analogies, planted, prose
@@ -32,11 +42,12 @@ VERSION = 1
 DTYPE = "float32"
 SECOND = "gemma3-270m"  # its terms must have been accepted: PERTOKEN_ACCEPT_LICENCE=gemma3-270m
 LABELS = {"first": "", "second": ", Gemma-3-270M"}
-PROMPTS = {"analogies": 30, "prose": 30, "planted": 20}
+ASKED = 60  # at most half of them analogies
+PLANTED = 20
 DRAWS = 20
 STEPS = 50
 METRICS = ("sufficiency", "comprehensiveness")
-METHODS = (  # the paper's seven, three more that are as common, and FrugalPrompt's two
+METHODS = (  # beside ReAGent the paper's seven, two more that are common, FrugalPrompt's two
     "reagent",
     "attention",
     "attention-last",
@@ -57,11 +68,13 @@ BARS = {
     "comprehensiveness: reagent over random": "> 1",
     "sufficiency: reagent over the best other method": ">= 1",
     "comprehensiveness: reagent over the best other method": ">= 1",
+    "planted facts the model repeats": ">= 0.5",
     "planted fact in the top 20 % of tokens, where repeated: reagent": ">= 0.8",
     "sufficiency: reagent over random, Gemma-3-270M": "> 1",
     "comprehensiveness: reagent over random, Gemma-3-270M": "> 1",
     "sufficiency: reagent over the best other method, Gemma-3-270M": ">= 1",
     "comprehensiveness: reagent over the best other method, Gemma-3-270M": ">= 1",
+    "planted facts the model repeats, Gemma-3-270M": ">= 0.5",
     "planted fact in the top 20 % of tokens, where repeated: reagent, Gemma-3-270M": ">= 0.8",
 }
 REASONS: dict[str, str] = {}
@@ -71,7 +84,7 @@ _WARNINGS = {  # what a note of a method says
     "integrated-gradients": "did not add up to the difference",
 }
 
-SMOKE_PROSE = [{"question": "one two three four five six seven eight nine ten " * 4}] * 2
+SMOKE_PROSE = [{"question": "one two three four five six seven eight nine ten " * 4}] * 4
 Unit = dict[str, Any]
 Floats = NDArray[np.float64]
 
@@ -80,37 +93,44 @@ def run(context: Context) -> Reproduction:
     """All rows; some three hours on two slow cores, kept prompt by prompt."""
     if not context.smoke:
         model_folder(SECOND)  # a licence or network that is missing is said before the first hour
-    few = 1 if context.smoke else None
     rows = context.data("gsm8k", smoke_rows=SMOKE_PROSE)
-    texts = {
-        "analogies": analogies("report", few or PROMPTS["analogies"]),
-        "prose": prose(rows, "report", few or PROMPTS["prose"]),
-        "planted": planted("report", few or PROMPTS["planted"]),
-    }
+    count = 2 if context.smoke else ASKED
+    texts = prose(rows, "report", count)
+    if len(texts) < count:
+        raise PertokenError(f"{count} long questions at odd places are needed, got {len(texts)}")
+    facts = planted("report", 1 if context.smoke else PLANTED)
+    load = {which: _loader(context, which) for which in LABELS}
+    known = context.remember_all(
+        {which: (["known", which], partial(_known, load[which])) for which in LABELS}, "models"
+    )
     units: dict[tuple[str, str, int], tuple[object, Callable[[], Unit]]] = {}
-    for which in LABELS:
-        load = _loader(context, which)
-        for kind, asked in texts.items():
-            compute = _planted if kind == "planted" else _faithful
-            for each in asked:
-                key = (which, kind, each.number)
-                units[key] = list(key), partial(compute, load, each, context.smoke)
+
+    def add(which: str, kind: str, asked: Asked) -> None:
+        compute = _planted if kind == "planted" else _faithful
+        seed = context.seed + asked.number
+        key = (which, kind, asked.number)
+        units[key] = list(key), partial(compute, load[which], asked, seed, context.smoke)
+
+    words = {each.number: each for each in analogies("report")}
+    for place in range(count):  # both models from the start
+        for which in LABELS:
+            pairs = known[which][: count // 2] or ([1] if context.smoke else [])
+            if place < len(pairs):
+                add(which, "analogies", words[pairs[place]])
+            if place < count - len(pairs):
+                add(which, "prose", texts[place])
+            if place < len(facts):
+                add(which, "planted", facts[place])
     found = context.remember_all(units, "prompts")
     result: list[Row] = []
     for which, label in LABELS.items():
-        of_kind = {
-            kind: [found[which, kind, each.number] for each in asked]
-            for kind, asked in texts.items()
-        }
-        result += _rows(of_kind["analogies"] + of_kind["prose"], label, context.seed)
-        result += _planted_rows(of_kind["planted"], label, context.seed)
-        both = of_kind["analogies"] + of_kind["prose"]
-        for kind, units_of in (("all", both), *list(of_kind.items())[:2]):
-            result += _means(units_of, f"{kind}{label}", context.seed)
+        result += _model_rows(which, label, found, context.seed)
+        share = len(known[which]) / len(words)
+        result.append(Row(f"analogies the model completes{label}", share, "share"))
     return context.reproduction(
         result,
         second_model=SECOND,
-        prompts=PROMPTS,
+        prompts={"analogies": "at most half", "analogies and prose": ASKED, "planted": PLANTED},
         draws=DRAWS,
         methods=METHODS,
         methods_for_planted_facts=SEARCHED,
@@ -149,7 +169,23 @@ def _options(smoke: bool) -> dict[str, dict[str, Any]]:
     }
 
 
-def _faithful(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) -> Unit:
+def _known(load: Callable[[], tuple[Any, Any]]) -> list[int]:
+    """Numbers of the analogies that the model completes, with the aside and without."""
+    from pertoken.attribute._question import ask
+
+    model, tokenizer = load()
+    found = []
+    for each in analogies("report"):
+        wanted = ask(model, tokenizer, each.prompt, each.target)
+        texts = (each.prompt, each.plain)
+        if len(wanted.targets) == 1 and all(
+            ask(model, tokenizer, text, 1).targets == wanted.targets for text in texts
+        ):
+            found.append(each.number)
+    return found
+
+
+def _faithful(load: Callable[[], tuple[Any, Any]], asked: Asked, seed: int, smoke: bool) -> Unit:
     """Each method's metrics on one prompt, and whether it gave a warning."""
     from pertoken.attribute import evaluate_attribution
 
@@ -161,7 +197,7 @@ def _faithful(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) ->
         [prompt],
         METHODS,
         draws=1 if smoke else DRAWS,
-        seed=asked.number,
+        seed=seed,
         options=_options(smoke),
     )
     return {
@@ -174,7 +210,7 @@ def _faithful(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) ->
     }
 
 
-def _planted(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) -> Unit:
+def _planted(load: Callable[[], tuple[Any, Any]], asked: Asked, seed: int, smoke: bool) -> Unit:
     """Is a token of the fact in each method's top 20 %; and does the model know the answer?"""
     from pertoken.attribute import attribute
     from pertoken.attribute._question import ask
@@ -194,7 +230,7 @@ def _planted(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) -> 
             asked.prompt,
             target,
             name,
-            seed=asked.number,
+            seed=seed,
             **options.get(name, {}),
         )
         first = signal.target(0) if signal.targets else signal
@@ -207,8 +243,26 @@ def _planted(load: Callable[[], tuple[Any, Any]], asked: Asked, smoke: bool) -> 
     return found
 
 
+def _model_rows(
+    which: str, label: str, found: dict[tuple[str, str, int], Unit], seed: int
+) -> list[Row]:
+    """All rows of one model: of all texts, of facts, and of each kind of text."""
+    of: dict[str, list[Unit]] = {"analogies": [], "prose": [], "planted": []}
+    for (model, kind, _), unit in found.items():
+        if model == which:
+            of[kind].append(unit)
+    both = of["analogies"] + of["prose"]
+    result = _rows(both, label, seed) + _planted_rows(of["planted"], label, seed)
+    result += _means(both, f"all{label}", seed)
+    for kind in ("analogies", "prose"):
+        if of[kind]:
+            result += _rows(of[kind], f", {kind}{label}", seed)
+            result += _means(of[kind], f"{kind}{label}", seed)
+    return result
+
+
 def _rows(units: list[Unit], label: str, seed: int) -> list[Row]:
-    """ReAGent against random and against the best of the others, over all prompts."""
+    """ReAGent against random and against the best of the others, over the prompts."""
     rows = []
     for metric in METRICS:
         columns = {name: [float(unit[name][metric]) for unit in units] for name in units[0]}
