@@ -18,7 +18,7 @@ Where inseq 0.7.1 is not the same, read from its source:
   one has stopped. Ours leaves it out. A step sends every probe through the model twice, p(y | x)
   is computed once for each probe; logits are made at every position and sorted whole.
 - Where no probe stops, its mean is 0 / 0: NaN. Ours takes the mean over all probes and says so.
-  Targets for which no probe of either has stopped are counted and left out of what is said about
+  Targets for which one of the two had no probe stop are counted and left out of what is said about
   faithfulness; their seconds count.
 - It adds float32 log-odds that are not clipped, and draws from torch's global generator, so the two
   never see the same random numbers: they agree in law, not number by number.

@@ -9,9 +9,8 @@ tokenizer, so it knows more than TokenAdapt does: that of two pretrained models.
 has no donor, and OMP nothing to say about it.
 
 mergekit is run as a program, with its settings as they are but for `-k` and its batch (all tokens
-at once, unless told: about 60 GiB for Gemma's 262,144). Its configuration keeps
-the old special ids (0.1.5), which do not matter here: texts are read behind the new tokenizer's
-own.
+at once, unless told: near 60 GiB for Gemma's). Its configuration keeps the old special ids (0.1.5),
+which do not matter here: texts are read behind the new tokenizer's own.
 """
 
 from __future__ import annotations
@@ -134,7 +133,12 @@ def main() -> int:
     from pertoken.reproduce._machine import machine, versions
 
     try:
-        if given.keep is not None:  # what cannot be made is said before the hours
+        for name in ("texts", "batch_size", "k"):  # what cannot be is said before the hours
+            if getattr(given, name) < 1:
+                raise pertoken.PertokenError(
+                    f"{name} must be 1 or more, got {getattr(given, name)}"
+                )
+        if given.keep is not None:
             if given.keep.is_file():
                 raise pertoken.PertokenError(f"{given.keep} is a file; --keep names a folder")
             given.keep.mkdir(parents=True, exist_ok=True)

@@ -53,6 +53,21 @@ def test_what_a_failed_run_left_is_no_model(tmp_path: Path) -> None:
     assert not (out / "half").exists()
 
 
+@pytest.mark.parametrize("option", ["--batch-size", "--texts", "-k"])
+def test_nothing_to_do_is_said_before_anything_runs(
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    peer = _peer()
+    monkeypatch.setattr(peer, "measure", lambda *_: pytest.fail("it ran"))
+    words = ["bench", "--program", _tool(tmp_path, TOOL), "--out", str(tmp_path / "out"), option]
+    monkeypatch.setattr("sys.argv", [*words, "0"])
+    assert peer.main() == 2
+    assert capsys.readouterr().err.endswith("must be 1 or more, got 0\n")
+
+
 def test_a_folder_that_cannot_be_made_is_said_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,19 +55,16 @@ def test_known_analogies_are_those_that_the_model_goes_on_with(
     from pertoken.reproduce import _reagent_prompts as prompts
 
     model, tokenizer = tiny_model("llama", vocab_size=258), ByteTokenizer()
-    texts = [
-        prompts.Asked(1, "one (two) three", plain="one three"),
-        prompts.Asked(3, "b", plain="c"),
-    ]
-    said = {
-        text: ask(model, tokenizer, text, 1).targets[0]
-        for each in texts
-        for text in (each.prompt, each.plain)
-    }
+    texts = [first + second for first in "abcdefghij" for second in "klmnopqrst"]
+    said = {text: ask(model, tokenizer, text, 1).targets[0] for text in texts}
+    one, other = [text for text in said if said[text].isascii()][:2]
+    assert said[one] != said[other]
     asked = [
-        prompts.Asked(each.number, each.prompt, said[each.prompt], plain=each.plain)
-        for each in texts
+        prompts.Asked(1, one, said[one], plain=one),
+        prompts.Asked(3, one, said[other], plain=one),
+        prompts.Asked(5, one, said[one], plain=other),
+        prompts.Asked(7, other, said[one], plain=one),
+        prompts.Asked(9, one, said[one] + said[one], plain=one),  # two tokens
     ]
     monkeypatch.setattr(reagent, "analogies", lambda split: asked)
-    wanted = [each.number for each in asked if said[each.prompt] == said[each.plain]]
-    assert reagent._known(lambda: (model, tokenizer)) == wanted
+    assert reagent._known(lambda: (model, tokenizer)) == [1]

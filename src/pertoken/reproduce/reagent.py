@@ -6,8 +6,10 @@ ReAGent and the seven methods that cost a pass or two. The paper's data sets and
 GPT-2 to OPT-6.7B.
 
 Analogies are made as the paper's LongRA, with words and sentences of our own: a word, an aside, and
-where the text stops the word that the first one decides. As there, a model is asked about those
-that it completes by itself with the aside and without. Cut prose is ours.
+where the text stops the word that the first one decides. Sentences were chosen on the development
+half's words, by how often a model completes them. Each model is asked about those that it completes
+by itself with the aside and without (the authors ask all about those that GPT-2-medium completes).
+Cut prose is ours.
 
 Settings are the authors' for single tokens, but for far fewer steps (theirs are 3,000 and more; a
 row says how often no probe had stopped by then), for replacements by the model itself, and for the
@@ -130,7 +132,9 @@ def run(context: Context) -> Reproduction:
     return context.reproduction(
         result,
         second_model=SECOND,
-        prompts={"analogies": "at most half", "analogies and prose": ASKED, "planted": PLANTED},
+        analogies={which: min(len(numbers), ASKED // 2) for which, numbers in known.items()},
+        analogies_and_prose=ASKED,
+        planted=PLANTED,
         draws=DRAWS,
         methods=METHODS,
         methods_for_planted_facts=SEARCHED,
@@ -179,7 +183,7 @@ def _known(load: Callable[[], tuple[Any, Any]]) -> list[int]:
         wanted = ask(model, tokenizer, each.prompt, each.target)
         texts = (each.prompt, each.plain)
         if len(wanted.targets) == 1 and all(
-            ask(model, tokenizer, text, 1).targets == wanted.targets for text in texts
+            ask(model, tokenizer, text, 1).ids[-1] == wanted.ids[-1] for text in texts
         ):
             found.append(each.number)
     return found
