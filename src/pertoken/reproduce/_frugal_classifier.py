@@ -35,6 +35,10 @@ class Classifier:
             name: torch.tensor(value, dtype=torch.float64) for name, value in learnt.items()
         }
 
+    def ids(self, text: str) -> list[int]:
+        """The text's tokens, special ones left out."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def loss(self, text: str, label: int) -> float:
         """Negative log-likelihood of the label, nats."""
         state, own = _state(self._model, self._tokenizer, text), self._learnt
