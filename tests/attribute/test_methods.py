@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -114,6 +115,19 @@ def test_attention_is_that_of_the_model(architecture, name):
     for number, place in enumerate(asked.places):
         assert torch.allclose(found[number, :place], wanted[place - 1, :place], atol=2e-6)
     assert torch.allclose(found.nansum(1), torch.ones(3, dtype=torch.double))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["decompx", "globenc"])
+def test_a_model_in_half_precision_is_served(architecture, name, dtype):
+    wide = tiny_model(architecture, vocab_size=258)
+    half = copy.deepcopy(wide).to(dtype)
+    values = [
+        attribute(model, TOKENIZER, "two words", "!", name).values.flatten()
+        for model in (wide.double(), half)
+    ]
+    assert np.corrcoef(values)[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "opt"])

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from pertoken.attribute import _forward, mlm
 from pertoken.attribute._question import ask
@@ -209,16 +210,13 @@ class _Masked:
     config = SimpleNamespace(max_position_embeddings=64)
     device = "cpu"
 
-    def __call__(self, text=None, add_special_tokens=True, *, input_ids=None):
+    def __call__(self, text=None, add_special_tokens=True, *, input_ids=None, attention_mask=None):
         if input_ids is None:
-            return {"input_ids": TOKENIZER.encode(text)}
-        logits = torch.zeros(1, input_ids.shape[1], 258)
-        for place in range(1, input_ids.shape[1]):
-            logits[0, place, (int(input_ids[0, place - 1]) + 1) % 258] = 9.0
+            ids = [258] if text == "<mask>" else TOKENIZER.encode(text)
+            return {"input_ids": [0, *ids, 1] if add_special_tokens else ids}
+        before = torch.nn.functional.pad(input_ids[:, :-1], (1, 0))
+        logits = 9.0 * torch.nn.functional.one_hot((before + 1) % 258, 258)
         return SimpleNamespace(logits=logits)
-
-    def build_inputs_with_special_tokens(self, ids):
-        return [0, *ids, 1]
 
     def decode(self, ids):
         return TOKENIZER.decode(ids)
@@ -235,6 +233,27 @@ def test_mlm_draws_what_the_masked_model_proposes():
     assert not scores.values[0, :3].isnan().any()
     with pytest.raises(PertokenError, match="no mask token"):
         mlm(pair, TOKENIZER)
+
+
+def test_mlm_takes_a_masked_model_of_transformers(tiny_encoder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
+    words += [f"##{letter}" for letter in "abcdefghij"]
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    model = tiny_encoder("Bert", "ForMaskedLM", vocab_size=len(words)).float()
+    asked = question(prompt="a b c [MASK] d e" * 4, target="x")  # a mask of the user's is text
+    draw = prepare(mlm(model, tokenizer), asked)
+    drawn = draw(torch.rand(3, len(asked.ids), generator=torch.Generator().manual_seed(0)))
+    assert (drawn[:, asked.free] != asked.ids[asked.free]).all()
+    # The ten likeliest words at the mask of one place, run alone.
+    text, at = asked.text, 13
+    ids = [*tokenizer(text[:at])["input_ids"][:-1], tokenizer.mask_token_id]
+    right = tokenizer(text[at + 1 :])["input_ids"][1:]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + right])).logits[0, len(ids) - 1]
+    likely = [tokenizer.decode([int(i)]) for i in logits.argsort(descending=True)[:20]]
+    wanted = {TOKENIZER.encode(word)[0] for word in likely}
+    evenly = torch.linspace(0, 0.99, 9)[:, None].expand(9, len(asked.ids))
+    assert {int(i) for i in draw(evenly)[:, at]} <= wanted
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ to know kinds of modules and no architecture; each is tried on numbers before it
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -297,7 +298,8 @@ def _scales(norm: torch.nn.Module) -> bool:
     weight = next(norm.parameters(), None)
     if weight is None or weight.dim() != 1:
         return False
-    x = torch.arange(1.0, len(weight) + 1).sin().to(weight) + 2
+    norm = copy.deepcopy(norm).float()  # what a half rounds away would look like a bend
+    x = torch.arange(1.0, len(weight) + 1).sin().to(weight.device) + 2
     gain, output = _try(norm, torch.ones_like(x)), _try(norm, x)
     scale = (output * gain * x).sum() / (gain * x).square().sum().clamp(min=1e-30)
     return torch.allclose(output, scale * gain * x, rtol=1e-2, atol=1e-3)

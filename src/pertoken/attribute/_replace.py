@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pertoken._padded import batches, right_padded
 from pertoken._pieces import pieces
 from pertoken.attribute._forward import most_tokens
 from pertoken.attribute._question import Question, special_ids
@@ -27,6 +28,8 @@ Draw = Callable[[torch.Tensor], torch.Tensor]
 Replacer = Callable[[Question], Draw]
 
 _TOP = 10
+_WINDOW = 16  # characters for a token of a masked language model's room, at most
+_MASKED = 2048  # tokens of a masked language model's forward: it says something at each of them
 
 
 def prepare(replacer: str | Replacer, question: Question) -> Draw:
@@ -141,12 +144,10 @@ def mlm(model: Any, tokenizer: Any) -> Replacer:
         table = torch.zeros(len(parts), _TOP, dtype=torch.long, device=question.ids.device)
         drawn = uniform(question)
         known = torch.zeros(len(parts), dtype=torch.bool, device=question.ids.device)
-        for place, part in enumerate(parts):
-            if not question.free[place] or not part.strip():
-                continue
-            blank = part[: len(part) - len(part.lstrip())]
-            before, after = "".join(parts[:place]), "".join(parts[place + 1 :])
-            found = _fill(model, tokenizer, before + blank, after)
+        places = [at for at, part in enumerate(parts) if question.free[at] and part.strip()]
+        blanks = [parts[at][: len(parts[at]) - len(parts[at].lstrip())] for at in places]
+        proposals = _fill(model, tokenizer, parts, places, blanks)
+        for place, blank, found in zip(places, blanks, proposals, strict=True):
             own = int(question.ids[place])
             ids = [_first_id(question.tokenizer, blank + word) for word in found]
             kept = [i for i in dict.fromkeys(ids) if i is not None and i != own and i in ordinary]
@@ -165,22 +166,47 @@ def mlm(model: Any, tokenizer: Any) -> Replacer:
 
 
 @torch.no_grad()
-def _fill(model: Any, tokenizer: Any, before: str, after: str) -> list[str]:
-    """The likeliest words at a mask; as much of the text around it as the model takes."""
+def _fill(
+    model: Any, tokenizer: Any, parts: list[str], places: list[int], blanks: list[str]
+) -> list[list[str]]:
+    """The likeliest words at a mask in each place; as much of the text as the model takes."""
+    mask = tokenizer.mask_token_id
+    frame = list(tokenizer(tokenizer.mask_token)["input_ids"])
+    if frame.count(mask) != 1:
+        raise PertokenError(f"the tokenizer makes no mask of its own {tokenizer.mask_token!r}")
+    begin, end = frame[: frame.index(mask)], frame[frame.index(mask) + 1 :]
     room = min(getattr(model.config, "max_position_embeddings", 512), 512) - 8
-    left = tokenizer(before, add_special_tokens=False)["input_ids"][-(room // 2) :]
-    right = tokenizer(after, add_special_tokens=False)["input_ids"][: room - len(left)]
-    ids = tokenizer.build_inputs_with_special_tokens([*left, tokenizer.mask_token_id, *right])
-    place = ids.index(tokenizer.mask_token_id)
-    logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, place]
-    best = logits.topk(2 * _TOP).indices.tolist()
-    words = [str(tokenizer.decode([i])).strip() for i in best]
-    return [word for word in words if word][: _TOP + 1]
+    text, reach, start = "".join(parts), _WINDOW * room, 0
+    starts = []
+    for part in parts:
+        starts.append(start)
+        start += len(part)
+    rows, masks = [], []
+    for place, blank in zip(places, blanks, strict=True):
+        low, high = starts[place], starts[place] + len(parts[place])
+        left = _ids(tokenizer, text[max(0, low - reach) : low] + blank)[-(room // 2) :]
+        right = _ids(tokenizer, text[high : high + reach])[: room - len(left)]
+        rows.append(torch.tensor([*begin, *left, mask, *right, *end]))
+        masks.append(len(begin) + len(left))
+    found: list[list[str]] = [[]] * len(rows)
+    for some in batches([len(row) for row in rows], _MASKED):
+        ids, real = right_padded([rows[row] for row in some])
+        given = {} if real is None else {"attention_mask": real.long().to(model.device)}
+        logits = model(input_ids=ids.to(model.device), **given).logits
+        best = logits[torch.arange(len(some)), [masks[row] for row in some]].topk(2 * _TOP).indices
+        for row, likeliest in zip(some, best.tolist(), strict=True):
+            words = [str(tokenizer.decode([i])).strip() for i in likeliest]
+            found[row] = [word for word in words if word][: _TOP + 1]
+    return found
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _first_id(tokenizer: Any, text: str) -> int | None:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return int(ids[0]) if ids else None
+    ids = _ids(tokenizer, text)
+    return ids[0] if ids else None
 
 
 def _ordinary(question: Question) -> torch.Tensor:

@@ -228,7 +228,7 @@ class _Adjoint(Form):
         size = torch.stack([term.flatten(1).abs().sum(1) for term in terms]).sum(0)
         size = size + said.abs().sum(1)
         said = said.sum(1)
-        _check_sum(self.model, total, said, size, aimed.dtype)
+        _check_sum(self.model, total, said, size, self._entered.dtype)
         return terms[0].sum(-1)
 
     def enter(self, hidden: torch.Tensor) -> torch.Tensor:

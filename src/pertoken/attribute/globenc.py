@@ -374,6 +374,9 @@ def _same(x: torch.Tensor, *parts: torch.Tensor) -> bool:
     if any(part.numel() != x.numel() for part in parts):
         return False
     step = max(1, x.numel() // _SAMPLE) | 1  # a power of two would fall on few dimensions
-    x, *others = (each.flatten()[::step].float() for each in (x, *parts))
-    total = torch.stack(others).sum(0)
-    return not bool((x - total).abs().max() > 1e-2 * total.abs().mean())  # a NaN is said later
+    rounding = 4 * torch.finfo(x.dtype).eps
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, *others = (each.flatten()[::step].to(wide) for each in (x, *parts))
+    terms = torch.stack(others)
+    apart = (x - terms.sum(0)).abs() > rounding * terms.abs().sum(0)
+    return not bool(apart.any())  # a NaN is said later
