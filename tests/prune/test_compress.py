@@ -364,11 +364,29 @@ def test_how_to_answer_survives_by_default(line: str) -> None:
     assert cue.text.endswith("\nAnswer: ")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Answer with a number rounded to 2.5 digits and the unit.",
+        "Answer with exactly one of the three\nwords positive, negative or neutral.",
+        "Reply in one colour, e.g. red or blue!",
+        "Return only the label, yes or no.",
+    ],
+)
+def test_the_whole_sentence_about_the_answer_stays(asked: str) -> None:
+    text = f"There is much to be said of it.\n{asked}\nAnd this goes on and on."
+    assert compress(text, 0.05, salience="random").text == asked
+
+
 def test_code_keeps_its_lines() -> None:
     code = "```python\ndef f(x):\n    return  x\n```"
     text = f"Look at this code of mine:\n\n{code}\n\nWhat does it do, and why?"
     small = compress(text, 0.2, salience="random", protect="code")
     assert f"\n\n{code}\n\n" in small.text or small.text.startswith(code)
+    for lines, fence in (("\r\n", "```"), ("\n", "````")):
+        text = lines.join(["See", fence, "x = 1", "", "", fence, "and so many more words"])
+        small = compress(text, 0.1, salience="random", protect="code")
+        assert small.text == lines.join([fence, "x = 1", "", "", fence])
     open_ended = compress(f"Look here\n{code[:-4]}", 0.1, salience="random", protect=["code"])
     assert code[:-4] in open_ended.text
 

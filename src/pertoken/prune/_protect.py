@@ -13,16 +13,19 @@ __all__ = ["ANSWER_FORMAT", "NAMED", "Pattern", "Protected", "find", "patterns"]
 
 NAMED = {
     # A fence that is never closed reaches to the end, as it does for a reader of Markdown.
-    "code": r"(?ms)^[ \t]*(```|~~~).*?(?:^[ \t]*\1[ \t]*$|\Z)|`[^`\n]+`",
+    "code": r"(?ms)^[ \t]*(`{3,}|~{3,}).*?(?:^[ \t]*\1[`~]*[ \t]*(?=\r?$)|\Z)|`[^`\n]+`",
     "urls": r"(?i)\b(?:[a-z][a-z0-9+.-]{0,20}://|www\.)\S+",
     "numbers": r"\d+",
 }
 """Patterns that `protect` knows by name."""
 
+# Up to the sentence's end, which is no stop inside a word, nor anything before a small letter.
+_REST = r"(?-i:[^.!?\n]|[.!?](?=\w|[ \t]+[a-z])|\n[ \t]*(?=[a-z]))*[.!?]*"
+
 ANSWER_FORMAT = (
-    r"(?i)\b(?:answer|reply|respond)\s+(?:only\s+|just\s+)?(?:with|in|by|as|using)\b[^.!?\n]*[.!?]*",
+    r"(?i)\b(?:answer|reply|respond)\s+(?:only\s+|just\s+)?(?:with|in|by|as|using)\b" + _REST,
     r"(?i)\b(?:output|return|print|give|provide|write)\s+(?:only|just|(?:valid\s+)?json|your\s+"
-    r"(?:final\s+)?answer|the\s+(?:final\s+)?answer)\b[^.!?\n]*[.!?]*",
+    r"(?:final\s+)?answer|the\s+(?:final\s+)?answer)\b" + _REST,
     r"(?im)^[ \t]*(?:final answer|answer|response|output|label|summary)[ \t]*:",
 )
 """How an answer shall look: a sentence such as "Answer with …", and the cue at a line's start."""
