@@ -35,6 +35,7 @@ __all__ = [
     "parse_conversation",
     "read_conversation",
     "stop_ids",
+    "templated",
 ]
 
 ROLES = ("system", "user", "assistant")
@@ -142,7 +143,7 @@ def encode_conversation(
     if messages[0]["role"] == TEXT:
         ids = tokenizer(messages[0]["content"])["input_ids"]
     elif getattr(tokenizer, "chat_template", None):
-        ids = _template(tokenizer, messages, return_dict=True)["input_ids"]
+        ids = templated(tokenizer, messages, return_dict=True)["input_ids"]
     else:
         lines = (f"{message['role'].capitalize()}: {message['content']}\n" for message in messages)
         ids = tokenizer("".join(lines))["input_ids"]
@@ -166,7 +167,7 @@ def first_turn(tokenizer: Any, question: str, system: str | None = None) -> list
         return list(tokenizer(f"{head}User: {question}\nAssistant:")["input_ids"])
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
-    return list(_template(tokenizer, messages, reply=True, return_dict=True)["input_ids"])
+    return list(templated(tokenizer, messages, reply=True, return_dict=True)["input_ids"])
 
 
 def next_turn(tokenizer: Any, question: str, *, closed: bool = False) -> list[int]:
@@ -178,10 +179,10 @@ def next_turn(tokenizer: Any, question: str, *, closed: bool = False) -> list[in
         roles = ("user", "assistant", "user")
         contents = ("a question", _ANSWER, question)
         messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
-        text = _template(tokenizer, messages, reply=True, tokenize=False)
+        text = templated(tokenizer, messages, reply=True, tokenize=False)
         before, answer, text = text.partition(_ANSWER)
         if closed:
-            head = _template(tokenizer, messages[:2], tokenize=False)
+            head = templated(tokenizer, messages[:2], tokenize=False)
             closing = head.removeprefix(before + answer)
             answer = answer if text.startswith(closing) else ""
             text = text.removeprefix(closing)
@@ -214,10 +215,13 @@ def stop_ids(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(found if isinstance(found, list | tuple) else [int(found)])
 
 
-def _template(
+def templated(
     tokenizer: Any, messages: Sequence[Message], *, reply: bool = False, **options: Any
 ) -> Any:
-    """What the chat template makes of messages. reply: up to the opening of an answer."""
+    """What the chat template makes of messages; PertokenError where it refuses them.
+
+    reply: up to the opening of an answer. options: of `apply_chat_template`.
+    """
     from jinja2.exceptions import TemplateError
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,15 @@ from pertoken.errors import PertokenError, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Prompt", "check_utf8", "encode_prompt", "read_prompts", "read_utf8"]
+__all__ = [
+    "Prompt",
+    "check_ids",
+    "check_utf8",
+    "encode_prompt",
+    "positions",
+    "read_prompts",
+    "read_utf8",
+]
 
 _TEXT_KEYS = ("prompt", "text", "turns")
 
@@ -84,6 +93,37 @@ def encode_prompt(
             f"model's {room} positions; shorten the prompt or --max-new-tokens"
         )
     return torch.tensor([encoded], dtype=torch.long, device=model.device)
+
+
+def positions(model: Any) -> int | None:
+    """Tokens the model reads at once, special ones counted; None where nothing says how many."""
+    import torch
+
+    config = model.config.get_text_config()
+    room = getattr(config, "max_position_embeddings", None)
+    # RoBERTa's positions begin behind the padding id, and its tables are larger by as much.
+    behind = room is not None and any(
+        isinstance(module, torch.nn.Embedding)
+        and module.num_embeddings == room
+        and module.padding_idx is not None
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings")
+    )
+    return room - config.pad_token_id - 1 if room is not None and behind else room
+
+
+def check_ids(model: Any, ids: Iterable[int]) -> None:
+    """Raise PertokenError for ids of a tokenizer that is not the model's: it has no rows for them.
+
+    >>> from pertoken.testing import tiny_model
+    >>> check_ids(tiny_model("llama"), [5, 63])
+    """
+    highest, rows = max(ids, default=0), model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise PertokenError(
+            f"the tokenizer gives the id {highest}, but the model knows {rows} ids: they do not "
+            "belong together"
+        )
 
 
 def check_utf8(text: str, what: str) -> None:

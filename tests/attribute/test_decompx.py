@@ -10,6 +10,7 @@ from pertoken.attribute import decompx as module
 from pertoken.attribute._parts import BIASES
 from pertoken.attribute._question import ask
 from pertoken.attribute.decompx import decompose, decompx
+from pertoken.attribute.globenc import globenc
 from pertoken.attribute.methods import find
 from pertoken.attribute.quantity import contrast
 from pertoken.attribute.quantity import find as quantity
@@ -370,6 +371,14 @@ def test_a_nonlinear_part_that_is_not_known_is_refused_by_name():
     llama.model.layers[0].mlp.act_fn = torch.nn.Sigmoid()
     with pytest.raises(PertokenError, match="its activation Sigmoid is not 0 at 0"):
         decompx(llama, ids)
+
+
+def test_positions_that_begin_behind_the_padding_are_no_room(tiny_encoder):
+    roberta = tiny_encoder("Roberta", pad_token_id=1, max_position_embeddings=20)
+    for method in (decompx, globenc):
+        assert method(roberta, _ids(18)).shape == (1, 18)
+        with pytest.raises(PertokenError, match="19 tokens is longer than the 18 positions"):
+            method(roberta, _ids(19))
 
 
 def test_bad_input_is_one_line(tiny_encoder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -265,6 +267,7 @@ def test_the_cost_is_what_runs(model, name):
         ("a" * 512, 1, "more than the model's 512 positions"),
         ([], None, "a chat is a list of"),
         (["hi"], None, "a chat is a list of"),
+        ([{"content": "hi"}], None, "a chat is a list of"),
         ([{"role": "user", "content": " "}], None, "a message of the chat is empty"),
         ([{"role": "user", "content": "hi"}], None, "no chat template"),
         ("\x00", "x", None),
@@ -290,3 +293,12 @@ def test_models_that_cannot_be_asked(model):
         ask(tiny_model("llama", vocab_size=258).train(), TOKENIZER, "abc", "x")
     with pytest.raises(PertokenError, match="the model knows 64 ids"):
         ask(tiny_model("llama"), TOKENIZER, "abc", "x")
+    with pytest.raises(PertokenError, match="the model knows 64 ids"):
+        ask(tiny_model("llama"), TOKENIZER, "abc")
+
+
+def test_a_chat_that_the_template_refuses(model, chat):
+    strict = copy.copy(chat)
+    strict.chat_template = "{{ raise_exception('no system message') }}"
+    with pytest.raises(PertokenError, match="template refuses the conversation: no system message"):
+        ask(model, strict, [{"role": "system", "content": "hi"}])

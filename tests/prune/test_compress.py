@@ -432,6 +432,17 @@ def test_tokens_of_a_chat_are_those_of_its_template(tiny_folder: str) -> None:
     target.chat_template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
     small = compress(chat, 0.5, salience="random", target_tokenizer=target)
     assert (small.tokens_before, small.tokens_after) == (14, 10)
+    target.chat_template = "{{ raise_exception('one user at a time') }}"
+    line = refusal(chat, 0.5, salience="random", target_tokenizer=target)
+    assert line == "the chat template refuses the conversation: one user at a time"
+
+
+@pytest.mark.parametrize("salience", ["globenc", "decompx", "self-information"])
+def test_a_tokenizer_of_another_model_is_refused(salience: str, tiny_folder: str) -> None:
+    tokenizer = pertoken.loading.load_tokenizer(tiny_folder)
+    model = tiny_model("llama", vocab_size=64)
+    line = refusal("a few words", 0.5, salience=salience, model=model, tokenizer=tokenizer)
+    assert "the model knows 64 ids: they do not belong together" in line
 
 
 def test_forms(tmp_path: Path) -> None:

@@ -67,5 +67,5 @@ def test_bad_input_is_one_clear_line(pair: Any) -> None:
     with pytest.raises(PertokenError, match="empty text"):
         nats_per_text(model, tokenizer, ["a", ""])
     small = tiny_model("llama", vocab_size=50)
-    with pytest.raises(PertokenError, match="writes token 99, and the model has 50 rows"):
+    with pytest.raises(PertokenError, match="gives the id 99, but the model knows 50 ids"):
         nats_per_text(small, tokenizer, ["a"])

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from pertoken._blocks import replaced
 from pertoken._takeover import Takeover, layer_windows, refuse_unfit, visible
 from pertoken.errors import CannotServe, PertokenError, nearest
+from pertoken.prompts import check_ids, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -214,7 +215,8 @@ def texts(
     longest = max(len(each) for each in places)
     if not all(len(each) for each in places):
         raise PertokenError("a text is empty: the attention mask leaves no token")
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_ids(model, [int(input_ids.max())])
+    room = positions(model)
     if room is not None and longest > room:
         raise PertokenError(
             f"a text of {longest} tokens is longer than the {room} positions of "

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken._pieces import pieces
+from pertoken.conversation import templated
 from pertoken.errors import PertokenError
 from pertoken.loading import is_encoder
-from pertoken.prompts import check_utf8
+from pertoken.prompts import check_ids, check_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,9 +77,9 @@ def ask(
 
     target: a text that follows the prompt; or a number of tokens, which the model writes itself
         (greedily); None for one.
-    Raises PertokenError for an empty prompt or target, a model that predicts no next token, an
-    encoder-decoder model, a chat without a chat template, and a text longer than the model's
-    positions.
+    Raises PertokenError for an empty prompt or target, a tokenizer of another model, a model that
+    predicts no next token, an encoder-decoder model, a chat without a chat template or that the
+    template refuses, and a text longer than the model's positions.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
     >>> question = ask(tiny_model("llama", vocab_size=258), ByteTokenizer(), "two", " x")
@@ -90,6 +91,9 @@ def ask(
     ids, offsets = _encode(tokenizer, text, special=isinstance(prompt, str))
     if not ids:
         raise PertokenError("the prompt is empty: the tokenizer makes no token of it")
+    check_ids(model, ids)
+    if model.training:
+        raise PertokenError("the model is in training mode (dropout): call model.eval() first")
     if isinstance(target, str):
         after = _continuation(tokenizer, text, target, ids, special=isinstance(prompt, str))
     else:
@@ -99,14 +103,7 @@ def ask(
         _check_room(model, len(ids) + count)
         after = _greedy(model, ids, count)
     _check_room(model, len(ids) + len(after))
-    size = model.get_input_embeddings().weight.shape[0]
-    if max(ids + after) >= size:
-        raise PertokenError(
-            f"the tokenizer gives the id {max(ids + after)}, but the model knows {size} ids: they "
-            "do not belong together"
-        )
-    if model.training:
-        raise PertokenError("the model is in training mode (dropout): call model.eval() first")
+    check_ids(model, after)
     own_text, spans = (text, _given(offsets)) if written is None else _own(text, written, offsets)
     special = special_ids(tokenizer)
     free = [span is not None and i not in special for i, span in zip(ids, spans, strict=True)]
@@ -156,7 +153,11 @@ def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[tuple[str, Span]
         check_utf8(prompt, "the prompt")
         return prompt, None
     messages = list(prompt)
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    contents = [
+        message.get("content")
+        for message in messages
+        if isinstance(message, dict) and isinstance(message.get("role"), str)
+    ]
     if not messages or len(contents) < len(messages):
         raise PertokenError('a chat is a list of {"role": …, "content": …}, and not empty')
     texts = [content for content in contents if isinstance(content, str) and content.strip()]
@@ -166,16 +167,13 @@ def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[tuple[str, Span]
         check_utf8(content, "a message")
     if not getattr(tokenizer, "chat_template", None):
         raise PertokenError("the tokenizer has no chat template: give the prompt as a text")
-    rendered = _rendered(tokenizer, messages)
+    rendered = str(templated(tokenizer, messages, reply=True, tokenize=False))
     # The same words may stand in the template: marks in their place tell where the contents are.
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
     marked = [{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)]
-    places = _places(rendered, texts, marks, _rendered(tokenizer, marked))
+    frame = str(templated(tokenizer, marked, reply=True, tokenize=False))
+    places = _places(rendered, texts, marks, frame)
     return rendered, list(zip(texts, places, strict=True))
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def _places(text: str, contents: list[str], marks: list[str], marked: str) -> list[Span]:

@@ -20,7 +20,7 @@ from pertoken.cache.fingerprint import model_fingerprint, model_name
 from pertoken.decode._knn_search import check_inverted, write_inverted
 from pertoken.decode._knn_states import read, windows
 from pertoken.errors import PertokenError
-from pertoken.prompts import check_utf8
+from pertoken.prompts import check_ids, check_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,12 +50,7 @@ def encode(model: PreTrainedModel, tokenizer: Any, text: Any, what: str = "a tex
         raise PertokenError(f"{what} of the corpus is {type(text).__name__}, not text")
     check_utf8(text, f"{what} of the corpus")
     ids = list(tokenizer(text)["input_ids"])
-    rows = model.get_input_embeddings().weight.shape[0]
-    if ids and max(ids) >= rows:
-        raise PertokenError(
-            f"the tokenizer gives the id {max(ids)}, and {model_name(model)} has {rows}: they do "
-            "not belong together"
-        )
+    check_ids(model, ids)
     return ids
 
 

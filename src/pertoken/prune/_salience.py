@@ -12,6 +12,7 @@ from pertoken._padded import batches, right_padded
 from pertoken._start_token import first_token, start_token
 from pertoken.errors import PertokenError
 from pertoken.loading import is_encoder
+from pertoken.prompts import check_ids, positions
 from pertoken.prune._text import Span, add_up
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def by_sentence(
         return_special_tokens_mask=True,
     )
     rows: list[list[int]] = [[*front, *ids] for ids in given["input_ids"]]
+    check_ids(model, [max(row) for row in rows])
     scores = [0.0] * len(spans)
     most = 2048 if model.device.type == "cpu" else 32768
     for batch in batches([len(row) for row in rows], most):
@@ -124,6 +126,7 @@ def by_surprise(
     fast_only(tokenizer)
     # verbose: without its own warning about long texts, which are read in windows.
     given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    check_ids(model, given["input_ids"])
     ids = torch.tensor(given["input_ids"], dtype=torch.long, device=model.device)
     start = start_token(tokenizer)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + 1
@@ -180,15 +183,4 @@ def _front(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 
 def _room(model: PreTrainedModel, tokenizer: Any) -> int:
     """Tokens the model reads at once, special ones counted."""
-    config = model.config.get_text_config()
-    room = int(getattr(config, "max_position_embeddings", None) or 512)
-    # RoBERTa's positions begin behind the padding id, and its tables are larger by as much.
-    if any(
-        isinstance(module, torch.nn.Embedding)
-        and module.num_embeddings == room
-        and module.padding_idx is not None
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings")
-    ):
-        room -= config.pad_token_id + 1
-    return min(room, int(tokenizer.model_max_length))
+    return min(positions(model) or 512, int(tokenizer.model_max_length))

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
 
+from pertoken.conversation import templated
 from pertoken.errors import PertokenError, nearest
 from pertoken.prompts import check_utf8
 from pertoken.prune import _protect
@@ -246,7 +247,7 @@ def _chat_tokens(tokenizer: Any, messages: list[dict[str, str]]) -> int | None:
         return None
     if not getattr(tokenizer, "chat_template", None):
         return sum(count(tokenizer, message["content"]) or 0 for message in messages)
-    return len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+    return len(templated(tokenizer, messages, return_dict=True)["input_ids"])
 
 
 def _with_notes(result: CompressedPrompt, notes: Sequence[str]) -> CompressedPrompt:

@@ -14,6 +14,7 @@ import torch
 
 from pertoken._start_token import start_token
 from pertoken.errors import PertokenError
+from pertoken.prompts import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +48,6 @@ def nats_per_text(
     >>> round(nats / count, 6) == round(math.log(len(tokenizer)), 6)
     True
     """
-    rows = model.get_input_embeddings().weight.shape[0]
     first = start_token(tokenizer)
     start = [] if first is None else [first]
     found = []
@@ -57,11 +57,7 @@ def nats_per_text(
         if not text:
             raise PertokenError("can't say the perplexity of an empty text")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ids and max(ids) >= rows:
-            raise PertokenError(
-                f"the tokenizer writes token {max(ids)}, and the model has {rows} rows: they do "
-                "not belong together"
-            )
+        check_ids(model, ids)
         nats = _nats(model, start, ids, window, stride or window // 2)
         found.append((nats, len(text.encode("utf-8"))))
     return found
