@@ -176,6 +176,19 @@ def test_methods_share_their_draws(model, monkeypatch):
     assert np.allclose(both[RANDOM].sufficiency, alone[RANDOM].sufficiency)
 
 
+def test_prompts_do_not_share_their_draws(model):
+    prompts = [("abcd", "x")] * 3
+    found = evaluate_attribution(model, TOKENIZER, prompts, ["gradient-norm"], draws=2, seed=4)
+    alone = [
+        evaluate_attribution(model, TOKENIZER, prompts[:1], ["gradient-norm"], draws=2, seed=seed)
+        for seed in (4, 5, 6)
+    ]
+    for name, result in found.results.items():
+        means = [each.results[name].sufficiency.mean() for each in alone]
+        assert result.sufficiency.tolist() == pytest.approx(means)
+        assert len(set(means)) == 3
+
+
 def test_nan_scores_are_refused(model, monkeypatch):
     monkeypatch.setitem(METHODS, "broken", _method("broken", [1.0, math.nan, 0, 0]))
     with pytest.raises(PertokenError, match="a score of broken is NaN"):
@@ -228,6 +241,9 @@ def test_leaves_no_trace(model):
         ({"draws": 0}, "draws must be 1 or more"),
         ({"distance": "helinger"}, "unknown distance 'helinger' (did you mean 'hellinger'?)"),
         ({"options": {"lime": {}}}, "options for 'lime', which is not among the methods"),
+        ({"prompts": "abc"}, "prompts is one text: give a list of them"),
+        ({"seed": -1}, "the seed must be 0 or more, got -1"),
+        ({"options": {"gradient-norm": {"steps": 3}}}, "has no option 'steps'"),
         ({"prompts": ["ab", ""]}, "the prompt is empty"),
     ],
 )

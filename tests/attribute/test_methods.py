@@ -298,6 +298,16 @@ def test_grad_mode_does_not_matter(name):
     assert np.allclose(wanted, again, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["attention", "attention-rollout", "globenc"])
+def test_what_does_not_depend_on_the_quantity_says_so(name):
+    model = tiny_model("llama", vocab_size=258)
+    plain = attribute(model, TOKENIZER, "some text", "!", name)
+    other = attribute(model, TOKENIZER, "some text", "!", name, "entropy")
+    assert (plain.values == other.values).all()
+    assert not plain.notes
+    assert other.notes == (f"{name} is the same for every quantity: it depends on the place alone",)
+
+
 @pytest.mark.parametrize("name", ["attention", "attention-last", "attention-rollout"])
 def test_a_model_without_attention_weights_is_refused(name):
     from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM

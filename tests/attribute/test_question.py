@@ -146,6 +146,17 @@ def test_offsets_that_share_a_character_or_leave_blanks_out():
     ]
 
 
+def test_a_character_of_several_tokens_is_the_users_where_it_comes_first(model, chat):
+    for asked in (
+        ask(model, TOKENIZER, "é is", "x"),
+        ask(model, chat, "é is", "x"),
+        ask(model, chat, [{"role": "user", "content": "é is"}], "x"),
+    ):
+        own = [span for span in asked.spans if span is not None]
+        assert own == [(0, 0), (0, 1), (1, 2), (2, 3), (3, 4)]
+        assert int(asked.free[: asked.prompt].sum()) == 5
+
+
 def test_targets(model):
     assert ask(model, TOKENIZER, "ab", "xyz").targets == ("x", "y", "z")
     ids = torch.tensor([TOKENIZER.encode("ab")])

@@ -88,7 +88,7 @@ def ask(
     """
     _refuse_kind(model)
     text, written = _written(tokenizer, prompt)
-    ids, offsets = _encode(tokenizer, text, special=isinstance(prompt, str))
+    ids, offsets, bare = _encode(tokenizer, text, special=isinstance(prompt, str))
     if not ids:
         raise PertokenError("the prompt is empty: the tokenizer makes no token of it")
     check_ids(model, ids)
@@ -104,7 +104,10 @@ def ask(
         after = _greedy(model, ids, count)
     _check_room(model, len(ids) + len(after))
     check_ids(model, after)
-    own_text, spans = (text, _given(offsets)) if written is None else _own(text, written, offsets)
+    if written is None:
+        own_text, spans = text, _given(offsets, bare)
+    else:
+        own_text, spans = _own(text, written, offsets, bare)
     special = special_ids(tokenizer)
     free = [span is not None and i not in special for i, span in zip(ids, spans, strict=True)]
     free += [token not in special for token in after]
@@ -203,17 +206,23 @@ def _places(text: str, contents: list[str], marks: list[str], marked: str) -> li
     return found
 
 
-def _encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span]]:
-    """Ids and the characters of each; special: with the tokens the tokenizer puts around a text."""
+def _encode(tokenizer: Any, text: str, special: bool) -> tuple[list[int], list[Span], list[bool]]:
+    """Ids, the characters of each, and whether it stands for none of the text.
+
+    A token that is the beginning of a character leaves that to the last token of it, and is part of
+    the text all the same. special: with the tokens the tokenizer puts around a text.
+    """
     if getattr(tokenizer, "is_fast", False):
         given = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        return list(given["input_ids"]), _in_order(given["offset_mapping"], text)
+        bare = [start == end for start, end in given["offset_mapping"]]
+        return list(given["input_ids"]), _in_order(given["offset_mapping"], text), bare
     ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
     ends, end = [], 0
     for piece in pieces(tokenizer, ids):
         end = min(end + len(piece), len(text))
         ends.append(end)
-    return ids, list(zip([0, *ends[:-1]], ends, strict=True))
+    added = special_ids(tokenizer)
+    return ids, list(zip([0, *ends[:-1]], ends, strict=True)), [each in added for each in ids]
 
 
 def _in_order(offsets: Sequence[Span], text: str) -> list[Span]:
@@ -242,18 +251,18 @@ def _in_order(offsets: Sequence[Span], text: str) -> list[Span]:
     return spans
 
 
-def _given(offsets: list[Span]) -> list[Span | None]:
+def _given(offsets: list[Span], bare: list[bool]) -> list[Span | None]:
     """None for tokens that stand nowhere at the ends of the text: the tokenizer added them."""
     reach = max((end for _, end in offsets), default=0)
     found: list[Span | None] = []
-    for start, end in offsets:
-        added = start == end and start in (0, reach)
+    for (start, end), nowhere in zip(offsets, bare, strict=True):
+        added = nowhere and start == end and start in (0, reach)
         found.append(None if added else (start, end))
     return found
 
 
 def _own(
-    text: str, written: list[tuple[str, Span]], offsets: list[Span]
+    text: str, written: list[tuple[str, Span]], offsets: list[Span], bare: list[bool]
 ) -> tuple[str, list[Span | None]]:
     """The messages, and where each token of the rendered text stands in them; None for others."""
     places: list[tuple[int, int, int]] = []  # begin and end in the rendered text, begin in ours
@@ -263,13 +272,14 @@ def _own(
         begin += len(content) + 1
     spans: list[Span | None] = []
     last = 0
-    for start, end in offsets:
+    for (start, end), nowhere in zip(offsets, bare, strict=True):
         span = None
         for low, high, ours in places:
             first, after = max(start, low), min(end, high)
             # A token that begins before a message and reaches into it is the user's for its part;
             # one that ends inside a character has no text of its own.
-            if first < after or low < start == end < high:
+            inside = low <= start == end < high and not (nowhere and start == low)
+            if first < after or inside:
                 # Blanks between two messages belong to the token behind them.
                 span = (last, ours + after - low)
                 last = span[1]

@@ -115,38 +115,47 @@ def estimate_cost(
     A gradient is counted as three forwards, of a long text as four. Memory is what one bounded
     forward holds.
     """
-    chosen = find(method)
-    filled = chosen.filled(options)
+    find(method).filled(options)  # what is misspelt is said before any work
     question = ask(model, tokenizer, prompt, target)
-    place = question.places[-1]
-    rows = chosen.rows(question, filled)
-    batch = max(1, min(most_tokens(model) // place, 8, rows[1]))
+    return cost(question, method, options, seconds_of_row(question))
+
+
+def seconds_of_row(question: Question) -> float:
+    """Seconds of a forward over the question's text, in a batch as methods run them."""
+    model, place = question.model, question.places[-1]
+    batch = max(1, min(most_tokens(model) // place, 8))
     ids = question.ids[:place].expand(batch, -1)
     with torch.no_grad():
         last_logits(model, input_ids=ids[:1])  # warm up
         began = time.perf_counter()
         last_logits(model, input_ids=ids)
-        each = (time.perf_counter() - began) / batch
+        return (time.perf_counter() - began) / batch
+
+
+def cost(question: Question, method: str, options: dict[str, Any], each: float) -> Cost:
+    """`estimate_cost` of a question whose forwards take `each` seconds."""
+    chosen, place = find(method), question.places[-1]
+    rows = chosen.rows(question, chosen.filled(options))
     if chosen.backward:
         each *= 4 if place > LONG else 3
-    return Cost(rows, (rows[0] * each, rows[1] * each), _megabytes(model, place, rows[1], chosen))
+    held = _megabytes(question.model, place, rows[1], chosen)
+    return Cost(rows, (rows[0] * each, rows[1] * each), held)
 
 
 def _megabytes(model: PreTrainedModel, place: int, rows: int, method: Method) -> float:
     """Activations of the largest forward: one block's at a time, with gradients all blocks', if
     the text is not so long that they are computed twice."""
     config = model.config.get_text_config(decoder=True)
-    rows = min(rows, max(1, most_tokens(model) // place))
+    rows = min(rows, max(1, (LONG if method.backward else most_tokens(model)) // place))
     kept = method.backward and place <= LONG
     blocks = config.num_hidden_layers if kept else 1
     width = 12 * config.hidden_size  # attention, feed-forward and residual beside each other
     size = torch.finfo(model.dtype).bits // 8
     activations = rows * place * width * blocks * size
     logits = 3 * rows * config.vocab_size * 4
-    square = 3 * place**2 * 8 if method.name == "attention-rollout" else 0
-    layers = config.num_hidden_layers if method.name == "globenc" else 0  # kept of every one
-    states = 4 * place * config.hidden_size * layers * size
-    return float(activations + logits + square + states) / 2**20
+    kept_of_each = {"attention-rollout": 2, "globenc": 4}.get(method.name, 0)  # of all layers
+    states = kept_of_each * place * config.hidden_size * config.num_hidden_layers * size
+    return float(activations + logits + states) / 2**20
 
 
 def foil_of(tokenizer: Any, text: str) -> Quantity:

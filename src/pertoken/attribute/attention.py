@@ -3,9 +3,9 @@
 The weights of the last position before a target: averaged over layers and heads ("attention"), of
 the last layer ("attention-last"), or followed through the layers ("attention-rollout": the product
 of 0.5 A + 0.5 I over the layers, heads averaged; Abnar and Zuidema 2020). One forward for all
-targets. The weights are recomputed beside transformers' own sdpa, layer by layer, so the model is
-not switched to another attention and no more than one layer's weights are held; except in the
-rollout, and there the product.
+targets. The weights are recomputed beside transformers' own sdpa, only those that are asked for, so
+the model is not switched to another attention. The rollout is followed from the top, since only the
+rows of the targets are wanted: it holds all layers' queries and keys, and never a square of tokens.
 
 These do not depend on the target or the quantity, only on the place. The authors of ReAGent take
 the softmax of the weights; these are the weights themselves, which sum to 1 (ours).
@@ -13,6 +13,7 @@ the softmax of the weights; these are the weights themselves, which sum to 1 (ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,40 +25,41 @@ from pertoken.attribute.quantity import Quantity
 
 __all__ = ["attention", "attention_last", "attention_rollout"]
 
+_ROWS = 512  # of a layer's weights that the rollout holds
+Weights = Callable[[torch.Tensor], torch.Tensor]
+"""Positions of queries [rows] -> their weights [rows, time], averaged over heads."""
+
 
 def attention(question: Question, quantity: Quantity, *, seed: int = 0) -> Scores:
     """Weights averaged over layers and heads, [targets, time]."""
-    total: list[torch.Tensor] = []
-
-    def add(weights: torch.Tensor, layer: int) -> None:
-        total.append(weights if not total else total.pop() + weights)
-
-    layers = _watch(question, "attention", add, rows=_asking(question))
-    return _scores(question, total[0] / layers)
+    asked = _asking(question)
+    total = torch.zeros(len(asked), question.places[-1], dtype=torch.float64, device=asked.device)
+    layers = _watch(question, "attention", lambda weights, layer: total.add_(weights(asked)))
+    return _scores(question, total / layers)
 
 
 def attention_last(question: Question, quantity: Quantity, *, seed: int = 0) -> Scores:
     """Weights of the last layer, averaged over heads, [targets, time]."""
-    last: list[torch.Tensor] = []
+    last: list[Weights] = []
 
-    def keep(weights: torch.Tensor, layer: int) -> None:
+    def keep(weights: Weights, layer: int) -> None:
         last[:] = [weights]
 
-    _watch(question, "attention-last", keep, rows=_asking(question))
-    return _scores(question, last[0])
+    _watch(question, "attention-last", keep)
+    return _scores(question, last[0](_asking(question)))
 
 
 def attention_rollout(question: Question, quantity: Quantity, *, seed: int = 0) -> Scores:
     """Weights multiplied through the layers, half of each step for the residual stream."""
-    product: list[torch.Tensor] = []
-
-    def follow(weights: torch.Tensor, layer: int) -> None:
-        step = 0.5 * weights
-        step.diagonal().add_(0.5)
-        product[:] = [step if not product else step @ product[0]]
-
-    _watch(question, "attention-rollout", follow, rows=None)
-    return _scores(question, product[0][_asking(question)])
+    layers: list[Weights] = []
+    _watch(question, "attention-rollout", lambda weights, layer: layers.append(weights))
+    rows = torch.nn.functional.one_hot(_asking(question), question.places[-1]).double()
+    for weights in reversed(layers):
+        step = 0.5 * rows
+        for part in rows.any(0).nonzero()[:, 0].split(_ROWS):
+            step += 0.5 * rows[:, part] @ weights(part)
+        rows = step
+    return _scores(question, rows)
 
 
 def _asking(question: Question) -> torch.Tensor:
@@ -66,17 +68,13 @@ def _asking(question: Question) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _watch(question: Question, method: str, see: Any, rows: torch.Tensor | None) -> int:
-    """Call `see(weights, layer)` in every layer; the number of layers.
-
-    weights: [rows, time], averaged over heads; rows: positions of the queries, None for all.
-    """
+def _watch(question: Question, method: str, see: Callable[[Weights, int], object]) -> int:
+    """Call `see(weights, layer)` in every layer; the number of layers."""
     model = question.model
     refuse_unfit(model, f"the method {method!r}")
     windows = layer_windows(model)
     ids = question.ids[: question.places[-1]]  # nothing is read behind the last target
     places = torch.arange(len(ids), device=ids.device)
-    asked = places if rows is None else rows
     seen: set[int] = set()
 
     def attend(
@@ -91,7 +89,11 @@ def _watch(question: Question, method: str, see: Any, rows: torch.Tensor | None)
         layer = int(module.layer_idx)
         window = windows[layer]
         seen.add(layer)
-        see(_weights(query, key, scaling, asked, visible(asked, places, window)), layer)
+
+        def weights(rows: torch.Tensor) -> torch.Tensor:
+            return _weights(query, key, scaling, rows, visible(rows, places, window))
+
+        see(weights, layer)
         allowed = None if window is None else visible(places, places, window)[None, None]
         return sdpa(module, query, key, value, allowed, scaling=scaling, **kwargs)
 

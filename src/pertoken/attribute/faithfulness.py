@@ -70,6 +70,14 @@ def importance(values: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
     return size / total if float(total) > 0 else free.to(size) / free.sum()
 
 
+def check_distance(distance: str) -> None:
+    """Refuse a distance of distributions that there is not."""
+    if distance not in DISTANCES:
+        raise PertokenError(
+            f"unknown distance {distance!r}{nearest(distance, DISTANCES)}: hellinger or repo"
+        )
+
+
 @torch.no_grad()
 def soft_scores(
     question: Question,
@@ -86,10 +94,7 @@ def soft_scores(
         squares of (sqrt p - sqrt q) over sqrt 2.
     NaN where zeroing every token changes nothing.
     """
-    if distance not in DISTANCES:
-        raise PertokenError(
-            f"unknown distance {distance!r}{nearest(distance, DISTANCES)}: hellinger or repo"
-        )
+    check_distance(distance)
     if bool(importances.isnan().any()):
         raise PertokenError("an importance is NaN")
     methods, draws, _ = importances.shape
@@ -258,7 +263,8 @@ def evaluate_attribution(
         `target` tokens. methods: names, all if None (then one that the model cannot serve is left
         out with a note). options: of each method, by its name. draws: per target token, the same
         for all methods; at least 20 for a figure worth anything.
-    Intervals are over prompts; with one prompt, over its draws.
+    Intervals are over prompts; with one prompt, over its draws. Prompt number i, from 0, draws with
+    the seed + i: what prompts share by chance an interval over them would not show.
     Raises PertokenError for unknown names, no prompts, and scores that are NaN.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
@@ -270,10 +276,10 @@ def evaluate_attribution(
     names = list(METHODS) if methods is None else list(dict.fromkeys(methods))
     wanted = find_quantity(quantity)
     given = options or {}
-    _check(names, prompts, given, draws)
+    _check(names, prompts, given, draws, seed)
+    check_distance(distance)
     runs: dict[str, Callable[..., Scores]] = {
-        name: partial(find(name), quantity=wanted, seed=seed, **given.get(name, {}))
-        for name in names
+        name: partial(find(name), quantity=wanted, **given.get(name, {})) for name in names
     }
     pairs = [prompt if isinstance(prompt, tuple) else (prompt, target) for prompt in prompts]
     questions = [ask(model, tokenizer, *pair) for pair in pairs]
@@ -285,9 +291,9 @@ def evaluate_attribution(
     for number, question in enumerate(questions):
         left_out = notes if methods is None and number == 0 else None
         told = partial(_tell, progress, number, len(questions))
-        scores, seconds = _timed(question, runs, left_out, told)
+        scores, seconds = _timed(question, runs, seed + number, left_out, told)
         signals.append({name: signal(question, scores[name], name, wanted) for name in scores})
-        measured = _measure(question, scores, draws, seed, distance)
+        measured = _measure(question, scores, draws, seed + number, distance)
         if np.isnan(measured).any():
             empty += 1
             continue
@@ -314,11 +320,22 @@ def evaluate_attribution(
 
 
 def _check(
-    names: Sequence[str], prompts: Sequence[Any], options: Mapping[str, Any], draws: int
+    names: Sequence[str],
+    prompts: Sequence[Any],
+    options: Mapping[str, dict[str, Any]],
+    draws: int,
+    seed: int,
 ) -> None:
+    """All that can be said before the first forward."""
+    if isinstance(prompts, str):
+        raise PertokenError("prompts is one text: give a list of them")
     for name in options:
         if name not in names:
             raise PertokenError(f"options for {name!r}, which is not among the methods")
+    for name in names:
+        find(name).filled(options.get(name, {}))
+    if seed < 0:
+        raise PertokenError(f"the seed must be 0 or more, got {seed}")
     if draws < 1:
         raise PertokenError(f"the number of draws must be 1 or more, got {draws}")
     if not names or not prompts:
@@ -352,6 +369,7 @@ def _tell(
 def _timed(
     question: Question,
     runs: dict[str, Callable[..., Scores]],
+    seed: int,
     left_out: list[str] | None,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, Scores], dict[str, float]]:
@@ -364,7 +382,7 @@ def _timed(
         tell(name)
         began = time.perf_counter()
         try:
-            scores[name] = runs[name](question)
+            scores[name] = runs[name](question, seed=seed)
         except CannotServe as error:
             if left_out is None:
                 raise

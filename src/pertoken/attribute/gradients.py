@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from pertoken._blocks import replaced
-from pertoken.attribute._forward import LONG, last_logits, most_tokens, twice
+from pertoken.attribute._forward import LONG, last_logits, twice
 from pertoken.attribute._linear import blocks_of
 from pertoken.attribute._question import Question
 from pertoken.attribute._replace import Replacer, prepare
@@ -149,8 +149,8 @@ def _gradients(
 
 
 def _parts(question: Question, place: int, rows: int) -> list[slice]:
-    """Rows in batches that a bounded forward holds."""
-    step = max(1, most_tokens(question.model) // place)
+    """Rows in batches of which all blocks' activations can be held."""
+    step = max(1, LONG // place)
     return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
 
 

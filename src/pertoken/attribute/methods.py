@@ -19,6 +19,7 @@ from pertoken.attribute.gradients import (
     integrated_gradients,
 )
 from pertoken.attribute.perturb import lime, occlusion
+from pertoken.attribute.quantity import QUANTITIES
 from pertoken.attribute.reagent import reagent
 from pertoken.errors import PertokenError, nearest
 
@@ -32,14 +33,15 @@ Rows = Callable[[Question, dict[str, Any]], tuple[int, int]]
 class Method:
     """One way to rate tokens.
 
-    unit: what its values are. backward: does a row cost a gradient too.
+    backward: does a row cost a gradient too. aims: do its values depend on the quantity and the
+    target, or on the place alone.
     """
 
     name: str
     run: Run
     rows: Rows
-    unit: str
     backward: bool = False
+    aims: bool = True
 
     @property
     def options(self) -> dict[str, Any]:
@@ -66,6 +68,9 @@ class Method:
             if bool(values[:place][question.free[:place].cpu()].isnan().any()):
                 name = type(question.model).__name__
                 raise PertokenError(f"a score of {self.name} is NaN: load {name} in float32")
+        if not self.aims and quantity is not QUANTITIES["probability"]:
+            note = f"{self.name} is the same for every quantity: it depends on the place alone"
+            return Scores(scores.values, (*scores.notes, note))
         return scores
 
 
@@ -107,47 +112,23 @@ def _occlusion(question: Question, options: dict[str, Any]) -> tuple[int, int]:
     return count, count
 
 
-_WEIGHT, _CHANGE = "share of attention", "in the quantity's unit"
-
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("reagent", reagent, _reagent, "importance, sums to 1"),
-        Method("attention", attention, _one, _WEIGHT),
-        Method("attention-last", attention_last, _one, _WEIGHT),
-        Method("attention-rollout", attention_rollout, _one, _WEIGHT),
+        Method("reagent", reagent, _reagent),
+        Method("attention", attention, _one, aims=False),
+        Method("attention-last", attention_last, _one, aims=False),
+        Method("attention-rollout", attention_rollout, _one, aims=False),
+        Method("input-x-gradient", input_x_gradient, _per_target(None), backward=True),
+        Method("gradient-norm", gradient_norm, _per_target(None), backward=True),
         Method(
-            "input-x-gradient",
-            input_x_gradient,
-            _per_target(None),
-            _CHANGE,
-            backward=True,
+            "integrated-gradients", integrated_gradients, _per_target("steps", 2), backward=True
         ),
-        Method(
-            "gradient-norm",
-            gradient_norm,
-            _per_target(None),
-            "length of the gradient",
-            backward=True,
-        ),
-        Method(
-            "integrated-gradients",
-            integrated_gradients,
-            _per_target("steps", 2),
-            _CHANGE,
-            backward=True,
-        ),
-        Method(
-            "gradient-shap",
-            gradient_shap,
-            _per_target("samples"),
-            _CHANGE,
-            backward=True,
-        ),
-        Method("decompx", decompx, _per_target(None), _CHANGE, backward=True),
-        Method("globenc", globenc, _one, "length of a vector"),
-        Method("occlusion", occlusion, _occlusion, _CHANGE),
-        Method("lime", lime, _per_target("samples"), _CHANGE),
+        Method("gradient-shap", gradient_shap, _per_target("samples"), backward=True),
+        Method("decompx", decompx, _per_target(None), backward=True),
+        Method("globenc", globenc, _one, aims=False),
+        Method("occlusion", occlusion, _occlusion),
+        Method("lime", lime, _per_target("samples")),
     )
 }
 """All methods by name."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from pertoken.attribute._forward import read_rows
+from pertoken.attribute._forward import most_tokens, read_rows
 from pertoken.attribute._question import Question
 from pertoken.attribute._replace import Replacer, prepare
 from pertoken.attribute._scores import Scores, seeded
@@ -45,12 +45,14 @@ def occlusion(
             ids.device
         )
         stand_in = draw(uniforms)
-        rows = ids.repeat(draws, len(free), 1)  # [draws, free, time]
-        each = torch.arange(len(free), device=ids.device)
-        rows[:, each, free] = stand_in[:, free]
-        measured = _measure(question, quantity, place, torch.cat((ids[None], rows.flatten(0, 1))))
-        falls = measured[0] - measured[1:].view(draws, len(free)).mean(0)
-        values[number, free.cpu()] = falls.cpu()
+        whole = _measure(question, quantity, place, ids[None])
+        for some in free.split(max(1, most_tokens(question.model) // place)):
+            rows = ids.repeat(draws, len(some), 1)  # [draws, some, time]
+            each = torch.arange(len(some), device=ids.device)
+            rows[:, each, some] = stand_in[:, some]
+            measured = _measure(question, quantity, place, rows.flatten(0, 1))
+            falls = whole - measured.view(draws, len(some)).mean(0)
+            values[number, some.cpu()] = falls.cpu()
         question.progress(number + 1, len(question.places))
     return Scores(values)
 

@@ -147,8 +147,10 @@ def evaluate(
     _check_foil(quantity, foil)
     output = shared.Output(as_json, html)
 
+    from pertoken.attribute.faithfulness import check_distance
     from pertoken.attribute.methods import find
 
+    check_distance(distance)
     for name in names or []:
         find(name)
     loaded, tokenizer, measure = _load(model, dtype, quantity, foil)
@@ -294,28 +296,26 @@ def _announce_all(
 ) -> None:
     """What all methods on all prompts will take, by the prompt of middle length, if it may last."""
     from pertoken.attribute._question import ask
-    from pertoken.attribute.api import Cost, estimate_cost
+    from pertoken.attribute.api import Cost, cost, seconds_of_row
 
     typical = sorted(prompts, key=lambda prompt: len(str(prompt)))[len(prompts) // 2]
     pair: tuple[Any, Any] = typical if isinstance(typical, tuple) else (typical, target)
-    costs = [
-        estimate_cost(model, tokenizer, *pair, name, **options.get(name, {})) for name in methods
-    ]
-    forward = estimate_cost(model, tokenizer, *pair, "occlusion")
-    each = forward.seconds[0] / forward.rows[0]
+    question = ask(model, tokenizer, *pair)
+    each = seconds_of_row(question)
+    costs = [cost(question, name, options.get(name, {}), each) for name in methods]
     # The figures: two metrics of every method and of random, and the text whole and without all.
-    drawn = (2 * draws * (len(methods) + 1) + 2) * len(ask(model, tokenizer, *pair).targets)
+    drawn = (2 * draws * (len(methods) + 1) + 2) * len(question.targets)
 
     def total(end: int) -> tuple[int, float]:
-        rows = drawn + sum(cost.rows[end] for cost in costs)
-        seconds = drawn * each + sum(cost.seconds[end] for cost in costs)
+        rows = drawn + sum(one.rows[end] for one in costs)
+        seconds = drawn * each + sum(one.seconds[end] for one in costs)
         return rows * len(prompts), seconds * len(prompts)
 
     (low, least), (high, most) = total(0), total(1)
-    cost = Cost((low, high), (least, most), max((cost.megabytes for cost in costs), default=0.0))
+    all_of_it = Cost((low, high), (least, most), max((one.megabytes for one in costs), default=0.0))
     if most > LONG:
         several = "prompts" if len(prompts) > 1 else "prompt"
-        typer.echo(f"{len(methods)} methods, {len(prompts)} {several}: {cost}", err=True)
+        typer.echo(f"{len(methods)} methods, {len(prompts)} {several}: {all_of_it}", err=True)
 
 
 def _show(signal: TokenSignal, top: int) -> None:
