@@ -104,7 +104,11 @@ def main() -> int:
 
     torch.set_num_threads(given.threads)
     # The report's half of Brown, every eighth of it, so that all its categories are read.
-    texts = [prose(row["words"]) for row in pertoken.data("brown")[1::8]][: given.rounds]
+    texts = [prose(row["words"]) for row in pertoken.data("brown")[1::8]]
+    if not 1 <= given.rounds <= len(texts):
+        print(f"--rounds must be 1 to {len(texts)}, got {given.rounds}", file=sys.stderr)
+        return 2
+    texts = texts[: given.rounds]
     tokenizer = pertoken.load("minilm", kind="encoder")[1]
     counts = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
     contenders = compressing(texts, counts)

@@ -163,8 +163,10 @@ def chosen(model: Any, tokenizer: Any, texts: Iterable[str], keep: int, wanted: 
 
     found: list[Any] = []
     for text in texts:
+        if len(found) == wanted:
+            break
         question = ask(model, tokenizer, text, 1)
-        if len(found) < wanted and comparable(question, keep):
+        if comparable(question, keep):
             found.append(question)
     return found
 
@@ -349,6 +351,10 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=20, help="draws of the faithfulness")
     parser.add_argument("--threads", type=int, help="threads torch computes with")
     given = parser.parse_args()
+    for name in ("prompts", "draws", "max_steps", "probes", "keep", "top_k"):
+        if getattr(given, name) < 1:
+            print(f"--{name.replace('_', '-')} must be 1 or more", file=sys.stderr)
+            return 2
     try:
         peer = {"inseq": version("inseq")}
     except ImportError:
