@@ -85,7 +85,7 @@ def counted(model: Any) -> Iterator[list[int]]:
 
 def ordinary(tokenizer: Any) -> list[int]:
     """The ids that may stand in for a token: all but the special ones."""
-    from pertoken.attribute._question import special_ids
+    from pertoken._pieces import special_ids
 
     special = special_ids(tokenizer)
     return [token for token in range(len(tokenizer)) if token not in special]

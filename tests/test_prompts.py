@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -88,6 +87,11 @@ def test_prompt_becomes_ids() -> None:
         encode_prompt(tokenizer, model, " \n", max_new_tokens=1)
 
 
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    with pytest.raises(PertokenError, match="the model knows 64 ids"):
+        encode_prompt(ByteTokenizer(), tiny_model("llama"), "hello", 1)
+
+
 def test_chat_template_is_used_unless_told_not_to() -> None:
     class Chatty(ByteTokenizer):
         chat_template = "{{ messages }}"
@@ -95,9 +99,6 @@ def test_chat_template_is_used_unless_told_not_to() -> None:
         def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> object:
             return {"input_ids": self.encode(f"<{messages[0]['content']}>")}
 
-    model = SimpleNamespace(
-        device="cpu", config=SimpleNamespace(get_text_config=lambda: SimpleNamespace())
-    )
-    tokenizer = Chatty()
+    model, tokenizer = tiny_model("llama", vocab_size=258), Chatty()
     assert tokenizer.decode(encode_prompt(tokenizer, model, "hi", 4)[0]) == "<hi>"
     assert tokenizer.decode(encode_prompt(tokenizer, model, "hi", 4, chat=False)[0]) == "hi"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Detokenizer", "pieces"]
+__all__ = ["Detokenizer", "pieces", "special_ids"]
 
 _CUT = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows bytes that are no whole character
 _LONGEST = 8  # tokens; a character has four bytes at most, so after these it is really broken
@@ -45,6 +45,13 @@ class Detokenizer:
 
     def _text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=self._skip))
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids that are no text: those with a role, and all others the tokenizer marks as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marked = (token for token, about in added.items() if about.special)
+    return {*tokenizer.all_special_ids, *marked}
 
 
 def pieces(tokenizer: Any, ids: Iterable[int]) -> list[str]:

@@ -69,22 +69,25 @@ def encode_prompt(
 ) -> torch.Tensor:
     """Ids [1, time] of a prompt on the model's device, in the chat template if there is one.
 
-    Raises `PertokenError` for an empty prompt, broken text, and a prompt that, with
-    `max_new_tokens`, is longer than the model's positions.
+    Raises `PertokenError` for an empty prompt, broken text, a chat that the template refuses, a
+    tokenizer of another model, and a prompt that, with `max_new_tokens`, is longer than the model's
+    positions.
     """
     import torch
+
+    from pertoken.conversation import templated
 
     if not text.strip():
         raise PertokenError("the prompt is empty")
     check_utf8(text, "the prompt")
     if chat and getattr(tokenizer, "chat_template", None):
-        encoded = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
-        )["input_ids"]
+        messages = [{"role": "user", "content": text}]
+        encoded = templated(tokenizer, messages, reply=True, return_dict=True)["input_ids"]
     else:
         encoded = tokenizer(text)["input_ids"]
     if not encoded:
         raise PertokenError("the prompt is empty: the tokenizer makes no token of it")
+    check_ids(model, encoded)
     config = model.config.get_text_config()
     room = getattr(config, "max_position_embeddings", None)
     if room is not None and len(encoded) + max_new_tokens > room:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from pertoken._pieces import special_ids
 from pertoken.attribute import attribute, contrast, estimate_cost, register
-from pertoken.attribute._question import _in_order, ask, special_ids
+from pertoken.attribute._question import _in_order, ask
 from pertoken.attribute._replace import prepare
 from pertoken.attribute.quantity import QUANTITIES, probability
 from pertoken.errors import PertokenError

@@ -79,6 +79,7 @@ def sample(sampler: AWRS, rows: int) -> dict[tuple[int, ...], list[float]]:
     torch.manual_seed(1)
     out = model.generate(
         torch.zeros(rows, 1, dtype=torch.long),
+        attention_mask=torch.ones(rows, 1, dtype=torch.long),
         do_sample=True,
         top_k=0,
         max_new_tokens=4,
@@ -136,6 +137,7 @@ def test_more_accepts_are_the_geometric_estimator_under_auto() -> None:
     torch.manual_seed(0)
     model.generate(
         torch.zeros(50, 1, dtype=torch.long),
+        attention_mask=torch.ones(50, 1, dtype=torch.long),
         do_sample=True,
         top_k=0,
         max_new_tokens=1,
@@ -191,6 +193,7 @@ def test_a_row_that_is_given_up_has_no_weight_and_others_go_on() -> None:
     sampler = AWRS(Grammar((1, 1), (2, 2)))
     out = model.generate(
         torch.zeros(40, 1, dtype=torch.long),
+        attention_mask=torch.ones(40, 1, dtype=torch.long),
         do_sample=True,
         max_new_tokens=2,
         custom_generate=sampler,
@@ -203,17 +206,35 @@ def test_a_row_that_is_given_up_has_no_weight_and_others_go_on() -> None:
         assert ids[0] == 1 if gone else ids == [2, 2] or weight < -60
 
 
-def given_up(constraint: Any, generate: dict[str, Any] | None = None, **settings: Any) -> str:
-    model = MockModel([[0.5, 0.5], [0.5, 0.5]])
+def given_up(
+    constraint: Any, generate: dict[str, Any] | None = None, model: Any = None, **settings: Any
+) -> str:
+    model = model or MockModel([[0.5, 0.5], [0.5, 0.5]])
     with pytest.raises(PertokenError) as error:
         model.generate(
             torch.tensor([[0]]),
-            max_new_tokens=3,
+            attention_mask=torch.tensor([[1]]),
             custom_generate=AWRS(constraint, **settings),
-            **{"do_sample": True, **(generate or {})},
+            **{"do_sample": True, "max_new_tokens": 3, **(generate or {})},
         )
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@pytest.mark.parametrize("estimator", ["auto", "recursive", "geometric", "paper"])
+def test_no_mass_in_the_vocabulary_is_said(estimator: Any) -> None:
+    class First:
+        vocabulary = torch.tensor([True, False, False])
+
+        def accepts(self, ids: list[int]) -> bool:
+            return True
+
+        complete = accepts
+
+    chances = torch.tensor([0.0, 1.0, 0.0]).expand(3, 3)
+    assert "no text that the constraint allows" in given_up(
+        First(), {"max_new_tokens": 2, "top_k": 1}, model=MockModel(chances), estimator=estimator
+    )
 
 
 def test_mistakes_are_one_line() -> None:

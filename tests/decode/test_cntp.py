@@ -229,6 +229,14 @@ def test_ties_go_to_the_first_trial_and_no_winner_is_dropped() -> None:
 # ------------------------------------------------------------------------------ punctuation, ends
 
 
+def test_a_mark_stands_behind_a_word() -> None:
+    class Lead:  # puts a blank before a text
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return [1000 + ord(text[0]), *map(ord, text[1:])]
+
+    assert punctuation_ids(Lead()) == set(map(ord, ".,\n?!:;)]}"))
+
+
 def test_both_rules_of_punctuation() -> None:
     tokenizer = ByteTokenizer()
     assert punctuation_ids(tokenizer) == set(tokenizer.encode(".,\n?!:;)]}"))

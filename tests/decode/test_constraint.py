@@ -24,6 +24,20 @@ def test_special_tokens_never_satisfy_a_text_constraint() -> None:
     assert not anything.complete([special])
 
 
+def test_tokens_that_are_special_without_a_role_are_special_too() -> None:
+    from tokenizers import AddedToken, Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE({"a": 0, "<|head|>": 1}, merges=[]))
+    backend.add_special_tokens([AddedToken("<|head|>", special=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert not tokenizer.all_special_ids
+    any_text = TextConstraint(lambda text: True, tokenizer=tokenizer)
+    assert any_text.accepts([0])
+    assert not any_text.accepts([0, 1])
+    assert any_text.vocabulary.tolist() == [True, False]
+
+
 def test_accepts_and_complete_are_two_questions() -> None:
     pair = TextConstraint("()".startswith, "()".__eq__, tokenizer=TOKENIZER)
     assert [pair.accepts(encode(text)) for text in ("", "(", "()", ")")] == [

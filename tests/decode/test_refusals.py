@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig, Phi3Config, Phi3ForCausalLM
 
 from pertoken.cache import make_cache
-from pertoken.decode import AWRS, Balanced, Constrained, ConstraintMask, Goose, Plain
+from pertoken.decode import (
+    AWRS,
+    Balanced,
+    CautiousDecoding,
+    Constrained,
+    ConstraintMask,
+    Goose,
+    Lookahead,
+    Plain,
+    SuffixTree,
+)
 from pertoken.errors import PertokenError
 from pertoken.testing import MockModel, tiny_model
 
@@ -139,3 +150,72 @@ def test_a_mask_leaves_a_row_alone_that_was_given_up() -> None:
     assert any(weight == -torch.inf for weight in sampler.log_weights)
     assert any(weight > -torch.inf for weight in sampler.log_weights)
     assert ids.shape[1] == IDS.shape[1] + 8
+
+
+LOOPS = [Plain(), AWRS(Even()), CautiousDecoding(punctuation=[3])]
+
+
+@pytest.mark.parametrize("method", LOOPS, ids=lambda method: type(method).__name__)
+def test_inputs_beside_the_text(method: Any) -> None:
+    model = tiny_model("llama", vocab_size=16)
+    run: dict[str, Any] = {
+        "logits_processor": None,
+        "stopping_criteria": None,
+        "generation_config": prepared(model, method),
+        "attention_mask": torch.ones_like(IDS),
+    }
+    images = torch.zeros(1, 3, 4, 4)
+    message = said(lambda: method(model, IDS, pixel_values=images, **run), model)
+    assert "decodes text alone, and pixel_values was given" in message
+    embeds = torch.zeros(1, 8, 32)
+    message = said(lambda: method(model, IDS, inputs_embeds=embeds, **run), model)
+    assert "pass input_ids instead of inputs_embeds" in message
+    message = said(lambda: method(model, IDS, token_type_ids=torch.ones_like(IDS), **run), model)
+    assert "token_type_ids was given" in message
+    padded = {**run, "attention_mask": (torch.arange(8) < 5).long()[None]}
+    message = said(lambda: method(model, IDS, **padded), model)
+    assert "padded on the right" in message
+
+
+def prepared(model: Any, method: Any) -> Any:
+    config = GenerationConfig(do_sample=isinstance(method, AWRS), max_length=12)
+    config._eos_token_tensor = config._pad_token_tensor = None
+    return config
+
+
+@pytest.mark.parametrize("method", LOOPS, ids=lambda method: type(method).__name__)
+def test_a_text_behind_the_switch_of_its_rotations(method: Any) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        vocab_size=16,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        original_max_position_embeddings=12,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    model = Phi3ForCausalLM(config).eval()
+    message = said(lambda: write(model, method), model)
+    assert "rotates texts of more than 12 tokens by other factors" in message
+    assert write(model, method, max_new_tokens=4).shape[1] == 12
+
+
+@pytest.mark.parametrize(
+    "make", [Goose, Balanced, SuffixTree, Lookahead], ids=lambda make: make.__name__
+)
+def test_what_was_learned_of_another_vocabulary(make: Any, tmp_path: Path) -> None:
+    drafter, other = make(keep=True), tiny_model("llama", vocab_size=8)
+    write(tiny_model("llama", vocab_size=16), drafter)
+    drafter.save(tmp_path / "kept.json")
+    loaded = make()
+    loaded.load(tmp_path / "kept.json")
+    for one in (drafter, loaded):
+        message = said(lambda one=one: write(other, one), other)
+        assert "vocabulary of 16 tokens, the model has 8" in message
+        one.reset()
+        assert write(other, one).shape[1] == 16

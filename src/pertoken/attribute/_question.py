@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken._pieces import pieces
+from pertoken._pieces import pieces, special_ids
 from pertoken.conversation import templated
 from pertoken.errors import PertokenError
 from pertoken.loading import is_encoder
@@ -139,13 +139,6 @@ def _refuse_kind(model: PreTrainedModel) -> None:
         )
     if not model.can_generate():
         raise PertokenError(f"{name} predicts no next token: load it with a language model's head")
-
-
-def special_ids(tokenizer: Any) -> set[int]:
-    """Ids that are no text: those with a role, and all others the tokenizer marks as special."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    marked = (token for token, about in added.items() if about.special)
-    return {*tokenizer.all_special_ids, *marked}
 
 
 def _written(tokenizer: Any, prompt: Prompt) -> tuple[str, list[tuple[str, Span]] | None]:

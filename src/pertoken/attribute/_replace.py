@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from pertoken._padded import batches, right_padded
-from pertoken._pieces import pieces
+from pertoken._pieces import pieces, special_ids
 from pertoken.attribute._forward import most_tokens
-from pertoken.attribute._question import Question, special_ids
+from pertoken.attribute._question import Question
 from pertoken.errors import PertokenError, nearest
 
 Draw = Callable[[torch.Tensor], torch.Tensor]

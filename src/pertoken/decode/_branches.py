@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from pertoken._forward import text_logits
-from pertoken.decode.forward import TreeForward, refuse_unfit
+from pertoken.decode.forward import TreeForward, refuse_unfit, rotation_switch
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Branches:
                 self._tree = None
         config = model.config.get_text_config(decoder=True)
         # Learned positions end there; with rotary ones the model is out of its depth.
-        self._most: int | None = getattr(config, "max_position_embeddings", None)
+        ends = (getattr(config, "max_position_embeddings", None), rotation_switch(model))
+        self._most: int | None = min((end for end in ends if end is not None), default=None)
         self.forwards = self.fed = 0
         # Without the config every layer keeps all rows, sliding ones too: their window is masked.
         self._cache = DynamicCache()
@@ -130,8 +131,9 @@ class Branches:
         kept = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
         index = torch.from_numpy(kept).to(self.model.device)
         for layer in self._cache.layers:
-            layer.keys = layer.keys.index_select(2, index)
-            layer.values = layer.values.index_select(2, index)
+            own = index.to(layer.keys.device)
+            layer.keys = layer.keys.index_select(2, own)
+            layer.values = layer.values.index_select(2, own)
         place = {row: new for new, row in enumerate(kept.tolist())}
         moved: set[int] = set()
         for branch in live:

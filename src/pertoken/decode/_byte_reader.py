@@ -80,6 +80,7 @@ class TokenModel:
         logits: [vocab]; the tokens' probabilities are in the order of their bytes.
         """
         order = self.canonical.vocab.order
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         scores = logits - logits.max()
         weights = scores[self._order].double().exp().cpu().numpy()
         end = float(scores[self.ends].double().exp().sum())

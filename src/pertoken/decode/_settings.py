@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pertoken.decode.forward import refuse_unfit
+from pertoken.decode.forward import refuse_unfit, rotation_switch
 from pertoken.decode.rows import refuse_unfit_cache, static_slots
 from pertoken.errors import PertokenError
 
@@ -92,6 +92,32 @@ def refuse_settings(
         raise PertokenError(
             f"max_length {config.max_length} leaves no room behind a prompt of "
             f"{input_ids.shape[1]} tokens; raise max_new_tokens"
+        )
+
+
+_KNOWN = {"attention_mask", "position_ids", "cache_position", "past_key_values", "input_ids"}
+
+
+def refuse_inputs(
+    method: object, model: PreTrainedModel, config: GenerationConfig, given: dict[str, Any]
+) -> None:
+    """Raise PertokenError for model inputs that the loops here do not hand on, such as images."""
+    name = type(method).__name__
+    if given.get("inputs_embeds") is not None:
+        raise PertokenError(f"{name} needs token ids; pass input_ids instead of inputs_embeds")
+    for key, value in given.items():
+        if key in _KNOWN or not isinstance(value, torch.Tensor):
+            continue
+        if key != "token_type_ids" or bool(value.any()):  # zeros: all is text
+            raise PertokenError(
+                f"{name} decodes text alone, and {key} was given; use transformers' own generate"
+            )
+    switch = rotation_switch(model)
+    if switch is not None and config.max_length > switch:
+        raise PertokenError(
+            f"{type(model).__name__} rotates texts of more than {switch} tokens by other factors, "
+            f"which {name} cannot follow; keep prompt and new tokens within {switch}, or use "
+            "transformers' own generate"
         )
 
 

@@ -26,7 +26,12 @@ from transformers import LogitsProcessorList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pertoken._shown import Shown
-from pertoken.decode._settings import refuse_filled_cache, refuse_settings
+from pertoken.decode._settings import (
+    prompt_mask,
+    refuse_filled_cache,
+    refuse_inputs,
+    refuse_settings,
+)
 from pertoken.decode.constrained import Constrained
 from pertoken.decode.constraint import Constraint, ask, call, check, fit
 from pertoken.decode.drafter import Drafter
@@ -150,13 +155,11 @@ class AWRS(Shown):
         **model_kwargs: Any,
     ) -> Any:
         """Called by `model.generate(..., custom_generate=self)`; returns what generate returns."""
-        self._refuse(model, generation_config, input_ids, model_kwargs.get("past_key_values"))
+        mask = self._fitting(model, generation_config, input_ids, model_kwargs)
         rows = range(input_ids.shape[0])
         self.start(len(rows))
         forward = TextForward(model, model_kwargs.get("past_key_values"))
         propose = self.proposer()
-        mask = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
         stops = _ids(generation_config._eos_token_tensor)
         pad = (_ids(generation_config._pad_token_tensor) or [0])[0]
         alive = [True for _ in rows]
@@ -262,24 +265,27 @@ class AWRS(Shown):
             f"loosen the constraint, raise max_rejects or ask for more {rows}"
         )
 
-    def _refuse(
+    def _fitting(
         self,
         model: PreTrainedModel,
         config: GenerationConfig,
         input_ids: torch.Tensor,
-        cache: Cache | None,
-    ) -> None:
-        """Raise PertokenError for what AWRS would silently do otherwise."""
+        given: dict[str, Any],
+    ) -> torch.Tensor:
+        """The prompt's mask; raises PertokenError for what AWRS would silently do otherwise."""
         name = type(model).__name__
         if not config.do_sample:
             raise PertokenError(
                 "AWRS samples: pass do_sample=True (its weights are those of samples)"
             )
+        refuse_inputs(self, model, config, given)
         refuse_settings(config, input_ids, self, self.streamer)
         if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
             raise PertokenError(f"AWRS runs decoder-only models with a key-value cache, not {name}")
+        cache: Cache | None = given.get("past_key_values")
         if cache is not None:
             refuse_filled_cache(cache, input_ids, self)
+        return prompt_mask(model, input_ids, given)
 
     def _ask(
         self, row: int, ids: list[int], found: NextTokens, at: int, stops: Sequence[int]

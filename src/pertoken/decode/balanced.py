@@ -59,6 +59,7 @@ class Balanced(Drafter):
 
     def reset(self) -> None:
         """Forget the recycled guesses."""
+        super().reset()
         self._table = Successors(K, orders=2)
         self._edges = EdgeBook()
 

@@ -27,13 +27,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pertoken._shown import Shown
-from pertoken.decode._settings import prompt_mask, refuse_filled_cache, refuse_settings
+from pertoken.decode._settings import (
+    prompt_mask,
+    refuse_filled_cache,
+    refuse_inputs,
+    refuse_settings,
+)
 from pertoken.decode.rows import unfit
 from pertoken.errors import PertokenError
 
@@ -294,10 +300,7 @@ class CautiousDecoding(Shown):
         from transformers import DynamicCache
 
         name = type(model).__name__
-        if given.get("inputs_embeds") is not None:
-            raise PertokenError(
-                "CautiousDecoding needs token ids; pass input_ids instead of inputs_embeds"
-            )
+        refuse_inputs(self, model, config, given)
         refuse_settings(config, input_ids, self, self.streamer)
         if model.config.is_encoder_decoder:
             raise PertokenError(
@@ -321,14 +324,21 @@ class CautiousDecoding(Shown):
 
 
 def punctuation_ids(tokenizer: Any) -> frozenset[int]:
-    """First token of each of the ten marks, as in the authors' code.
+    """First token of each of the ten marks, as in the authors' code, as it stands behind a word.
+
+    (Ours: a tokenizer that puts a blank before a text would give the token of a blank and a mark.)
 
     >>> from pertoken.testing import ByteTokenizer
     >>> sorted(chr(token - 2) for token in punctuation_ids(ByteTokenizer()))
     ['\\n', '!', ')', ',', '.', ':', ';', '?', ']', '}']
     """
-    first = (tokenizer.encode(mark, add_special_tokens=False)[:1] for mark in MARKS)
-    return frozenset(token for tokens in first for token in tokens)
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    word, found = encode("a"), set[int]()
+    for mark in MARKS:
+        both = encode(f"a{mark}")
+        behind = both[len(word) :] if both[: len(word)] == word else []
+        found.update((behind or encode(mark))[:1])
+    return frozenset(found)
 
 
 class _LastCharacter:

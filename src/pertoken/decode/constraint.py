@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pertoken._pieces import special_ids
 from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class TextConstraint:
         self._accepts = accepts
         self._complete = accepts if complete is None else complete
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special = frozenset(special_ids(tokenizer))
 
     def accepts(self, ids: Sequence[int]) -> bool:
         """Whether an allowed text may begin with these new tokens."""

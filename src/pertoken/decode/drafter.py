@@ -73,6 +73,7 @@ class Drafter(Shown):
         self.contexts: list[list[int]] = []
         self.stats = DecodeStats()
         self.rows: list[RowTrace] = []
+        self._vocab: int | None = None  # ids of the model that what is kept was learned from
 
     def __call__(
         self,
@@ -96,6 +97,15 @@ class Drafter(Shown):
             generation_config=generation_config,
             **model_kwargs,
         )
+
+    def fit(self, vocab_size: int) -> None:
+        """Raise PertokenError where what is kept was learned from a model with other ids."""
+        if self.keep and self._vocab not in (None, vocab_size):
+            raise PertokenError(
+                f"what this drafter keeps is for a vocabulary of {self._vocab} tokens, the model "
+                f"has {vocab_size}; call reset() or use a new one"
+            )
+        self._vocab = vocab_size
 
     # What a method overrides.
 
@@ -125,6 +135,7 @@ class Drafter(Shown):
 
     def reset(self) -> None:
         """Forget everything learned in earlier calls."""
+        self._vocab = None
 
     def state_dict(self) -> dict[str, Any]:
         """What survives from call to call with ``keep=True``, as plain lists and numbers."""
@@ -144,7 +155,8 @@ class Drafter(Shown):
         path = Path(path)
         part = path.with_name(path.name + ".part")
         try:
-            part.write_text(json.dumps(self.state_dict()), encoding="utf-8")
+            state = {**self.state_dict(), "vocab_size": self._vocab}
+            part.write_text(json.dumps(state), encoding="utf-8")
             part.replace(path)
         except OSError as error:
             part.unlink(missing_ok=True)
@@ -169,8 +181,9 @@ class Drafter(Shown):
         if not isinstance(state, dict):
             raise PertokenError(f"{path} is not a file written by Drafter.save")
         try:
+            vocab_size = state.pop("vocab_size", None)
             self.load_state_dict(state)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             self.reset()
             raise PertokenError(f"{path} lacks a part of what Drafter.save writes") from error
-        self.keep = True
+        self.keep, self._vocab = True, vocab_size

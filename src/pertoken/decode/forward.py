@@ -61,6 +61,19 @@ def refuse_unfit(model: PreTrainedModel) -> None:
         )
 
 
+def rotation_switch(model: PreTrainedModel) -> int | None:
+    """Tokens above which a model rotates all of a text by other factors (LongRoPE), None if never.
+
+    `generate` reads the text anew there; what holds a cache of its own cannot go beyond.
+    """
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    switch: int | None = rope.get("original_max_position_embeddings")
+    return switch or getattr(config, "original_max_position_embeddings", None)
+
+
 class TextForward:
     """Next-token logits of growing texts: a model and the cache of what it has read.
 

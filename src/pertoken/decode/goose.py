@@ -97,6 +97,7 @@ class Goose(Drafter):
 
     def reset(self) -> None:
         """Forget recycled guesses and learned probabilities."""
+        super().reset()
         orders = (3 if self.shape == "optimal" else 2) if self.bigram else 1
         self._table = Successors(K, orders)
         self._edges = EdgeBook()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pertoken._pieces import pieces
 from pertoken.decode._chart import bars, page
 from pertoken.decode._knn_tokens import TokenReads, joined, read_texts
 from pertoken.result import Part, Result, figure, plain
@@ -192,7 +193,10 @@ def _group(
 def _classes(tokenizer: Any, targets: torch.Tensor) -> np.ndarray[Any, Any]:
     """The class of every token, [n]."""
     ids, back = targets.unique(return_inverse=True)
-    names = np.array([token_class(tokenizer.decode([int(token)])) for token in ids])
+    # Behind another token: some tokenizers drop a blank where a text begins.
+    first = int(ids[0])
+    texts = [pieces(tokenizer, [first, int(token)])[1] for token in ids]
+    names = np.array([token_class(text) for text in texts])
     return names[back.numpy()]
 
 

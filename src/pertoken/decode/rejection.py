@@ -220,12 +220,13 @@ class NextTokens:
     def chance(self, row: int) -> Chance:
         """Probability of a token under q without the dropped ones."""
         masses, total = self._table[0][row], float(self._table[1][row, -1])
-        return lambda token: float(masses[token]) / total
+        return lambda token: float(masses[token]) / total if total > 0 else 0.0
 
     def greatest(self, row: int) -> float:
         """Probability of the most probable token under q without the dropped ones."""
         masses, ends, _ = self._table
-        return float(masses[row].amax()) / float(ends[row, -1])
+        total = float(ends[row, -1])
+        return float(masses[row].amax()) / total if total > 0 else 0.0
 
     def log_kept(self, row: int) -> float:
         """Log-mass that q has outside the dropped tokens."""

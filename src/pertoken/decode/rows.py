@@ -115,6 +115,7 @@ def keep_rows(
 
 def _keep_equal(layer: Any, nodes: int, index: torch.Tensor, straight: bool) -> None:
     """All rows keep the same number of nodes: index [1 or batch, kept]."""
+    index = index.to(layer.keys.device)  # a model may lie on several devices
     count = index.shape[-1]
     if hasattr(layer, "max_cache_len"):  # static: rows behind the text are masked anyway
         end = int(layer.get_seq_length())
@@ -151,7 +152,7 @@ def _keep_ragged(layer: Any, seen: int, nodes: int, source: torch.Tensor) -> Non
     if hasattr(layer, "sliding_window"):
         source = source[:, -(layer.sliding_window - 1) :]
         layer.cumulative_length = length
-    where = (source - hidden).clamp(min=0)[:, None, :, None]
+    where = (source.to(layer.keys.device) - hidden).clamp(min=0)[:, None, :, None]
     for name in ("keys", "values"):
         state = getattr(layer, name)
         index = where.expand(-1, state.shape[1], -1, state.shape[3])

@@ -19,14 +19,19 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pertoken.decode._choose import Chooser, Walk, walk_greedy
 from pertoken.decode._rule import Rule, RuledChooser
-from pertoken.decode._settings import cache_and_mask, refuse_processors, refuse_settings, stops
+from pertoken.decode._settings import (
+    cache_and_mask,
+    refuse_inputs,
+    refuse_processors,
+    refuse_settings,
+    stops,
+)
 from pertoken.decode.budget import Planner, measure_costs
 from pertoken.decode.forward import TreeForward
 from pertoken.decode.rows import keep_rows, start_recording, static_slots, stop_recording
 from pertoken.decode.stats import DecodeStats, RowTrace
 from pertoken.decode.topk import NodeLogits
 from pertoken.decode.tree import TokenTree, ancestor_mask
-from pertoken.errors import PertokenError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -78,12 +83,10 @@ def speculate(
     PertokenError, before any work, for a model, cache or setting that the loop cannot serve.
     """
     started = time.perf_counter()
-    if model_kwargs.get("inputs_embeds") is not None:
-        raise PertokenError(
-            "speculative decoding needs token ids; pass input_ids instead of inputs_embeds"
-        )
+    refuse_inputs(drafter, model, generation_config, model_kwargs)
     refuse_settings(generation_config, input_ids, drafter, drafter.streamer)
     refuse_processors(logits_processor, drafter, len(input_ids))
+    drafter.fit(model.get_input_embeddings().weight.shape[0])
     cache, mask = cache_and_mask(drafter, model, input_ids, model_kwargs)
     run = _Run(
         drafter,

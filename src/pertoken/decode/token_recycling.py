@@ -96,6 +96,7 @@ class TokenRecycling(Drafter):
 
     def reset(self) -> None:
         """Back to a matrix of zeros."""
+        super().reset()
         self.matrix: np.ndarray[Any, np.dtype[np.int32]] | None = None
         self._edges = EdgeBook()
 
