@@ -144,6 +144,17 @@ def test_a_signal_of_other_tokens_goes_by_characters() -> None:
         signal_weights(TokenSignal("b", [[1.0]], [(0, 1)], "w", ["x"]), ByteTokenizer(), ids)
 
 
+def test_a_token_inside_a_character_keeps_its_value() -> None:
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("aç京")
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    same = TokenSignal.from_ids(tokenizer, ids, values, "w")
+    assert signal_weights(same, tokenizer, ids) == values
+    assert signal_weights(same, tokenizer, [*ids, *ids[:1]])[:6] == values
+    other = TokenSignal("ç京", [2.0, 3.0], [(0, 1), (1, 2)], "w")
+    assert signal_weights(other, tokenizer, [*ids, *ids[:3]][:6]) == [1, 2, 2, 3, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("rows", "more", "message"),
     [

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -58,9 +59,10 @@ def signal_weights(
     """The values of a signal for the tokens of a row, by the characters they share.
 
     signal: one value per token of some text, which must stand once in what `input_ids` [time]
-    decode to; its tokens may be other ones. A token has the mean over its characters, so the same
-    tokens have the same values; where nothing was measured, and outside that text, it has
-    `outside`. PertokenError for a signal with targets, and for a text that is not there, or twice.
+    decode to. The same tokens have the same values. Of other ones each has the mean over its
+    characters, one that ends inside a character that character's. Where nothing was measured, and
+    outside that text, it is `outside`. PertokenError for a signal with targets, and for a text that
+    is not there, or twice.
 
     >>> from pertoken.testing import ByteTokenizer
     >>> ids = ByteTokenizer().encode("to be")
@@ -78,17 +80,33 @@ def signal_weights(
             f"the text of {signal!r} stands {text.count(signal.text) if signal.text else 0} times "
             f"in the tokens of the row, not once: {text[:60]!r}"
         )
-    values = np.full(len(text), np.nan)
     start = text.index(signal.text)
+    values = np.full(len(text) + 1, np.nan)  # of the characters, and of the end
     for value, (first, last) in zip(signal.values, signal.offsets, strict=True):
         values[start + first : start + last] = value
-    found, place = [], 0
-    for part in parts:
-        own = values[place : place + len(part)]
+    spans, found = _spans(parts), []
+    for first, last in spans:
+        own = values[first : max(last, first + 1)]
         own = own[~np.isnan(own)]
         found.append(float(own.mean()) if len(own) else outside)
-        place += len(part)
+    same = _same(spans, [(start + first, start + last) for first, last in signal.offsets])
+    if same is not None:
+        found[same] = [outside if math.isnan(one) else one for one in signal.values.tolist()]
     return found
+
+
+def _spans(parts: Sequence[str]) -> list[tuple[int, int]]:
+    """The characters (start, end) of each piece of a text."""
+    ends = np.cumsum([0, *map(len, parts)], dtype=int).tolist()
+    return list(pairwise(ends))
+
+
+def _same(spans: Sequence[tuple[int, int]], wanted: Sequence[tuple[int, int]]) -> slice | None:
+    """Where the tokens of a row are those of a signal, one for one."""
+    for place in range(len(spans) - len(wanted) + 1):
+        if spans[place : place + len(wanted)] == wanted:
+            return slice(place, place + len(wanted))
+    return None
 
 
 class TokenWeightedSFT(WeighedSFT):
