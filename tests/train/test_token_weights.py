@@ -130,6 +130,33 @@ def test_weights_are_cut_as_trl_cuts_the_row(tmp_path: Path) -> None:
     assert one_batch(made)["token_weights"].tolist() == [[3, 4, 5]] * 4
 
 
+@pytest.mark.parametrize(
+    ("mode", "ids", "weights"),
+    [("keep_start", [3, 4, 5, 6], [1, 1, 1, 10]), ("keep_end", [6, 7, 8, 9], [10, 11, 12, 13])],
+)
+def test_weights_of_the_learned_tokens_are_cut_with_the_row(
+    tmp_path: Path, mode: str, ids: list[int], weights: list[float]
+) -> None:
+    whole, hidden = [3, 4, 5, 6, 7, 8, 9], [-100] * 3
+    rows = [{"input_ids": whole, "labels": hidden + whole[3:], "w": [10, 11, 12, 13]}] * 4
+    made = trainer(tmp_path, SFT, rows, weights="w", max_length=4, truncation_mode=mode)
+    batch = one_batch(made)
+    assert (batch["input_ids"].tolist(), batch["token_weights"].tolist()) == (
+        [ids] * 4,
+        [weights] * 4,
+    )
+
+
+def test_rows_without_labels_are_dropped_as_by_trl(tmp_path: Path) -> None:
+    long = {"prompt": "a b c d e f ", "completion": "g"}
+    rows = [long, *ROWS]
+    weights = with_weights([[1.0, 1.0], *drawn()], rows)
+    cut = {"max_length": 6, "shuffle_dataset": True}
+    made, parent = trainer(tmp_path, SFT, weights, **cut), trainer(tmp_path, (), rows, **cut)
+    assert len(made.train_dataset) == 4
+    assert made.train_dataset["input_ids"][:] == parent.train_dataset["input_ids"][:]
+
+
 def test_a_signal_of_other_tokens_goes_by_characters() -> None:
     ids = ByteTokenizer().encode("a to be")
     signal = TokenSignal("to be", [0.5, 2.0], [(0, 2), (2, 5)], "w")

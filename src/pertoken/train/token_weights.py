@@ -9,8 +9,8 @@
     Trainer(model, args=SFTConfig(...), train_dataset=data, weights="token_weights")
 
 Weights come from a column of the training data, or from a function of a row. They are lists of
-numbers, one per token of the row as TRL has tokenised it or one per token that is learned, or a
-`TokenSignal` (in a column: its JSON), whose values go to the tokens by the characters they share.
+numbers, one per token of the row as TRL has tokenised it, before it is cut at `max_length`, or one
+per token that is learned; or a `TokenSignal` (in a column: its JSON), whose values go to the tokens by the characters they share.
 
 In supervised training the loss of a token is times its weight; the divisor is that of the whole
 accumulated batch. In preference training the log-ratio of policy and reference is (the weighted sum
@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -156,17 +157,21 @@ class TokenWeightedSFT(WeighedSFT):
         name = rest[-1]
         if name == "train":
             _require(dataset, [self._source])
-        found = super()._prepare_dataset(dataset, processing_class, args, *rest)
         if name != "train":
-            return found
-        cut = (args.max_length, args.truncation_mode)
+            return super()._prepare_dataset(dataset, processing_class, args, *rest)
+        whole = copy(args)  # weights are fitted to the row before TRL cuts it, then cut with it
+        whole.max_length, whole.shuffle_dataset = None, False
+        found = super()._prepare_dataset(dataset, processing_class, whole, *rest)
+        kept = _kept(args.max_length, args.truncation_mode)
 
         def weigh(row: Row, index: int) -> Row:
             learned = [label != -100 for label in row["labels"]]
             given = _of(self._source, row, self._tokenizer, row["input_ids"])
-            return {WEIGHTS: _fitted(given, learned, cut, f"row {index}")}
+            return {WEIGHTS: _fitted(given, learned, f"row {index}")[kept]}
 
-        return found.map(weigh, with_indices=True)
+        weighted = found.map(weigh, with_indices=True)
+        packing, _, name = rest  # the formatting is done
+        return super()._prepare_dataset(weighted, processing_class, args, packing, None, name)
 
 
 class TokenWeightedDPO(_Trainer):
@@ -229,7 +234,7 @@ class TokenWeightedDPO(_Trainer):
                 ids = row[f"{side}_ids"]
                 given = _of(sources[side], row, self._tokenizer, ids) if side in sources else None
                 whole = [1.0] * len(ids) if given is None else given
-                made[side] = _fitted(whole, [True] * len(ids), (None, ""), f"row {index}, {side}")
+                made[side] = _fitted(whole, [True] * len(ids), f"row {index}, {side}")
             before = [1.0] * len(row["prompt_ids"])
             return {WEIGHTS: [before + made["chosen"], before + made["rejected"]]}
 
@@ -273,10 +278,8 @@ class TokenWeightedDPO(_Trainer):
     @data_collator.setter
     def data_collator(self, collator: Any) -> None:
         # The collator cuts prompt and answer at max_length, so the weights are cut with it.
-        kept = slice(None)
-        if (longest := getattr(collator, "max_length", None)) is not None:
-            start = getattr(collator, "truncation_mode", "keep_start") == "keep_start"
-            kept = slice(None, longest) if start else slice(-longest, None)
+        mode = getattr(collator, "truncation_mode", "keep_start")
+        kept = _kept(getattr(collator, "max_length", None), mode)
         self._collator = Column(
             collator, WEIGHTS, lambda row: [weights[kept] for weights in row[WEIGHTS]]
         )
@@ -300,19 +303,21 @@ def _of(source: Source | None, row: Row, tokenizer: Any, ids: Sequence[int]) -> 
     return signal_weights(given, tokenizer, ids) if isinstance(given, TokenSignal) else given
 
 
-def _fitted(
-    given: Any, learned: Sequence[bool], cut: tuple[int | None, str], where: str
-) -> list[float]:
-    """One finite weight per token of a row, cut as TRL has cut the row.
+def _kept(longest: int | None, mode: str) -> slice:
+    """What TRL leaves of a row."""
+    if longest is None:
+        return slice(None)
+    return slice(None, longest) if mode == "keep_start" else slice(-longest, None)
+
+
+def _fitted(given: Any, learned: Sequence[bool], where: str) -> list[float]:
+    """One finite weight per token of a row.
 
     given: for each token, or for each that is learned; the others then have 1, which nothing reads.
     """
     if not isinstance(given, Sequence) or not all(isinstance(one, int | float) for one in given):
         raise PertokenError(f"{where}: weights must be a list of numbers or a signal")
     weights = [float(one) for one in given]
-    longest, mode = cut
-    if longest is not None and len(weights) > len(learned) == longest:
-        weights = weights[:longest] if mode == "keep_start" else weights[-longest:]
     if len(weights) != len(learned) and len(weights) == sum(learned):
         rest = iter(weights)
         weights = [next(rest) if one else 1.0 for one in learned]
