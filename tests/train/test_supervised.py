@@ -215,6 +215,15 @@ def go(out: Path, tiny: str, method: str, **options: Any) -> SupervisedRun:
     return train_supervised(method, out, given.pop("lessons", LESSONS), **given)
 
 
+def test_weights_in_half_precision_are_not_trained(tmp_path: Path, tiny_folder: str) -> None:
+    """A step of 1e-6 is less than what tells two numbers of bfloat16 apart."""
+    import pertoken
+
+    loaded = pertoken.load(tiny_folder, dtype="bfloat16")
+    with pytest.raises(PertokenError, match=r"in half precision, .* load the model with dtype="):
+        go(tmp_path, tiny_folder, "sft", model=loaded)
+
+
 @pytest.mark.parametrize("method", ["mft", "sstoken"])
 def test_a_run_goes_on_with_the_identical_next_loss(
     tmp_path: Path, tiny_folder: str, method: str

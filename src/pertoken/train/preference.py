@@ -118,7 +118,7 @@ def train_preference(
 
 def _copy(side: str, model: Model, tokenizer: Any) -> Any:
     """The positive or negative model; PertokenError where its tokens are not the student's."""
-    found, own = load(model)
+    found, own = load(model, trained=False)
     check_tokenizer(side, own, tokenizer, "a copy of model")
     return found
 

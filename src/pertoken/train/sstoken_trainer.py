@@ -11,6 +11,8 @@
 | ``"precomputed"`` | the same, its log-probabilities taken before training | a pass over the data |
 | ``"adapter_off"`` | the model without its PEFT adapter | a forward per step, no second model |
 | ``"ema"`` | each step its weights become decay · its own + (1 - decay) · the model's | as base |
+
+The moving average is kept in float32.
 """
 
 from __future__ import annotations
@@ -98,6 +100,8 @@ class SSTokenSFT(WeighedSFT):
         self._at = 0  # the step whose weights the moving average has last seen
         if history in ("base", "ema"):
             self._past = copy.deepcopy(self.model).requires_grad_(False).eval()
+            if history == "ema":
+                self._past.float()  # an average in half precision stands still
         elif history == "precomputed":
             self.train_dataset: Any = self._precomputed(self.train_dataset)
         elif not hasattr(self.model, "disable_adapter"):
@@ -157,7 +161,7 @@ class SSTokenSFT(WeighedSFT):
         if self._kind == "ema" and self.state.global_step != self._at:
             own = self.accelerator.unwrap_model(self.model).parameters()
             for old, new in zip(self._past.parameters(), own, strict=True):
-                old.lerp_(new.detach(), 1 - self._decay)
+                old.lerp_(new.detach().float(), 1 - self._decay)
             self._at = self.state.global_step
         return self._log_probs(self._past, inputs)
 

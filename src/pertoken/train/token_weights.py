@@ -10,7 +10,8 @@
 
 Weights come from a column of the training data, or from a function of a row. They are lists of
 numbers, one per token of the row as TRL has tokenised it, before it is cut at `max_length`, or one
-per token that is learned; or a `TokenSignal` (in a column: its JSON), whose values go to the tokens by the characters they share.
+per token that is learned; or a `TokenSignal` (in a column: its JSON), whose values go to the tokens
+by the characters they share.
 
 In supervised training the loss of a token is times its weight; the divisor is that of the whole
 accumulated batch. In preference training the log-ratio of policy and reference is (the weighted sum
