@@ -195,6 +195,11 @@ def test_a_token_inside_a_character_keeps_its_value() -> None:
         (ROWS, {"weights": ones, "packing": True}, "does not support packing=True"),
         (ROWS, {"weights": ones, "loss_type": "dft"}, "does not support loss_type='dft'"),
         (ROWS, {"weights": ones, "label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
+        (
+            [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5], "token_weights": [0.5, 2.0]}],
+            {"dataset_kwargs": {"skip_prepare_dataset": True}},
+            "leave skip_prepare_dataset out of dataset_kwargs",
+        ),
     ],
 )
 def test_mistakes_are_said_before_training(
@@ -210,6 +215,15 @@ def test_a_dropped_column_stops_training(tmp_path: Path) -> None:
     with pytest.raises(PertokenError, match="the batch has no token_weights: a collator or"):
         made.train()
     assert made.state.global_step == 0
+
+
+def test_weights_of_another_number_than_tokens_stop_training(tmp_path: Path) -> None:
+    made = trainer(tmp_path, SFT, weights=ones)
+    short = [row[:-1] for row in made.train_dataset["token_weights"]]
+    made.train_dataset = made.train_dataset.remove_columns("token_weights")
+    made.train_dataset = made.train_dataset.add_column("token_weights", short)
+    with pytest.raises(PertokenError, match=r"token_weights for a row of . tokens"):
+        made.train()
 
 
 def test_weights_that_sum_to_nothing_are_no_divisor(tmp_path: Path) -> None:

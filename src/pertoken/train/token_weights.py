@@ -141,6 +141,12 @@ class TokenWeightedSFT(WeighedSFT):
     ) -> None:
         if normalizer not in ("tokens", "weights"):
             raise PertokenError(f'normalizer must be "tokens" or "weights", got {normalizer!r}')
+        if (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
+            raise PertokenError(
+                f"{type(self).__name__} fits the weights where TRL prepares the rows: leave "
+                "skip_prepare_dataset out of dataset_kwargs; rows with input_ids are taken as they "
+                "are"
+            )
         self._source, self._normalizer = weights, normalizer
         super().__init__(model, args, *rest, **more)
 
