@@ -214,7 +214,7 @@ class TokenWeightedDPO(_Trainer):
             return super()._prepare_dataset(dataset, processing_class, args, name)
         sources = self._read_from(dataset)
         found = super()._prepare_dataset(dataset, processing_class, args, name)
-        return self._with_weights(found, sources)
+        return self._with_weights(found, sources, _kept(args.max_length, args.truncation_mode))
 
     def _read_from(self, dataset: Any) -> dict[str, Source]:
         """Where the weights of each side come from; PertokenError for columns that are missing."""
@@ -232,8 +232,8 @@ class TokenWeightedDPO(_Trainer):
         _require(dataset, list(sources.values()))
         return sources
 
-    def _with_weights(self, dataset: Any, sources: dict[str, Source]) -> Any:
-        """The prepared data with a weight per token of both texts."""
+    def _with_weights(self, dataset: Any, sources: dict[str, Source], kept: slice) -> Any:
+        """The prepared data with a weight per token of both texts, which TRL cuts to `kept`."""
 
         def weigh(row: Row, index: int) -> Row:
             made = {}
