@@ -180,7 +180,7 @@ def test_a_choice_says_which_part_of_the_answers_is_kept() -> None:
         ("sstokens", {}, r"no tokens can be shown of 'sstokens' \(did you mean 'sstoken'"),
         ("mft", {"history": tiny_model("llama")}, "it has no history"),
         ("sstoken", {"history": tiny_model("llama")}, "history must be an earlier state"),
-        ("sstoken", {"gamma": 2.0}, "gamma is the share"),
+        ("sstoken", {"gamma": 2.0}, "gamma is a share, 0 to 1"),
         ("sstoken", {"normalize": "ranks"}, r"unknown normalize 'ranks' \(did you mean 'rank'"),
     ],
 )

@@ -57,8 +57,10 @@ def pairs(
     from pertoken.cli.progress import progress_bar
     from pertoken.train import contrast_data, read_lessons
     from pertoken.train._kept import keep_row, kept_rows
+    from pertoken.train.critical_tokens import check_sampling
     from pertoken.train.sampled import judged
 
+    check_sampling(samples, batch, temperature, top_p)
     lessons = read_lessons(data, limit)
     settings = {
         "model": model,

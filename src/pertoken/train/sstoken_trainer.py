@@ -23,12 +23,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pertoken.errors import PertokenError, nearest
+from pertoken.errors import PertokenError
 from pertoken.select import top_share
 from pertoken.train._prompt_attention import Query, Watch, watching
 from pertoken.train._weighed import WeighedSFT, dropped
 from pertoken.train.sstoken import (
     Normalize,
+    check_choice,
+    check_word,
     kept_total,
     place,
     retrospective_excess_loss,
@@ -77,20 +79,9 @@ class SSTokenSFT(WeighedSFT):
         exclude_sink: bool = False,
         **more: Any,
     ) -> None:
-        for name, value in (("gamma", gamma), ("warmup", warmup), ("decay", decay)):
-            if not 0 <= value <= 1:
-                raise PertokenError(f"{name} is a share, 0 to 1, got {value}")
-        if not 0 < keep <= 1:
-            raise PertokenError(f"keep must be above 0 and at most 1, got {keep}")
-        for name, word, known in (
-            ("history", history, get_args(History)),
-            ("normalize", normalize, get_args(Normalize)),
-            ("query", query, get_args(Query)),
-        ):
-            if word not in known:
-                raise PertokenError(
-                    f"unknown {name} {word!r}{nearest(word, known)}; there is: {', '.join(known)}"
-                )
+        check_choice(keep, normalize, gamma=gamma, warmup=warmup, decay=decay)
+        check_word("history", history, get_args(History))
+        check_word("query", query, get_args(Query))
         super().__init__(model, args, *rest, **more)
         self._keep, self._gamma, self._kind = keep, gamma, history
         self._warmup, self._decay = warmup, decay
