@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,33 @@ def test_pairs_are_made_and_an_interrupted_run_goes_on(
     row = json.loads((here / "out" / "pairs.jsonl").read_text().splitlines()[0])
     assert row == {"prompt": "0+1=", "chosen": "2", "rejected": "1"}
     assert len(asked) == 5
+
+
+def test_samples_of_a_model_that_was_trained_in_place_are_not_gone_on_with(
+    tiny_folder: str, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(model: Any, tokenizer: Any, lessons: Any, **options: Any) -> list[list[Sampled]]:
+        return [[Sampled("1", "1", True), Sampled("2", "2", False)]]
+
+    monkeypatch.setattr(pertoken.train, "sample_answers", sample, raising=False)
+    own = here / "model"
+    shutil.copytree(tiny_folder, own)
+    line = ["pairs", "a.jsonl", "--model", str(own), "--out", "out", "--samples", "2"]
+    assert main([*line, "--limit", "1"]) == 0
+    (own / "README.md").write_text("a note")
+    samples = here / "out" / "samples.jsonl"
+    before = samples.read_text()
+    capsys.readouterr()
+    assert main([*line, "--limit", "1"]) == 0
+    assert "other settings" not in capsys.readouterr().err
+    assert samples.read_text() == before
+    (weights,) = own.glob("*.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(1, 1))
+    assert main(line) == 2
+    assert "holds answers of other settings" in capsys.readouterr().err
+    assert samples.read_text() == before
 
 
 def test_a_model_without_an_answer(tiny_folder: str, capsys: Capture) -> None:
