@@ -97,6 +97,14 @@ def test_from_ids_with_characters_cut_in_two():
     assert made.words().values.tolist() == [10.0]
 
 
+@pytest.mark.parametrize("tokens", [["yes", " ", "", "京"], ["yes", "", " 京", ""]])
+def test_a_token_inside_a_character_counts_for_the_word_of_the_character(tokens):
+    made = signal(tokens, [0.0, 1.0, 2.0, 3.0])
+    inside = [1.0, 5.0] if tokens[1] else [0.0, 6.0]
+    assert made.words().values.tolist() == inside
+    assert "".join(made.words().tokens) == "yes 京"
+
+
 def test_targets():
     made = signal(["a", "b"], [[1.0, 3.0], [math.nan, -5.0]], targets=("x", "y"))
     assert made.total().values.tolist() == [2.0, -5.0]

@@ -144,8 +144,8 @@ class TokenSignal(Result):
 
         A word is a run of characters without white space. "sum" keeps what attributions add up
         to, "mean" suits probabilities, "max" takes the value furthest from zero. A token that
-        reaches into several words counts for the first of them; white space alone, and a token
-        without characters, count for the word before.
+        reaches into several words counts for the first of them, one that ends inside a character
+        for the word of the token that completes it; white space alone counts for the word before.
 
         >>> split = TokenSignal("to be", [1.0, 2.0, 3.0], [(0, 1), (1, 2), (2, 5)], "w")
         >>> split.words().tokens, split.words().values.tolist()
@@ -154,7 +154,7 @@ class TokenSignal(Result):
         starts = [match.start() for match in _WORD.finditer(self.text)]
         groups: list[list[int]] = []
         word = -1
-        for index, (start, end) in enumerate(self.offsets):
+        for index, (start, end) in enumerate(_completed(self.offsets)):
             first = _WORD.search(self.text, start, end)
             # A continuation starts inside a word that began before; else the word begins here.
             own = word if first is None else _place(starts, first.start())
@@ -312,6 +312,16 @@ class TokenSignal(Result):
     def __repr__(self) -> str:
         targets = f", {len(self.targets)} targets" if self.targets else ""
         return f"TokenSignal({self.name!r}, {len(self)} tokens{targets})"
+
+
+def _completed(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The offsets, where a token without characters has those of the one that completes it."""
+    found = list(offsets)
+    for index in range(len(found) - 2, -1, -1):
+        start, end = found[index]
+        if start == end == found[index + 1][0]:
+            found[index] = found[index + 1]
+    return found
 
 
 def _place(starts: list[int], position: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pertoken.cli import main
 from pertoken.train import Sampled
 
 Capture = pytest.CaptureFixture[str]
+OUT = ("--out", "o", "--model", "no-such-model")  # found out only when it is loaded
 COPIES = ("--method", "cdpo", "--positive", "m", "--negative", "n")
 
 
@@ -68,6 +71,33 @@ def test_pairs_are_made_and_an_interrupted_run_goes_on(
     assert len(asked) == 5
 
 
+def test_samples_of_a_model_that_was_trained_in_place_are_not_gone_on_with(
+    tiny_folder: str, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(model: Any, tokenizer: Any, lessons: Any, **options: Any) -> list[list[Sampled]]:
+        return [[Sampled("1", "1", True), Sampled("2", "2", False)]]
+
+    monkeypatch.setattr(pertoken.train, "sample_answers", sample, raising=False)
+    own = here / "model"
+    shutil.copytree(tiny_folder, own)
+    line = ["pairs", "a.jsonl", "--model", str(own), "--out", "out", "--samples", "2"]
+    assert main([*line, "--limit", "1"]) == 0
+    (own / "README.md").write_text("a note")
+    samples = here / "out" / "samples.jsonl"
+    before = samples.read_text()
+    capsys.readouterr()
+    assert main([*line, "--limit", "1"]) == 0
+    assert "other settings" not in capsys.readouterr().err
+    assert samples.read_text() == before
+    (weights,) = own.glob("*.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(1, 1))
+    assert main(line) == 2
+    assert "holds answers of other settings" in capsys.readouterr().err
+    assert samples.read_text() == before
+
+
 def test_a_model_without_an_answer(tiny_folder: str, capsys: Capture) -> None:
     line = ["pairs", "a.jsonl", "--model", tiny_folder, "--out", "out", "--samples", "2"]
     assert main([*line, "--max-new-tokens", "2", "--limit", "1"]) == 2
@@ -109,6 +139,8 @@ def test_training(tiny_folder: str, capsys: Capture) -> None:
         (["pairs", "a.jsonl", "--out", "pairs.jsonl"], "it is a file"),
         (["pairs", "talk.jsonl", "--out", "o"], "talk.jsonl, line 1: pairs are made of"),
         (["pairs", "a.jsonl", "--out", "other"], "samples.jsonl, line 1: no sampled answers"),
+        (["pairs", "a.jsonl", *OUT, "--samples", "0"], "must be 1 or more"),
+        (["pairs", "a.jsonl", *OUT, "--top-p", "2"], "top_p"),
         (["train", "dpo", "pairs.jsonl", "--out", "o", "--contrast", "2"], "dpo has no contrast"),
         (["train", "cdpo", "pairs.jsonl", "--out", "o"], "cdpo needs the positive model"),
         (["train", "dpo", "a.jsonl", "--out", "o"], 'a.jsonl, line 1: no "chosen" in it'),

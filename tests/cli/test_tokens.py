@@ -9,6 +9,8 @@ import pytest
 
 from pertoken.cli import main
 
+NO_MODEL = ("--model", "no-such-model")  # found out only when it is loaded
+OUT = ("--out", "o", *NO_MODEL)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -73,6 +75,17 @@ def test_an_earlier_state_of_other_tokens_is_refused(
         (["tokens", "a.jsonl", "--method", "mft", "--gamma", "1"], "--gamma belongs to sstoken"),
         (["tokens", "a.jsonl", "--method", "mft", "--normalize", "rank"], "belongs to sstoken"),
         (["tokens", "a.jsonl", "--method", "mft", "--exclude-sink"], "belongs to sstoken"),
+        (["tokens", "a.jsonl", "--gamma", "2", *NO_MODEL], "gamma is a share, 0 to 1, got 2.0"),
+        (["tokens", "a.jsonl", "--keep", "2", *NO_MODEL], "keep must be above 0 and at most 1"),
+        (["tokens", "a.jsonl", "--normalize", "max", *NO_MODEL], "unknown normalize 'max'"),
+        (
+            ["tokens", "a.jsonl", "--method", "mft", "--rate", "2", *NO_MODEL],
+            "rate is a share of the answer's tokens, 0 to 1, got 2.0",
+        ),
+        (["train", "mft", "a.jsonl", *OUT, "--rate", "2"], "rate is a share of the answer's"),
+        (["train", "mft", "a.jsonl", *OUT, "--noise", "x"], 'noise must be "mask" or "random"'),
+        (["train", "sstoken", "a.jsonl", *OUT, "--keep", "0"], "keep must be above 0 and at most"),
+        (["train", "sstoken", "a.jsonl", *OUT, "--gamma", "2"], "gamma is a share, 0 to 1"),
         (["train", "sstoken", "a.jsonl"], "Missing option '--out'"),
         (["train", "sft", "bad.jsonl", "--out", "o"], 'line 1: no "completion" or "answer"'),
         (["train", "sft", "a.jsonl", "--out", "o", "--keep", "0.5"], "sft has no keep"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pertoken.cli import main
+from pertoken.errors import PertokenError
 
 Capture = pytest.CaptureFixture[str]
 LINES = [f"as soon as it can, line {number} of the text\n" for number in range(60)]
@@ -66,6 +67,32 @@ def test_an_interrupted_transplant_leaves_no_folder(
     assert main(["transplant", tiny_folder, tiny_folder, "out", "--text", "text.txt"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert sorted(path.name for path in here.iterdir()) == ["corpus.txt", "text.txt"]
+
+
+def test_the_tokenizer_is_opened_before_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("the tokenizer is missing")
+
+    monkeypatch.setattr("pertoken.cli.options.load", loaded)
+    assert main(["transplant", "smollm2", "./none", "out", "--text", "text.txt"]) == 2
+    assert "none" in capsys.readouterr().err
+
+
+def test_nothing_is_measured_of_tokenizers_that_do_not_fit(
+    tiny_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PertokenError("they do not fit")
+
+    def measured(*_: Any, **__: Any) -> None:
+        raise AssertionError("it is measured")
+
+    monkeypatch.setattr("pertoken.tokenize.tokenadapt.Transplant", refused)
+    monkeypatch.setattr("pertoken.tokenize.per_byte.nats_per_text", measured)
+    assert main(["transplant", tiny_folder, tiny_folder, "out", "--text", "text.txt"]) == 2
+    assert capsys.readouterr().err == "error: they do not fit\n"
 
 
 @pytest.mark.parametrize(

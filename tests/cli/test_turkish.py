@@ -41,6 +41,20 @@ def test_tokenizers_are_columns(
     assert inner["micro precision"]["./small"] == 1 / 4  # of "evler" alone
 
 
+def test_every_tokenizer_is_opened_before_a_word_is_cut(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pertoken.tokenize
+
+    def none(*_: object, **__: object) -> None:
+        raise AssertionError("a tokenizer is missing")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(pertoken.tokenize, "morphology_report", none, raising=False)
+    assert main(["turkish", "./small", "./none"]) == 2
+    assert "none" in capsys.readouterr().err
+
+
 def test_a_plan_is_swept_and_gone_on_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

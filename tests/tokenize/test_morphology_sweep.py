@@ -10,6 +10,7 @@ import pytest
 
 from pertoken import PertokenError
 from pertoken.tokenize import (
+    Analyzer,
     MorphologySweep,
     morphology_report,
     morphology_sweep,
@@ -70,7 +71,8 @@ def test_a_finished_cell_is_not_trained_again(
 
     def watched(*call: Any) -> dict[str, Any]:
         made.append(call[1:3])
-        return {"size": 0, "micro F1": 0.0, "fertility": 1.0, "probes": {}}
+        figures = {"size": 0, "micro F1": 0.0, "fertility": 1.0, "probes": {}}
+        return {**figures, "invalid": [], "valid": 0, "pure": 0, "different": 0}
 
     monkeypatch.setattr(module, "measure", watched)
     again = morphology_sweep(plan(probes={"plural": PAIRS}), path)
@@ -83,6 +85,35 @@ def test_a_finished_cell_is_not_trained_again(
     assert made == [(700, "morphology")]
     morphology_sweep(plan(probes={"plural": PAIRS}, words=["evler"]), own)  # other words: all anew
     assert len(made) == 1 + len(found.cells)
+
+
+@pytest.mark.parametrize("morphemes", [(), ("ev", "le")])
+def test_a_cell_has_the_figures_of_the_report(morphemes: tuple[str, ...], tmp_path: Path) -> None:
+    """Of its tokens too, which are no words of any text."""
+
+    def analyze(word: str) -> list[list[str]]:
+        known = {one.morphemes for each in GOLD.words for one in GOLD(each)}
+        own = [list(cut) for cut in known if "".join(cut) == word]
+        return own or [[word]] * (len(word) == 2) or [[word[:1], word[1:]]] * (len(word) == 3)
+
+    reader = Analyzer(analyze, words=GOLD.words, morphemes=morphemes)
+    texts, words = [TEXT, TEXT], list(GOLD.words)
+    given = plan(analyzer=reader, families=["bpe"], vocabularies=[400], words=words[::2])
+    (cell,) = morphology_sweep(given, tmp_path / "out.jsonl").cells
+    report = morphology_report(train_backend(texts, 400, "bpe"), words[::2], reader)
+    assert report["valid"] > report["pure"] > 0
+    for name, value in report.values.items():
+        assert name == "vocabulary" or cell[name] == value, name
+    assert "invalid" not in cell
+
+
+def test_other_gold_is_another_cell(tmp_path: Path) -> None:
+    gold, out = tmp_path / "gold.tsv", tmp_path / "out.jsonl"
+    given = plan(words=["evler"], families=["bpe"], vocabularies=[400], analyzer=gold)
+    for content, cells in (("", 1), ("", 1), ("ler\tler\n", 2)):  # a token, and no measured word
+        gold.write_text(f"evler\tev\tler\n{content}", encoding="utf-8")
+        morphology_sweep(given, out)
+        assert len(out.read_text().splitlines()) == cells
 
 
 def test_files_are_named_from_the_plan(tmp_path: Path) -> None:

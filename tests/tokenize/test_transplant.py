@@ -475,6 +475,40 @@ def test_the_check_finds_what_is_wrong() -> None:
         check_transplant(made, tokenizer)
 
 
+@pytest.mark.parametrize("how", ["eager", "bfloat16", "training"])
+def test_the_check_passes_what_is_sound(how: str) -> None:
+    old, new = byte_level(OLD), byte_level(NEW)
+    model = model_for(old, dtype=torch.float32)
+    made, tokenizer = transplant(model, old, new, method="retok")
+    if how == "eager":
+        made.set_attn_implementation("eager")
+    elif how == "bfloat16":
+        made = made.to(torch.bfloat16)
+    else:
+        made.train()
+        made.model.layers[0].self_attn.attention_dropout = 0.5
+        made.model.layers[1].eval()
+    before = [part.training for part in made.modules()]
+    said = check_transplant(made, tokenizer)
+    assert any(line.startswith("logits are equal after reloading") for line in said)
+    assert [part.training for part in made.modules()] == before
+
+
+def test_the_check_finds_another_weight_and_another_attention(tmp_path: Path) -> None:
+    old, new = byte_level(OLD), byte_level(NEW)
+    made, tokenizer = transplant(model_for(old), old, new, method="retok")
+    save_transplant(made, tokenizer, tmp_path / "out")
+    with torch.no_grad():
+        made.model.norm.weight[0] += 1e-12
+    with pytest.raises(PertokenError, match=r"reloaded model's model\.norm\.weight differs"):
+        check_transplant(made, tokenizer, folder=tmp_path / "out")
+    with torch.no_grad():
+        made.model.norm.weight[0] = 1
+    made.model.layers[0].self_attn.scaling *= 2
+    with pytest.raises(PertokenError, match="logits differ"):
+        check_transplant(made, tokenizer, folder=tmp_path / "out")
+
+
 # --------------------------------------------------------------------------------------- embedders
 
 

@@ -77,7 +77,7 @@ def test_one_model_twice_or_beta_0_gives_its_probability() -> None:
 
 def test_scores_of_many_texts_are_those_of_each() -> None:
     one, other = lab.model(0), lab.model(1)
-    rows = [([3, 4, 5, 6, 7], 2), ([8, 9, 10], 1), ([3, 3, 4, 5, 5, 6, 7], 3)]
+    rows = [([3, 4, 5, 6, 7], 2), ([8, 9, 10], 1), ([3, 3, 4, 5, 5, 6, 7], 3), ([9, 8], 0)]
     one.train()
     found = scored(one, other, rows)
     assert one.training
@@ -88,7 +88,7 @@ def test_scores_of_many_texts_are_those_of_each() -> None:
         logits = one(given).logits, other(given).logits
         mask = torch.ones_like(given)
         for values, each in ((scores, contrastive_scores), (ratios, log_ratio)):
-            expected = each(*logits, given, mask)[0, before - 1 :].tolist()
+            expected = each(*logits, given, mask)[0, max(before - 1, 0) :].tolist()
             assert values == pytest.approx(expected, abs=1e-5)
 
 
@@ -264,6 +264,35 @@ def test_the_scores_are_of_the_ids_that_are_trained_on(tmp_path: Path, only_reje
             own = contrastive_scores(*logits, ids, torch.ones_like(ids))[0, before - 1 :]
             own = 1 - own if side == "rejected" else own if not only_rejected else own * 0 + 1
             assert weights == pytest.approx([1.0] * before + own.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kept"), [("keep_start", slice(None, 4)), ("keep_end", slice(-4, None))]
+)
+def test_the_scores_are_of_what_stays_of_a_row(tmp_path: Path, mode: str, kept: slice) -> None:
+    pair = {"positive": lab.model(2), "negative": lab.model(3)}
+    rows = [
+        {"prompt": "a b ", "chosen": "c", "rejected": "e f g h"},
+        {**lab.PAIRS[1], "prompt": ""},
+    ]
+    seen = []
+    for each in pair.values():
+        each.register_forward_pre_hook(
+            lambda _, args, more: seen.append((args or [more["input_ids"]])[0].shape[1]),
+            with_kwargs=True,
+        )
+    made = lab.preference(tmp_path, MIXINS, rows, max_length=4, truncation_mode=mode, **pair)
+    assert max(seen) == 4
+    for row in made.train_dataset:
+        whole = torch.tensor([*row["prompt_ids"], *row["rejected_ids"]])
+        place = torch.arange(len(whole))[kept]
+        ids = whole[None, kept]
+        logits = [each(ids).logits for each in pair.values()]
+        wanted = torch.ones(len(whole))
+        wanted[place[1:]] = 1 - contrastive_scores(*logits, ids, torch.ones_like(ids))[0]
+        wanted[: len(row["prompt_ids"])] = 1
+        assert row["token_weights"][1] == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert len(lab.run(made)) == 3
 
 
 @pytest.mark.parametrize("reduction", ["sequence", "position"])

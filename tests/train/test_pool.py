@@ -105,6 +105,15 @@ def test_what_was_scored_is_not_scored_again(
     assert ids(out) == np.flatnonzero(select(texts, scorer.score(texts), 0.3)).tolist()
 
 
+def test_another_scorer_at_the_same_target_scores_itself(
+    scorer: NgramScorer, texts: list[str], tmp_path: Path
+) -> None:
+    source, out = lines(tmp_path / "in.jsonl", texts), tmp_path / "out.jsonl"
+    for own in (scorer, NgramScorer(-scorer.weights, ([], []))):
+        select_file(source, out, own, 0.3)
+        assert ids(out) == np.flatnonzero(select(texts, own.score(texts), 0.3)).tolist()
+
+
 def test_processes_score_alike(scorer: NgramScorer, texts: list[str], tmp_path: Path) -> None:
     source = lines(tmp_path / "in.jsonl", texts)
     select_file(source, tmp_path / "one.jsonl", scorer, 0.3)

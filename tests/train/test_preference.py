@@ -161,6 +161,32 @@ def test_a_run_goes_on_with_the_identical_next_loss(
     assert (again.folder / "model" / "config.json").exists()
 
 
+def test_the_copies_are_gone_while_it_trains(
+    tmp_path: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gc
+    import weakref
+
+    from pertoken.train import preference
+
+    load, train, loaded, alive = preference.load, preference.train, [], []
+
+    def noted(*args: Any, **more: Any) -> Any:
+        found = load(*args, **more)
+        loaded.append(weakref.ref(found[0]))
+        return found
+
+    def training(*args: Any) -> None:
+        gc.collect()
+        alive.extend(each() is not None for each in loaded)
+        train(*args)
+
+    monkeypatch.setattr(preference, "load", noted)
+    monkeypatch.setattr(preference, "train", training)
+    go(tmp_path / "a", tiny_folder, "cdpo", steps=1)
+    assert alive == [True, False, False]  # the student, and its two copies
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [

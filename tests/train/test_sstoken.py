@@ -306,6 +306,20 @@ def test_histories_that_are_one_state_train_alike(trl: Any, tmp_path: Path) -> N
     assert all(one["sstoken/rel"] == 0 for one in moving.state.log_history if "loss" in one)
 
 
+def test_the_moving_average_moves_though_the_model_is_in_half_precision(
+    trl: Any, tmp_path: Path
+) -> None:
+    half = lab.model().to(torch.bfloat16)
+    more = {"model": half, "history": "ema", "learning_rate": 1e-2}
+    made = lab.trainer(tmp_path, SS, **more)
+    start, moved, model_moved = [each.clone() for each in made._past.parameters()], 0, 0
+    made.train()
+    for was, old, new in zip(start, made._past.parameters(), made.model.parameters(), strict=True):
+        assert old.dtype == torch.float32
+        moved, model_moved = moved + (old != was).sum(), model_moved + (new != was).sum()
+    assert moved > 0.9 * model_moved > 0
+
+
 def test_the_options_of_the_score_are_those_of_the_functions(trl: Any, tmp_path: Path) -> None:
     ways: dict[str, Any] = {"query": "predictor", "exclude_sink": True}
     made = lab.trainer(tmp_path, SS, warmup=0.0, max_steps=1, normalize="rank", **ways)

@@ -180,7 +180,7 @@ def test_a_choice_says_which_part_of_the_answers_is_kept() -> None:
         ("sstokens", {}, r"no tokens can be shown of 'sstokens' \(did you mean 'sstoken'"),
         ("mft", {"history": tiny_model("llama")}, "it has no history"),
         ("sstoken", {"history": tiny_model("llama")}, "history must be an earlier state"),
-        ("sstoken", {"gamma": 2.0}, "gamma is the share"),
+        ("sstoken", {"gamma": 2.0}, "gamma is a share, 0 to 1"),
         ("sstoken", {"normalize": "ranks"}, r"unknown normalize 'ranks' \(did you mean 'rank'"),
     ],
 )
@@ -213,6 +213,15 @@ def go(out: Path, tiny: str, method: str, **options: Any) -> SupervisedRun:
         **options,
     }
     return train_supervised(method, out, given.pop("lessons", LESSONS), **given)
+
+
+def test_weights_in_half_precision_are_not_trained(tmp_path: Path, tiny_folder: str) -> None:
+    """A step of 1e-6 is less than what tells two numbers of bfloat16 apart."""
+    import pertoken
+
+    loaded = pertoken.load(tiny_folder, dtype="bfloat16")
+    with pytest.raises(PertokenError, match=r"in half precision, .* load the model with dtype="):
+        go(tmp_path, tiny_folder, "sft", model=loaded)
 
 
 @pytest.mark.parametrize("method", ["mft", "sstoken"])

@@ -130,6 +130,33 @@ def test_weights_are_cut_as_trl_cuts_the_row(tmp_path: Path) -> None:
     assert one_batch(made)["token_weights"].tolist() == [[3, 4, 5]] * 4
 
 
+@pytest.mark.parametrize(
+    ("mode", "ids", "weights"),
+    [("keep_start", [3, 4, 5, 6], [1, 1, 1, 10]), ("keep_end", [6, 7, 8, 9], [10, 11, 12, 13])],
+)
+def test_weights_of_the_learned_tokens_are_cut_with_the_row(
+    tmp_path: Path, mode: str, ids: list[int], weights: list[float]
+) -> None:
+    whole, hidden = [3, 4, 5, 6, 7, 8, 9], [-100] * 3
+    rows = [{"input_ids": whole, "labels": hidden + whole[3:], "w": [10, 11, 12, 13]}] * 4
+    made = trainer(tmp_path, SFT, rows, weights="w", max_length=4, truncation_mode=mode)
+    batch = one_batch(made)
+    assert (batch["input_ids"].tolist(), batch["token_weights"].tolist()) == (
+        [ids] * 4,
+        [weights] * 4,
+    )
+
+
+def test_rows_without_labels_are_dropped_as_by_trl(tmp_path: Path) -> None:
+    long = {"prompt": "a b c d e f ", "completion": "g"}
+    rows = [long, *ROWS]
+    weights = with_weights([[1.0, 1.0], *drawn()], rows)
+    cut = {"max_length": 6, "shuffle_dataset": True}
+    made, parent = trainer(tmp_path, SFT, weights, **cut), trainer(tmp_path, (), rows, **cut)
+    assert len(made.train_dataset) == 4
+    assert made.train_dataset["input_ids"][:] == parent.train_dataset["input_ids"][:]
+
+
 def test_a_signal_of_other_tokens_goes_by_characters() -> None:
     ids = ByteTokenizer().encode("a to be")
     signal = TokenSignal("to be", [0.5, 2.0], [(0, 2), (2, 5)], "w")
@@ -142,6 +169,17 @@ def test_a_signal_of_other_tokens_goes_by_characters() -> None:
         )
     with pytest.raises(PertokenError, match="has a value per target"):
         signal_weights(TokenSignal("b", [[1.0]], [(0, 1)], "w", ["x"]), ByteTokenizer(), ids)
+
+
+def test_a_token_inside_a_character_keeps_its_value() -> None:
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode("aç京")
+    values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    same = TokenSignal.from_ids(tokenizer, ids, values, "w")
+    assert signal_weights(same, tokenizer, ids) == values
+    assert signal_weights(same, tokenizer, [*ids, *ids[:1]])[:6] == values
+    other = TokenSignal("ç京", [2.0, 3.0], [(0, 1), (1, 2)], "w")
+    assert signal_weights(other, tokenizer, [*ids, *ids[:3]][:6]) == [1, 2, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +195,11 @@ def test_a_signal_of_other_tokens_goes_by_characters() -> None:
         (ROWS, {"weights": ones, "packing": True}, "does not support packing=True"),
         (ROWS, {"weights": ones, "loss_type": "dft"}, "does not support loss_type='dft'"),
         (ROWS, {"weights": ones, "label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1"),
+        (
+            [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5], "token_weights": [0.5, 2.0]}],
+            {"dataset_kwargs": {"skip_prepare_dataset": True}},
+            "leave skip_prepare_dataset out of dataset_kwargs",
+        ),
     ],
 )
 def test_mistakes_are_said_before_training(
@@ -172,6 +215,15 @@ def test_a_dropped_column_stops_training(tmp_path: Path) -> None:
     with pytest.raises(PertokenError, match="the batch has no token_weights: a collator or"):
         made.train()
     assert made.state.global_step == 0
+
+
+def test_weights_of_another_number_than_tokens_stop_training(tmp_path: Path) -> None:
+    made = trainer(tmp_path, SFT, weights=ones)
+    short = [row[:-1] for row in made.train_dataset["token_weights"]]
+    made.train_dataset = made.train_dataset.remove_columns("token_weights")
+    made.train_dataset = made.train_dataset.add_column("token_weights", short)
+    with pytest.raises(PertokenError, match=r"token_weights for a row of . tokens"):
+        made.train()
 
 
 def test_weights_that_sum_to_nothing_are_no_divisor(tmp_path: Path) -> None:

@@ -250,6 +250,23 @@ def test_a_micro_batch_of_truncated_texts_alone_adds_nothing(trl: Any, tmp_path:
     assert loss == 0
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_micro_batch_without_tokens_gathers_what_the_others_do(
+    trl: Any, tmp_path: Path, beta: float
+) -> None:
+    """Else the processes wait for each other without end."""
+    made, calls = trainer(tmp_path), []
+    made.beta = beta  # as an option TRL would load the reference by the model's name
+    made._log = lambda mode, name, value, largest=False: calls.append((mode, name, largest))
+    given = {**inputs(), "ref_per_token_logps": torch.full((4, 6), -3.0)}
+    made._compute_loss(made.model, given)
+    own = list(calls)
+    calls.clear()
+    made._compute_loss(made.model, {**given, "completion_mask": 0 * given["completion_mask"]})
+    assert calls == own
+    assert len(own) == 9 + (beta > 0)
+
+
 def test_without_trl_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.delitem(sys.modules, "pertoken.train.trl", raising=False)

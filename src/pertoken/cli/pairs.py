@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from pathlib import Path
@@ -26,6 +27,7 @@ _Out = Annotated[
     typer.Option(metavar="DIR", help="Folder for the files; one that is there is gone on with."),
 ]
 _SAMPLES = "samples.jsonl"
+_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")  # weights, settings, tokenizer
 
 
 def register(app: typer.Typer) -> None:
@@ -50,15 +52,17 @@ def pairs(
     """Sample answers, and choose right and wrong ones to train on.
 
     Writes positive.jsonl and negative.jsonl, which the two copies learn with `pertoken train sft`,
-    and pairs.jsonl for `pertoken train cdpo`. Samples are kept: run it again to go on; they are
-    judged each time, by the answers that DATA gives then.
+    and pairs.jsonl for `pertoken train cdpo`. Samples are kept: run it again to go on, with the
+    same model; they are judged each time, by the answers that DATA gives then.
     """
     from pertoken._files import write_whole
     from pertoken.cli.progress import progress_bar
     from pertoken.train import contrast_data, read_lessons
     from pertoken.train._kept import keep_row, kept_rows
+    from pertoken.train.critical_tokens import check_sampling
     from pertoken.train.sampled import judged
 
+    check_sampling(samples, batch, temperature, top_p)
     lessons = read_lessons(data, limit)
     settings = {
         "model": model,
@@ -69,6 +73,7 @@ def pairs(
         "chat": not no_chat,
         "dtype": dtype,
         "seed": seed,
+        **_state(model),
     }
     for one in lessons:
         if one.messages:
@@ -99,6 +104,19 @@ def pairs(
         f"answers to learn, of {samples * len(lessons)} sampled ({found.unread} could not be "
         f"read); they are in {out}"
     )
+
+
+def _state(model: str) -> dict[str, str]:
+    """What tells a model of this machine from one that was trained in its place; of others nothing.
+
+    Size and time of its files: to go on behind the last question no model is loaded.
+    """
+    place = Path(model).expanduser()
+    if not place.exists():
+        return {}
+    files = [place] if place.is_file() else [path for one in _FILES for path in place.glob(one)]
+    about = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return {"files": hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}
 
 
 def _sampled(

@@ -78,11 +78,12 @@ def tokens(
     option of another method is refused.
     """
     from pertoken.cli.progress import progress_bar
-    from pertoken.train.choice import choose_tokens
+    from pertoken.train.choice import check_settings, choose_tokens
     from pertoken.train.lessons import Lesson, read_lessons, read_pairs
 
     output = shared.Output(as_json, html)
     _check(context)
+    check_settings(rate, keep, gamma, normalize)
     if method == "cdpo":
         lessons = [Lesson(one.prompt, one.rejected, one.place) for one in read_pairs(data, limit)]
     else:

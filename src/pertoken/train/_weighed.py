@@ -82,6 +82,13 @@ class Column:
         if not all(self.name in feature for feature in features):
             return output
         parts = [self.numbers(feature) for feature in features]
+        for part, feature in zip(parts, features, strict=True):
+            for row in part:
+                if len(row) != len(feature.get("input_ids", row)):
+                    raise PertokenError(
+                        f"{len(row)} {self.name} for a row of {len(feature['input_ids'])} tokens: "
+                        "give one for each token"
+                    )
         rows = [row for part in zip(*parts, strict=True) for row in part]
         padded = torch.zeros(output["input_ids"].shape, dtype=torch.float32)
         if len(rows) != len(padded) or max(map(len, rows)) > padded.shape[1]:

@@ -230,21 +230,37 @@ class CDPOMixin(TokenWeightedDPO):
     def _read_from(self, dataset: Any) -> Any:
         return super()._read_from(dataset) if self._pair is None else {}
 
-    def _with_weights(self, dataset: Any, sources: Any) -> Any:
+    def _with_weights(self, dataset: Any, sources: Any, kept: slice) -> Any:
         if self._pair is not None:
-            sides = ("rejected",) if self._only_rejected else ("chosen", "rejected")
-            for side in sides:
-                rows = [
-                    ([*row["prompt_ids"], *row[f"{side}_ids"]], len(row["prompt_ids"]))
-                    for row in dataset
-                ]
-                scores = [own for own, _ in scored(*self._pair, rows, self._contrast)]
-                if side == "rejected":
-                    scores = [[1 - one for one in own] for own in scores]
-                dataset = dataset.add_column(f"{side}_weights", scores)
+            for side in ("rejected",) if self._only_rejected else ("chosen", "rejected"):
+                weights = self._critical(self._pair, dataset, side, kept)
+                dataset = dataset.add_column(f"{side}_weights", weights)
                 sources = {**sources, side: f"{side}_weights"}
             self._pair = None  # their memory is free for the training
-        return super()._with_weights(dataset, sources)
+        return super()._with_weights(dataset, sources, kept)
+
+    def _critical(
+        self, pair: tuple[Any, Any], dataset: Any, side: str, kept: slice
+    ) -> list[list[float]]:
+        """The weights of each answer of a side, of what stays of it; 1 for what is cut away.
+
+        Nothing predicts the first token of a row: it has no score, and counts in no loss.
+        """
+        texts, rows = [], []
+        for row in dataset:
+            prompt, ids = len(row["prompt_ids"]), [*row["prompt_ids"], *row[f"{side}_ids"]]
+            start = range(len(ids))[kept].start
+            first = max(prompt, start + 1)
+            texts.append((len(ids), prompt, first))
+            rows.append((ids[kept], first - start))
+        weights = []
+        for (length, prompt, first), (scores, _) in zip(
+            texts, scored(*pair, rows, self._contrast), strict=True
+        ):
+            own = [1 - one for one in scores] if side == "rejected" else scores
+            whole = [*[1.0] * first, *own]
+            weights.append([*whole, *[1.0] * length][prompt:length])
+        return weights
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         mask = inputs["completion_mask"][:, 1:]

@@ -30,9 +30,10 @@ from pertoken.signal import TokenSignal
 from pertoken.train._prompt_attention import watching
 from pertoken.train.contrast import scored
 from pertoken.train.lessons import Lesson, encode_lesson
-from pertoken.train.masked_thought import mask_thought
+from pertoken.train.masked_thought import check_noise, mask_thought
 from pertoken.train.sstoken import (
     Normalize,
+    check_choice,
     kept_by_place,
     place,
     retrospective_excess_loss,
@@ -224,6 +225,7 @@ def choose_tokens(
             f"no tokens can be shown of {method!r}{nearest(method, CHOOSERS)}; there is: "
             f"{', '.join(CHOOSERS)}"
         )
+    check_settings(rate, keep, gamma, normalize)
     if not lessons:
         raise PertokenError("there is no lesson to show")
     _check_models(method, model, history, negative)
@@ -248,6 +250,12 @@ def choose_tokens(
             rows[one] = row
         done += len(part)
     return TokenChoice(settings, [row for row in rows if row is not None], tokenizer)
+
+
+def check_settings(rate: float, keep: float, gamma: float, normalize: str) -> None:
+    """Raise PertokenError for settings of `choose_tokens` that are out of their range."""
+    check_noise(rate, "mask")
+    check_choice(keep, normalize, gamma=gamma)
 
 
 def _check_models(method: str, model: Any, history: Any, negative: Any) -> None:

@@ -111,8 +111,9 @@ def scored(
 ) -> list[tuple[list[float], list[float]]]:
     """s_t and the log ratio of each answer token of many texts, in batches of like length.
 
-    rows: (ids of prompt and answer, tokens of the prompt). Both models in evaluation, without
-    gradient; the mode they were in comes back.
+    rows: (ids of prompt and answer, tokens of the prompt); the first token of a row has no score,
+    even without a prompt, since nothing predicts it. Both models in evaluation, without gradient;
+    the mode they were in comes back.
     """
     found: list[tuple[list[float], list[float]]] = [([], [])] * len(rows)
     modes = positive.training, negative.training
@@ -129,7 +130,7 @@ def scored(
             scores = contrastive_scores(one, other, ids, every, beta).tolist()
             ratios = log_ratio(one, other, ids, every).tolist()
             for at, text in enumerate(part):
-                own = slice(rows[text][1] - 1, len(rows[text][0]) - 1)
+                own = slice(max(rows[text][1] - 1, 0), len(rows[text][0]) - 1)
                 found[text] = scores[at][own], ratios[at][own]
     finally:
         positive.train(modes[0]), negative.train(modes[1])

@@ -225,12 +225,17 @@ class MaskedThought(_Trainer):
         return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _checked(rate: float, mask_id: int | None, vocab_size: int | None, noise: str) -> int:
-    """The mask token, or of random noise the number of tokens to draw from."""
+def check_noise(rate: float, noise: str) -> None:
+    """Raise PertokenError for a rate that is no share, and for noise of an unknown kind."""
     if not 0 <= rate <= 1:
         raise PertokenError(f"rate is a share of the answer's tokens, 0 to 1, got {rate}")
     if noise not in get_args(Noise):
         raise PertokenError(f'noise must be "mask" or "random", got {noise!r}')
+
+
+def _checked(rate: float, mask_id: int | None, vocab_size: int | None, noise: str) -> int:
+    """The mask token, or of random noise the number of tokens to draw from."""
+    check_noise(rate, noise)
     if noise == "mask":
         if mask_id is None:
             raise PertokenError(

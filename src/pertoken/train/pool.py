@@ -101,7 +101,7 @@ def select_file(
     pieces = checked(source, target, keep)
     folder = target.with_name(f"{target.name}.scores")
     _begin(folder, pieces, scorer, field)
-    _score(folder, pieces, field, jobs, ray, progress)
+    _score(folder, pieces, field, scorer.sha256, jobs, ray, progress)
     documents, total = _size(folder, len(pieces))
     if not total:
         raise PertokenError(f"there is nothing to select from in {source}: no document has text")
@@ -179,6 +179,7 @@ def _score(
     folder: Path,
     pieces: Sequence[Piece],
     field: str,
+    sha256: str,
     jobs: int,
     ray: bool,
     progress: Progress | None,
@@ -187,7 +188,7 @@ def _score(
     if ray:  # a worker stands in a folder of its own
         folder = folder.absolute()
         pieces = [replace(piece, path=piece.path.absolute()) for piece in pieces]
-    calls = [(folder, pieces[number], number, field) for number in left]
+    calls = [(folder, pieces[number], number, field, sha256) for number in left]
     if ray or jobs > 1:
         done = (on_ray if ray else in_processes)(_score_piece, calls, jobs)
     else:
@@ -207,11 +208,11 @@ def _score(
         )
 
 
-def _score_piece(folder: Path, piece: Piece, number: int, field: str) -> int:
+def _score_piece(folder: Path, piece: Piece, number: int, field: str, sha256: str) -> int:
     """Documents of a piece, whose scores are in the folder now."""
     texts = piece.texts(field)
     found = np.empty(len(texts), dtype=_SCORED)
-    found["score"] = _scorer(folder / "scorer.safetensors").score(texts)
+    found["score"] = _scorer(folder / "scorer.safetensors", sha256).score(texts)
     found["characters"] = [len(text) for text in texts]
     with whole_file(_file(folder, number)) as file:
         np.save(file, found)
@@ -219,7 +220,8 @@ def _score_piece(folder: Path, piece: Piece, number: int, field: str) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _scorer(path: Path) -> NgramScorer:
+def _scorer(path: Path, sha256: str) -> NgramScorer:
+    """A process may live longer than a folder: the next pool's scorer can lie at the same path."""
     return NgramScorer.load(path)
 
 

@@ -110,6 +110,7 @@ def train_preference(
         write_run(run.folder, run.to_dict())
     copies = {side: _copy(side, one, tokenizer) for side, one in copied.items() if one is not None}
     trainer = _trainer(run, student, tokenizer, given, copies)
+    copies.clear()  # they have been read: their memory is free for the training
     train(trainer, run, row_of, checkpoint, progress)
     save_model(trainer, tokenizer, run.folder)
     write_run(run.folder, run.to_dict())
@@ -118,7 +119,7 @@ def train_preference(
 
 def _copy(side: str, model: Model, tokenizer: Any) -> Any:
     """The positive or negative model; PertokenError where its tokens are not the student's."""
-    found, own = load(model)
+    found, own = load(model, trained=False)
     check_tokenizer(side, own, tokenizer, "a copy of model")
     return found
 

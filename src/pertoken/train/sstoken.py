@@ -17,6 +17,7 @@ The trainer is `SSTokenSFT` (`pertoken.train.SSTokenSFT`); RHO-1 is in `selectio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -79,11 +80,7 @@ def ss_scores(
 
 def _scaled(rel: torch.Tensor, mask: torch.Tensor, normalize: str) -> torch.Tensor:
     """REL in [0, 1] within each row, 0 under the mask."""
-    if normalize not in get_args(Normalize):
-        raise PertokenError(
-            f"unknown normalize {normalize!r}{nearest(normalize, get_args(Normalize))}; there is: "
-            f"{', '.join(get_args(Normalize))}"
-        )
+    check_word("normalize", normalize, get_args(Normalize))
     last = rel.masked_fill(~mask, torch.inf)
     if normalize == "rank":
         lower = torch.searchsorted(last.sort(1).values, last).to(rel)
@@ -168,6 +165,24 @@ def kept_by_place(kept: torch.Tensor, mask: torch.Tensor, parts: int = 10) -> to
 def kept_total(mask: torch.Tensor, keep: float) -> torch.Tensor:
     """How many tokens ssToken keeps of a batch, known before the model has run."""
     return rounded_up(mask.sum(1), keep).sum()
+
+
+def check_choice(keep: float, normalize: str, **shares: float) -> None:
+    """Raise PertokenError for a share to keep, a way to normalize or other shares that are none."""
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise PertokenError(f"{name} is a share, 0 to 1, got {value}")
+    if not 0 < keep <= 1:
+        raise PertokenError(f"keep must be above 0 and at most 1, got {keep}")
+    check_word("normalize", normalize, get_args(Normalize))
+
+
+def check_word(name: str, word: str, known: Sequence[str]) -> None:
+    """Raise PertokenError for a word that is not known, with the nearest that is."""
+    if word not in known:
+        raise PertokenError(
+            f"unknown {name} {word!r}{nearest(word, known)}; there is: {', '.join(known)}"
+        )
 
 
 def must_agree(**given: torch.Tensor) -> None:

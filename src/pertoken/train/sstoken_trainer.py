@@ -11,6 +11,8 @@
 | ``"precomputed"`` | the same, its log-probabilities taken before training | a pass over the data |
 | ``"adapter_off"`` | the model without its PEFT adapter | a forward per step, no second model |
 | ``"ema"`` | each step its weights become decay · its own + (1 - decay) · the model's | as base |
+
+The moving average is kept in float32.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pertoken.errors import PertokenError, nearest
+from pertoken.errors import PertokenError
 from pertoken.select import top_share
 from pertoken.train._prompt_attention import Query, Watch, watching
 from pertoken.train._weighed import WeighedSFT, dropped
 from pertoken.train.sstoken import (
     Normalize,
+    check_choice,
+    check_word,
     kept_total,
     place,
     retrospective_excess_loss,
@@ -75,20 +79,9 @@ class SSTokenSFT(WeighedSFT):
         exclude_sink: bool = False,
         **more: Any,
     ) -> None:
-        for name, value in (("gamma", gamma), ("warmup", warmup), ("decay", decay)):
-            if not 0 <= value <= 1:
-                raise PertokenError(f"{name} is a share, 0 to 1, got {value}")
-        if not 0 < keep <= 1:
-            raise PertokenError(f"keep must be above 0 and at most 1, got {keep}")
-        for name, word, known in (
-            ("history", history, get_args(History)),
-            ("normalize", normalize, get_args(Normalize)),
-            ("query", query, get_args(Query)),
-        ):
-            if word not in known:
-                raise PertokenError(
-                    f"unknown {name} {word!r}{nearest(word, known)}; there is: {', '.join(known)}"
-                )
+        check_choice(keep, normalize, gamma=gamma, warmup=warmup, decay=decay)
+        check_word("history", history, get_args(History))
+        check_word("query", query, get_args(Query))
         super().__init__(model, args, *rest, **more)
         self._keep, self._gamma, self._kind = keep, gamma, history
         self._warmup, self._decay = warmup, decay
@@ -98,6 +91,8 @@ class SSTokenSFT(WeighedSFT):
         self._at = 0  # the step whose weights the moving average has last seen
         if history in ("base", "ema"):
             self._past = copy.deepcopy(self.model).requires_grad_(False).eval()
+            if history == "ema":
+                self._past.float()  # an average in half precision stands still
         elif history == "precomputed":
             self.train_dataset: Any = self._precomputed(self.train_dataset)
         elif not hasattr(self.model, "disable_adapter"):
@@ -157,7 +152,7 @@ class SSTokenSFT(WeighedSFT):
         if self._kind == "ema" and self.state.global_step != self._at:
             own = self.accelerator.unwrap_model(self.model).parameters()
             for old, new in zip(self._past.parameters(), own, strict=True):
-                old.lerp_(new.detach(), 1 - self._decay)
+                old.lerp_(new.detach().float(), 1 - self._decay)
             self._at = self.state.global_step
         return self._log_probs(self._past, inputs)
 

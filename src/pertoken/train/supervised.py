@@ -23,7 +23,8 @@ from pertoken.result import Part, Result, cells, figure
 from pertoken.train._folder import claim, write_run
 from pertoken.train._keeping import arguments, check_settings, load, save_model, train, versions
 from pertoken.train.lessons import Lesson, data_hash, encode_lesson, read_lessons
-from pertoken.train.masked_thought import MaskedThought, add_mask_token
+from pertoken.train.masked_thought import MaskedThought, add_mask_token, check_noise
+from pertoken.train.sstoken import check_choice
 from pertoken.train.sstoken_trainer import History, SSTokenSFT
 from pertoken.train.token_weights import WEIGHTS, TokenWeightedSFT
 
@@ -173,7 +174,7 @@ def row_of(logs: Row, settings: Row, step: int) -> Row:
 
 
 def _own_settings(method: str, given: Row) -> Row:
-    """The settings of a method; PertokenError for those of another one."""
+    """The settings of a method; PertokenError for those of another one, or out of range."""
     if method not in SUPERVISED:
         raise PertokenError(
             f"unknown method {method!r}{nearest(method, SUPERVISED)}; there is: "
@@ -188,7 +189,12 @@ def _own_settings(method: str, given: Row) -> Row:
         raise PertokenError(
             f"history must be one of {', '.join(HISTORIES)} here, got {given['history']!r}"
         )
-    return {**known, **given}
+    made = {**known, **given}
+    if method == "mft":
+        check_noise(made["rate"], made["noise"])
+    if method == "sstoken":
+        check_choice(**{name: made[name] for name in ("keep", "normalize", "gamma", "warmup")})
+    return made
 
 
 def _check(

@@ -9,8 +9,9 @@
     Trainer(model, args=SFTConfig(...), train_dataset=data, weights="token_weights")
 
 Weights come from a column of the training data, or from a function of a row. They are lists of
-numbers, one per token of the row as TRL has tokenised it or one per token that is learned, or a
-`TokenSignal` (in a column: its JSON), whose values go to the tokens by the characters they share.
+numbers, one per token of the row as TRL has tokenised it, before it is cut at `max_length`, or one
+per token that is learned; or a `TokenSignal` (in a column: its JSON), whose values go to the tokens
+by the characters they share.
 
 In supervised training the loss of a token is times its weight; the divisor is that of the whole
 accumulated batch. In preference training the log-ratio of policy and reference is (the weighted sum
@@ -26,6 +27,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -58,9 +61,10 @@ def signal_weights(
     """The values of a signal for the tokens of a row, by the characters they share.
 
     signal: one value per token of some text, which must stand once in what `input_ids` [time]
-    decode to; its tokens may be other ones. A token has the mean over its characters, so the same
-    tokens have the same values; where nothing was measured, and outside that text, it has
-    `outside`. PertokenError for a signal with targets, and for a text that is not there, or twice.
+    decode to. The same tokens have the same values. Of other ones each has the mean over its
+    characters, one that ends inside a character that character's. Where nothing was measured, and
+    outside that text, it is `outside`. PertokenError for a signal with targets, and for a text that
+    is not there, or twice.
 
     >>> from pertoken.testing import ByteTokenizer
     >>> ids = ByteTokenizer().encode("to be")
@@ -78,17 +82,33 @@ def signal_weights(
             f"the text of {signal!r} stands {text.count(signal.text) if signal.text else 0} times "
             f"in the tokens of the row, not once: {text[:60]!r}"
         )
-    values = np.full(len(text), np.nan)
     start = text.index(signal.text)
+    values = np.full(len(text) + 1, np.nan)  # of the characters, and of the end
     for value, (first, last) in zip(signal.values, signal.offsets, strict=True):
         values[start + first : start + last] = value
-    found, place = [], 0
-    for part in parts:
-        own = values[place : place + len(part)]
+    spans, found = _spans(parts), []
+    for first, last in spans:
+        own = values[first : max(last, first + 1)]
         own = own[~np.isnan(own)]
         found.append(float(own.mean()) if len(own) else outside)
-        place += len(part)
+    same = _same(spans, [(start + first, start + last) for first, last in signal.offsets])
+    if same is not None:
+        found[same] = [outside if math.isnan(one) else one for one in signal.values.tolist()]
     return found
+
+
+def _spans(parts: Sequence[str]) -> list[tuple[int, int]]:
+    """The characters (start, end) of each piece of a text."""
+    ends = np.cumsum([0, *map(len, parts)], dtype=int).tolist()
+    return list(pairwise(ends))
+
+
+def _same(spans: Sequence[tuple[int, int]], wanted: Sequence[tuple[int, int]]) -> slice | None:
+    """Where the tokens of a row are those of a signal, one for one."""
+    for place in range(len(spans) - len(wanted) + 1):
+        if spans[place : place + len(wanted)] == wanted:
+            return slice(place, place + len(wanted))
+    return None
 
 
 class TokenWeightedSFT(WeighedSFT):
@@ -121,6 +141,12 @@ class TokenWeightedSFT(WeighedSFT):
     ) -> None:
         if normalizer not in ("tokens", "weights"):
             raise PertokenError(f'normalizer must be "tokens" or "weights", got {normalizer!r}')
+        if (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
+            raise PertokenError(
+                f"{type(self).__name__} fits the weights where TRL prepares the rows: leave "
+                "skip_prepare_dataset out of dataset_kwargs; rows with input_ids are taken as they "
+                "are"
+            )
         self._source, self._normalizer = weights, normalizer
         super().__init__(model, args, *rest, **more)
 
@@ -138,17 +164,21 @@ class TokenWeightedSFT(WeighedSFT):
         name = rest[-1]
         if name == "train":
             _require(dataset, [self._source])
-        found = super()._prepare_dataset(dataset, processing_class, args, *rest)
         if name != "train":
-            return found
-        cut = (args.max_length, args.truncation_mode)
+            return super()._prepare_dataset(dataset, processing_class, args, *rest)
+        whole = copy(args)  # weights are fitted to the row before TRL cuts it, then cut with it
+        whole.max_length, whole.shuffle_dataset = None, False
+        found = super()._prepare_dataset(dataset, processing_class, whole, *rest)
+        kept = _kept(args.max_length, args.truncation_mode)
 
         def weigh(row: Row, index: int) -> Row:
             learned = [label != -100 for label in row["labels"]]
             given = _of(self._source, row, self._tokenizer, row["input_ids"])
-            return {WEIGHTS: _fitted(given, learned, cut, f"row {index}")}
+            return {WEIGHTS: _fitted(given, learned, f"row {index}")[kept]}
 
-        return found.map(weigh, with_indices=True)
+        weighted = found.map(weigh, with_indices=True)
+        packing, _, name = rest  # the formatting is done
+        return super()._prepare_dataset(weighted, processing_class, args, packing, None, name)
 
 
 class TokenWeightedDPO(_Trainer):
@@ -184,7 +214,7 @@ class TokenWeightedDPO(_Trainer):
             return super()._prepare_dataset(dataset, processing_class, args, name)
         sources = self._read_from(dataset)
         found = super()._prepare_dataset(dataset, processing_class, args, name)
-        return self._with_weights(found, sources)
+        return self._with_weights(found, sources, _kept(args.max_length, args.truncation_mode))
 
     def _read_from(self, dataset: Any) -> dict[str, Source]:
         """Where the weights of each side come from; PertokenError for columns that are missing."""
@@ -202,8 +232,8 @@ class TokenWeightedDPO(_Trainer):
         _require(dataset, list(sources.values()))
         return sources
 
-    def _with_weights(self, dataset: Any, sources: dict[str, Source]) -> Any:
-        """The prepared data with a weight per token of both texts."""
+    def _with_weights(self, dataset: Any, sources: dict[str, Source], kept: slice) -> Any:
+        """The prepared data with a weight per token of both texts, which TRL cuts to `kept`."""
 
         def weigh(row: Row, index: int) -> Row:
             made = {}
@@ -211,7 +241,7 @@ class TokenWeightedDPO(_Trainer):
                 ids = row[f"{side}_ids"]
                 given = _of(sources[side], row, self._tokenizer, ids) if side in sources else None
                 whole = [1.0] * len(ids) if given is None else given
-                made[side] = _fitted(whole, [True] * len(ids), (None, ""), f"row {index}, {side}")
+                made[side] = _fitted(whole, [True] * len(ids), f"row {index}, {side}")
             before = [1.0] * len(row["prompt_ids"])
             return {WEIGHTS: [before + made["chosen"], before + made["rejected"]]}
 
@@ -255,10 +285,8 @@ class TokenWeightedDPO(_Trainer):
     @data_collator.setter
     def data_collator(self, collator: Any) -> None:
         # The collator cuts prompt and answer at max_length, so the weights are cut with it.
-        kept = slice(None)
-        if (longest := getattr(collator, "max_length", None)) is not None:
-            start = getattr(collator, "truncation_mode", "keep_start") == "keep_start"
-            kept = slice(None, longest) if start else slice(-longest, None)
+        mode = getattr(collator, "truncation_mode", "keep_start")
+        kept = _kept(getattr(collator, "max_length", None), mode)
         self._collator = Column(
             collator, WEIGHTS, lambda row: [weights[kept] for weights in row[WEIGHTS]]
         )
@@ -282,19 +310,21 @@ def _of(source: Source | None, row: Row, tokenizer: Any, ids: Sequence[int]) -> 
     return signal_weights(given, tokenizer, ids) if isinstance(given, TokenSignal) else given
 
 
-def _fitted(
-    given: Any, learned: Sequence[bool], cut: tuple[int | None, str], where: str
-) -> list[float]:
-    """One finite weight per token of a row, cut as TRL has cut the row.
+def _kept(longest: int | None, mode: str) -> slice:
+    """What TRL leaves of a row."""
+    if longest is None:
+        return slice(None)
+    return slice(None, longest) if mode == "keep_start" else slice(-longest, None)
+
+
+def _fitted(given: Any, learned: Sequence[bool], where: str) -> list[float]:
+    """One finite weight per token of a row.
 
     given: for each token, or for each that is learned; the others then have 1, which nothing reads.
     """
     if not isinstance(given, Sequence) or not all(isinstance(one, int | float) for one in given):
         raise PertokenError(f"{where}: weights must be a list of numbers or a signal")
     weights = [float(one) for one in given]
-    longest, mode = cut
-    if longest is not None and len(weights) > len(learned) == longest:
-        weights = weights[:longest] if mode == "keep_start" else weights[-longest:]
     if len(weights) != len(learned) and len(weights) == sum(learned):
         rest = iter(weights)
         weights = [next(rest) if one else 1.0 for one in learned]

@@ -42,6 +42,12 @@ _CARRIED = {
     "use_adaptive_entropy": False,
     "use_liger_kernel": False,
 }
+# What `fiberpo_loss` reports of the two levels, in its order.
+_STATS = tuple(
+    f"{level}/{what}"
+    for level in ("trajectory", "token")
+    for what in ("closed_low", "closed_high", "drift_low", "drift_high")
+)
 _LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "bnpo")
 _INSTEAD = {
     "epsilon": "the token gate is token=(low, high)",
@@ -105,15 +111,15 @@ class FiberPOMixin(_GRPOTrainer):
             mask.size(1),
             compute_entropy=True,
         )
+        mode = "train" if self.model.training else "eval"
         if not bool(mask.any()):  # truncated completions alone, with mask_truncated_completions
-            return log_probs.sum() * 0.0
+            return self._nothing(mode, log_probs)
         old = inputs.get("old_per_token_logps")
         old = log_probs.detach() if old is None else old
         how, total, share = self._reduction(inputs, mask)
         loss, stats = fiberpo_loss(
             log_probs, old, inputs["advantages"], mask, reduction=how, total=total, **self._gates
         )
-        mode = "train" if self.model.training else "eval"
         if self.beta != 0.0:
             gap = inputs["ref_per_token_logps"] - log_probs
             kl = torch.exp(gap) - gap - 1
@@ -142,6 +148,19 @@ class FiberPOMixin(_GRPOTrainer):
         if self.model.training:
             total = total * steps / self.args.steps_per_generation
         return "token_mean", total, 1.0
+
+    def _nothing(self, mode: str, log_probs: torch.Tensor) -> torch.Tensor:
+        """The loss where no token counts: 0, with a gradient.
+
+        It logs what every other does: the other processes wait for what is gathered.
+        """
+        zero = log_probs.new_zeros(())
+        if self.beta != 0.0:
+            self._log(mode, "kl", zero)
+        self._log(mode, "entropy", zero)
+        for name in _STATS:
+            self._log(mode, f"fiberpo/{name}", zero, largest="/drift_" in name)
+        return log_probs.sum() * 0.0
 
     def _log(self, mode: str, name: str, value: torch.Tensor, largest: bool = False) -> None:
         gathered = self.accelerator.gather(value.float())
