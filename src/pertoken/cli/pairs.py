@@ -75,11 +75,7 @@ def pairs(
         "seed": seed,
         **_state(model),
     }
-    for one in lessons:
-        if one.messages:
-            raise PertokenError(f'{one.place}: pairs are made of {{"question", "answer"}} lines')
-    if out.exists() and not out.is_dir():
-        raise PertokenError(f"can't write {out}: it is a file, and the files need a folder")
+    _refuse(lessons, out)
     kept = out / _SAMPLES
     done = {
         row["question"]: [str(one["text"]) for one in row["answers"]]
@@ -104,6 +100,15 @@ def pairs(
         f"answers to learn, of {samples * len(lessons)} sampled ({found.unread} could not be "
         f"read); they are in {out}"
     )
+
+
+def _refuse(lessons: list[Lesson], out: Path) -> None:
+    """PertokenError for lines that hold no question, and a folder that is a file."""
+    for one in lessons:
+        if one.messages:
+            raise PertokenError(f'{one.place}: pairs are made of {{"question", "answer"}} lines')
+    if out.exists() and not out.is_dir():
+        raise PertokenError(f"can't write {out}: it is a file, and the files need a folder")
 
 
 def _state(model: str) -> dict[str, str]:
