@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -139,6 +141,31 @@ def test_a_failed_forward_leaves_the_cache(model):
     assert model.config._attn_implementation == "sdpa"
     model(ids[:, :1], past_key_values=cache)
     assert cache.get_seq_length() == 6
+
+
+@torch.no_grad()
+def test_models_of_two_threads_do_not_mix():
+    models = [tiny_model("llama", seed=seed) for seed in (0, 1)]
+    ids = _ids(models[0], 1, 7)
+    wanted = [model(ids, use_cache=False).logits for model in models]
+    meet = threading.Barrier(2, timeout=60)
+
+    def meet_there(*_):
+        meet.wait()
+
+    def run(model):
+        # Both are inside a forward, the second one to begin goes on last.
+        block = Blocks(model).modules[0]
+        handle = block.register_forward_pre_hook(meet_there)
+        with torch.no_grad(), _Everything(model) as cache:
+            logits = model(ids, past_key_values=cache).logits
+        handle.remove()
+        return logits
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, models))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other)
 
 
 def test_another_model_is_refused():
