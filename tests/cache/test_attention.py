@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from pertoken._blocks import Blocks
 from pertoken._takeover import layer_windows, sdpa, visible
+from pertoken.cache import KVDirectCache, StreamingLLMCache
 from pertoken.cache._attention import ModelCache
 from pertoken.errors import PertokenError
 from pertoken.testing import ARCHITECTURES, check_leaves_no_trace, tiny_model
@@ -141,6 +142,69 @@ def test_a_failed_forward_leaves_the_cache(model):
     assert model.config._attn_implementation == "sdpa"
     model(ids[:, :1], past_key_values=cache)
     assert cache.get_seq_length() == 6
+
+
+class _Interrupt:
+    """Ctrl-C in the last block of a model, for the length of a `with`."""
+
+    def __init__(self, model):
+        self.block = Blocks(model).modules[-1]
+
+    def __enter__(self):
+        def press(*_):
+            raise KeyboardInterrupt
+
+        self.handle = self.block.register_forward_pre_hook(press)
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+def _interrupted(model, make, ids):
+    """A cache whose second forward Ctrl-C broke off."""
+    cache = make(model)
+    model(ids, past_key_values=cache)
+    with _Interrupt(model), pytest.raises(KeyboardInterrupt):
+        model(ids[:, :1], past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _Everything,
+        lambda model: KVDirectCache(model, 4, checkpoint="per_layer", rematerialize="turn"),
+        lambda model: StreamingLLMCache(model, 8),
+    ],
+)
+@torch.no_grad()
+def test_the_model_is_right_at_once_after_an_interrupt(model, make):
+    ids = _ids(model, 1, 7)
+    plain = model(ids, use_cache=False).logits
+    cache = _interrupted(model, make, ids)
+    assert torch.equal(model(ids, use_cache=False).logits, plain)
+    assert model.config._attn_implementation == "sdpa"
+    assert not any(block._forward_pre_hooks for block in Blocks(model).modules)
+    # The cache goes on as if nothing had been.
+    other = make(model)
+    model(ids, past_key_values=other)
+    wanted, found = (model(ids[:, :1], past_key_values=each).logits for each in (other, cache))
+    assert (wanted - found).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_close_and_other_caches_after_an_interrupt():
+    model = tiny_model("llama")
+    ids = _ids(model, 1, 7)
+    plain = model(ids, use_cache=False).logits
+    first, second = (_interrupted(model, _Everything, ids) for _ in range(2))
+    streaming = StreamingLLMCache(model, 8)  # the model is not refused for what was broken off
+    assert torch.allclose(model(ids, past_key_values=streaming).logits, plain)
+    first, second = (_interrupted(model, _Everything, ids) for _ in range(2))
+    first.close()
+    second.close()
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(ids, use_cache=False).logits, plain)
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class ModelCache(Cache):
     A subclass keeps its rows as it likes. It writes `get_seq_length` (tokens seen), `begin`,
     `attend` and `end`; new rows belong to the cache from `end(True)` on, so that a forward that
     fails leaves it as it was. The hooks on the model do nothing unless a forward is given this
-    very cache; `close()`, a `with`, or dropping the cache removes them.
+    very cache; `close()`, a `with`, or dropping the cache removes them. A forward that Ctrl-C broke
+    off has no end (torch tells nobody of it): the model's next forward or `close()` ends it.
     """
 
     def __init__(self, model: PreTrainedModel, layers: list[Any]) -> None:
@@ -99,6 +100,7 @@ class ModelCache(Cache):
 
     def close(self) -> None:
         """Remove the hooks from the model; the cache cannot be used any more."""
+        self._end(False)
         self._close()
 
     def __enter__(self) -> Self:
@@ -115,7 +117,7 @@ class ModelCache(Cache):
 
     def _end(self, finished: bool) -> None:
         entered, self._entered = self._entered, None
-        if entered is None:  # it failed before it began
+        if entered is None:  # none began, or it failed before
             return
         entered.__exit__(None, None, None)
         try:
@@ -154,6 +156,8 @@ def _watch(model: PreTrainedModel, cache: ModelCache) -> list[Any]:
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         own, named = weak(), given(args, kwargs)
+        if own is not None:
+            own._end(False)  # of a forward that was broken off
         if own is not None and named is not None:
             own._begin(_forward(named, own))
 
