@@ -362,6 +362,11 @@ def test_a_run_goes_on_where_an_endpoint_failed(tmp_path: Path) -> None:
     path.write_text("nothing\n", encoding="utf-8")
     with pytest.raises(PertokenError, match="line 1: no reply of CharBench"):
         charbench(oracle, None, WORDS, path=path, **run)
+    foreign = json.dumps({"results": [1, 2]})  # without a line break at its end
+    path.write_text(foreign, encoding="utf-8")
+    with pytest.raises(PertokenError, match="give another file"):
+        charbench(oracle, None, WORDS, path=path, **run)
+    assert path.read_text(encoding="utf-8") == foreign
 
 
 def test_the_command_takes_words_and_keeps_its_replies(

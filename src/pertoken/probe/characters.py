@@ -222,7 +222,7 @@ class _Kept:
                     f"tokens, this run has {self._about['model']} and "
                     f"{self._about['max_new_tokens']}; give another file"
                 )
-        drop_cut_line(path)
+        drop_cut_line(path, '{"model": ')
 
     def add(self, prompts: Sequence[str], replies: Sequence[str]) -> None:
         """Keep replies."""
