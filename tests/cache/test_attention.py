@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from pertoken._blocks import Blocks
+from pertoken._blocks import Blocks, replaced
 from pertoken._takeover import layer_windows, sdpa, visible
 from pertoken.cache import KVDirectCache, StreamingLLMCache
 from pertoken.cache._attention import ModelCache
@@ -314,3 +314,16 @@ def test_blocks_leave_no_trace(model):
         return model(torch.tensor([[5]]))
 
     check_leaves_no_trace(model, act)
+
+
+def test_an_error_while_forwards_are_replaced_leaves_the_model():
+    first, second = modules = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+
+    def make(module):
+        if module is second:
+            raise RuntimeError("planted")
+        return lambda hidden: 0 * hidden
+
+    with pytest.raises(RuntimeError, match="planted"), replaced(modules, make):
+        pass
+    assert "forward" not in vars(first)
