@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from pertoken._takeover import FULL, SLIDING, Takeover, layer_windows
-from pertoken.errors import PertokenError
+from pertoken.errors import CannotServe, PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +55,7 @@ class ModelCache(Cache):
     """
 
     def __init__(self, model: PreTrainedModel, layers: list[Any]) -> None:
+        _refuse_wrapped(model, type(self).__name__)
         super().__init__(layers=layers)
         self.model = model
         self.takeover = Takeover(model)
@@ -140,6 +141,18 @@ def opens(mask: torch.Tensor) -> torch.Tensor:
 def shows(mask: torch.Tensor | None) -> bool:
     """Whether any query sees any of the keys."""
     return mask is None or bool(opens(mask).any())
+
+
+def _refuse_wrapped(model: PreTrainedModel, what: str) -> None:
+    """Raise CannotServe for a text model inside of one that also reads pictures or sound.
+
+    That hands its decoder embeddings and masks made before, not the ids and the padding.
+    """
+    if model.config.get_text_config(decoder=True) is not model.config:
+        raise CannotServe(
+            f"{what} cannot serve {type(model).__name__}: it reads more than text and hands its "
+            f"{type(model.get_decoder()).__name__} embeddings; load a model of text alone"
+        )
 
 
 def _watch(model: PreTrainedModel, cache: ModelCache) -> list[Any]:
