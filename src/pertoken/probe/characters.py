@@ -128,7 +128,7 @@ def ask_questions(
 ) -> list[Answered]:
     """The answers to questions in their forms; arguments and errors as of `charbench`."""
     ask = asker(model, tokenizer, max_new_tokens, batch, chat=chat is not False)
-    kept = _Kept(path, _name(model), max_new_tokens)
+    kept = _Kept(path, _name(model), max_new_tokens, chat is not False)
     local = hasattr(model, "generate")
     together = batch * (_ROUNDS if local else 1)
     prompts = [question.prompt(form, shots) for question, form in pairs]
@@ -196,12 +196,19 @@ def _name(model: Any) -> str:
     return str(known if config is not None else getattr(model, "__name__", known))
 
 
+def _said(about: dict[str, Any]) -> str:
+    chat = "chat not noted" if about["chat"] is None else f"chat={about['chat']}"
+    return f"{about['model']} and {about['max_new_tokens']} new tokens, {chat}"
+
+
 class _Kept:
     """Replies by their prompts, in a file too where there is one."""
 
-    def __init__(self, path: str | Path | None, model: str, max_new_tokens: int) -> None:
+    def __init__(
+        self, path: str | Path | None, model: str, max_new_tokens: int, chat: bool
+    ) -> None:
         self._path = None if path is None else Path(path)
-        self._about = {"model": model, "max_new_tokens": max_new_tokens}
+        self._about = {"model": model, "max_new_tokens": max_new_tokens, "chat": chat}
         self.replies: dict[str, str] = {}
         if self._path is not None:
             self._read(self._path)
@@ -210,7 +217,8 @@ class _Kept:
         for number, line in enumerate(whole_lines(path), 1):
             try:
                 row = json.loads(line)
-                about = {key: row[key] for key in self._about}
+                about = {"model": row["model"], "max_new_tokens": row["max_new_tokens"]}
+                about["chat"] = row.get("chat")  # files of before did not say
                 self.replies[str(row["prompt"])] = str(row["reply"])
             except (ValueError, KeyError, TypeError):
                 raise PertokenError(
@@ -218,9 +226,8 @@ class _Kept:
                 ) from None
             if about != self._about:
                 raise PertokenError(
-                    f"{path} was written with {about['model']} and {about['max_new_tokens']} new "
-                    f"tokens, this run has {self._about['model']} and "
-                    f"{self._about['max_new_tokens']}; give another file"
+                    f"{path} was written with {_said(about)}, this run has {_said(self._about)}; "
+                    "give another file"
                 )
         drop_cut_line(path, '{"model": ')
 
