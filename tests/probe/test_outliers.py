@@ -10,7 +10,13 @@ import torch
 import transformers
 
 from pertoken.errors import PertokenError
-from pertoken.probe import absorb_into_norm, clip_dims, rescale_dims, rescale_factors
+from pertoken.probe import (
+    absorb_into_norm,
+    clip_dims,
+    reconstruction_error,
+    rescale_dims,
+    rescale_factors,
+)
 from pertoken.probe._anatomy import anatomy, gain
 from pertoken.testing import (
     ARCHITECTURES,
@@ -144,6 +150,29 @@ def test_no_trace_and_batches_as_alone(method: Any) -> None:
     check_leaves_no_trace(model, lambda m: method(m), rng=True)
     with method(model):
         check_batch_invariant(None, model, max_new_tokens=4)
+
+
+def compiled_whole(model: Any) -> Any:
+    return torch.compile(model)
+
+
+def compiled_in_place(model: Any) -> Any:
+    model.model.layers[1].compile()
+    return model
+
+
+def compiled_forward(model: Any) -> Any:
+    model.forward = torch.compile(model.forward)
+    return model
+
+
+@pytest.mark.parametrize("make", [compiled_whole, compiled_in_place, compiled_forward])
+def test_a_compiled_model_would_run_past_the_hooks(make: Any) -> None:
+    model = make(tiny_model("llama"))
+    with pytest.raises(PertokenError, match=r"is compiled.*without torch\.compile"):
+        clip_dims(model, [3], 0.0).__enter__()
+    with pytest.raises(PertokenError, match="is compiled"):
+        reconstruction_error(model, [5, 6, 7])
 
 
 def test_what_cannot_be_done_is_one_line() -> None:

@@ -47,7 +47,22 @@ def blocks_of(model: PreTrainedModel, *, attention: bool = True) -> list[torch.n
     from pertoken._blocks import Blocks
 
     refuse_unfit(model, attention=attention)
+    refuse_compiled(model)
     return Blocks(model).modules
+
+
+def refuse_compiled(model: PreTrainedModel) -> None:
+    """Raise PertokenError for a model that is compiled, also in part: it runs past hooks."""
+    for module in model.modules():
+        if (
+            module._compiled_call_impl is not None  # module.compile()
+            or hasattr(module, "_orig_mod")  # torch.compile(module)
+            or hasattr(module.forward, "_torchdynamo_orig_callable")  # its forward alone
+        ):
+            raise PertokenError(
+                f"{type(model).__name__} is compiled, and compiled code runs past what a probe "
+                "watches or changes: load the model anew, without torch.compile"
+            )
 
 
 def one_text(model: PreTrainedModel, input_ids: torch.Tensor | Sequence[int]) -> torch.Tensor:

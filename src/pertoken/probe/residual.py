@@ -28,6 +28,7 @@ from pertoken.probe._stream import (
     Progress,
     block_inputs,
     one_text,
+    refuse_compiled,
     refuse_unfit,
 )
 from pertoken.result import Part, Result, plain
@@ -136,6 +137,7 @@ def reconstruction_error(
     from pertoken import _takeover
 
     refuse_unfit(model)
+    refuse_compiled(model)
     _takeover.refuse_unfit(model, "reconstruction_error")
     ids = one_text(model, input_ids)
     for length in lengths or ():
