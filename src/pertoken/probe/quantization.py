@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from pertoken._blocks import replaced
+from pertoken._replies import drawing
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._anatomy import anatomy
 
@@ -220,9 +221,7 @@ def _smoothing(
 def _own_texts(model: PreTrainedModel) -> list[torch.Tensor]:
     """Rows [tokens] that the model writes behind first tokens of all kinds; always the same."""
     vocab = model.get_input_embeddings().weight.shape[0]
-    # The generator as it was: to measure a model must not change what is drawn next.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with drawing(model, 0):  # to measure a model must not change what is drawn next
         first = torch.randint(1, vocab, (_OWN_ROWS, 1), device=model.device)
         written = model.generate(
             first,
