@@ -16,7 +16,7 @@ from pertoken import PertokenError
 from pertoken._replies import written
 from pertoken.byte_vocab import ByteVocab
 from pertoken.cli.main import main
-from pertoken.probe import SurfaceMask, encoding_sensitivity, token_consistency
+from pertoken.probe import SurfaceMask, encoding_sensitivity, sensitivity, token_consistency
 from pertoken.probe import consistency as module
 from pertoken.probe._artifacts import ARTIFACTS, OTHER, artifact
 from pertoken.probe._marked import mark, slots
@@ -341,6 +341,21 @@ class _WordTokenizer:
 
 
 # Sensitivity.
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_scores_are_made_of_last_positions_only(name: str) -> None:
+    model = tiny_model(name)
+    rows = [[5, 6, 7, 8, 9], [5, 6, 7], [7, 5, 9], [8]]
+    made = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, __, logits: made.append(logits.shape[1]))
+    with torch.no_grad():
+        found = sensitivity._next(model, rows)
+        handle.remove()
+        alone = [model(torch.tensor([row])).logits[0, -1].float() for row in rows]
+    assert torch.allclose(found, torch.stack(alone).log_softmax(-1), atol=1e-5)
+    assert made == [3]  # lengths 1, 3 and 5
 
 
 def test_divergence_is_that_of_the_definition_and_0_for_a_model_that_reads_text(

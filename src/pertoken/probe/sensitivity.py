@@ -8,6 +8,7 @@ D(canonical || other), in nats. For a model that read text and not tokens it wou
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -188,6 +189,10 @@ def _next(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor
     """Log-probabilities of the next token behind each row, [rows, vocab]."""
     ids, real = right_padded([torch.tensor(row, device=model.device) for row in rows])
     mask = torch.ones_like(ids) if real is None else real.long()
-    logits = model(ids, attention_mask=mask, use_cache=False).logits
     last = mask.sum(-1) - 1
+    given: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        # A long text has too many scores to keep those of every position.
+        given["logits_to_keep"], last = last.unique(return_inverse=True)
+    logits = model(ids, attention_mask=mask, use_cache=False, **given).logits
     return logits[torch.arange(len(rows), device=ids.device), last].float().log_softmax(-1)
