@@ -388,6 +388,15 @@ def test_replies_of_another_chat_mode_are_not_taken(tmp_path: Path) -> None:
         charbench(model, ByteTokenizer(), WORDS, **run)
 
 
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    endpoint = Flaky(100)
+    with pytest.raises(PertokenError, match="there is no folder"):
+        charbench(endpoint, None, WORDS, each=1, path=tmp_path / "missing" / "x.jsonl")
+    assert endpoint.asked == 0
+
+
 def test_the_command_takes_words_and_keeps_its_replies(
     tiny_folder: str, tmp_path: Path, capsys: Any
 ) -> None:

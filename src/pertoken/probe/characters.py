@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pertoken._chat import asker
-from pertoken._files import drop_cut_line, whole_lines
+from pertoken._files import check_target, drop_cut_line, whole_lines
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._charbench_report import Answered, CharBench
 from pertoken.probe._questions import EXAMPLES, FORMS, TASKS, Question, questions, read, words_in
@@ -71,18 +71,7 @@ def charbench(
     >>> len(found.answered)
     7
     """
-    for form in forms:
-        if form not in FORMS:
-            raise PertokenError(
-                f"unknown form {form!r}{nearest(form, FORMS)}: there are {', '.join(FORMS)}"
-            )
-    if not forms or not tasks:
-        raise PertokenError("give at least one task and one form")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch", batch), ("limit", limit)):
-        if value is not None and value < 1:
-            raise PertokenError(f"{name} must be 1 or more, got {value}")
-    if not 0 <= shots <= len(EXAMPLES):
-        raise PertokenError(f"shots must be 0 to {len(EXAMPLES)}, got {shots}")
+    check_settings(tasks, forms, shots, max_new_tokens=max_new_tokens, batch=batch, limit=limit)
     asker(model, tokenizer, max_new_tokens, batch)  # refuses what can't be asked, before the words
     shown = {word for word, _ in EXAMPLES[:shots]}
     known = [word for word in (default_words() if words is None else words) if word not in shown]
@@ -112,6 +101,24 @@ def charbench(
         "first_prompt": asked[0].prompt(forms[0], shots),
     }
     return CharBench(answered, settings)
+
+
+def check_settings(
+    tasks: Sequence[str], forms: Sequence[str], shots: int, **counts: int | None
+) -> None:
+    """Raise PertokenError for what `charbench` can't take; counts: by name, 1 or more, or None."""
+    for form in forms:
+        if form not in FORMS:
+            raise PertokenError(
+                f"unknown form {form!r}{nearest(form, FORMS)}: there are {', '.join(FORMS)}"
+            )
+    if not forms or not tasks:
+        raise PertokenError("give at least one task and one form")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise PertokenError(f"{name} must be 1 or more, got {value}")
+    if not 0 <= shots <= len(EXAMPLES):
+        raise PertokenError(f"shots must be 0 to {len(EXAMPLES)}, got {shots}")
 
 
 def ask_questions(
@@ -211,6 +218,7 @@ class _Kept:
         self._about = {"model": model, "max_new_tokens": max_new_tokens, "chat": chat}
         self.replies: dict[str, str] = {}
         if self._path is not None:
+            check_target(self._path)
             self._read(self._path)
 
     def _read(self, path: Path) -> None:

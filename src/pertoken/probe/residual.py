@@ -145,7 +145,7 @@ def reconstruction_error(
             raise PertokenError(f"lengths go from 1 to {ids.shape[1]}, the text's; got {length}")
     _refuse_unnumbered(model, ids.shape[1])
     errors = []
-    for dtype in [_dtype(name) for name in dtypes] if dtypes else [model.dtype]:
+    for dtype in [dtype_named(name) for name in dtypes] if dtypes else [model.dtype]:
         same = dtype == model.dtype
         cast = model if same else _cast(model, dtype)
         for length in lengths or [ids.shape[1]]:
@@ -329,7 +329,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return cast
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
     from pertoken.loading import DTYPES
 
     found = getattr(torch, name, None) if name in DTYPES else None
