@@ -389,6 +389,17 @@ def test_divergence_is_that_of_the_definition_and_0_for_a_model_that_reads_text(
     assert "nats" in same.table()
 
 
+def test_a_text_that_the_model_cannot_read_is_refused_before_any_forward() -> None:
+    model = tiny_model("gpt2", vocab_size=len(TOKENIZER), max_positions=32)
+    forwards: list[int] = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    with pytest.raises(PertokenError, match="more than the 32 positions"):
+        encoding_sensitivity(model, TOKENIZER, [TEXT, "so it is " * 12 + "the [cat] sat"], n=2)
+    with pytest.raises(PertokenError, match="but the model knows 16 ids"):
+        encoding_sensitivity(tiny_model("gpt2", vocab_size=16), TOKENIZER, [TEXT], n=2)
+    assert not forwards
+
+
 def test_the_command_asks_with_and_without_the_mask(
     tiny_folder: str, tmp_path: Path, capsys: Any
 ) -> None:

@@ -13,6 +13,7 @@ from pertoken.errors import PertokenError
 from pertoken.probe import (
     absorb_into_norm,
     clip_dims,
+    fake_quant,
     reconstruction_error,
     rescale_dims,
     rescale_factors,
@@ -201,3 +202,15 @@ def test_what_cannot_be_done_is_one_line() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(PertokenError, match="texts of two tokens"):
         rescale_factors(model, [3], [[5]])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [([5, 64], "must lie in 0 … 63"), ([5] * 17, "17 tokens are more than the 16 positions")],
+)
+def test_texts_that_the_model_cannot_read(row: list[int], words: str) -> None:
+    model = tiny_model("gpt2", max_positions=16)
+    with pytest.raises(PertokenError, match=words):
+        rescale_factors(model, [3], [[5, 6], row])
+    with pytest.raises(PertokenError, match=words):
+        fake_quant(model, calibration=[[5, 6], row]).__enter__()
