@@ -166,13 +166,13 @@ def refuse_unfit(model: PreTrainedModel, what: str) -> None:
         reason = "looks ahead (use_bidirectional_attention)"
     elif any(hasattr(module, "sinks") for module in model.get_decoder().modules()):
         reason = "has learned attention sinks"
-    elif (own := _implementation(config)) not in ("sdpa", "eager"):
+    elif (own := implementation(config)) not in ("sdpa", "eager"):
         reason = f'runs {own!r}: load it with attn_implementation="sdpa"'
     if reason:
         raise CannotServe(f"{what} cannot serve {name}: it {reason}")
 
 
-def _implementation(config: Any) -> str:
-    """What a config runs where nothing takes it over."""
+def implementation(config: Any) -> str:
+    """The attention that a config runs by itself, also while it is taken over."""
     taken = _taken.get(id(config))
     return config._attn_implementation if taken is None else taken.implementation

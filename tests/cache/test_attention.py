@@ -11,9 +11,11 @@ import torch
 from transformers import DynamicCache
 
 from pertoken._blocks import Blocks, replaced
-from pertoken._takeover import layer_windows, sdpa, visible
+from pertoken._takeover import implementation, layer_windows, sdpa, visible
 from pertoken.cache import KVDirectCache, StreamingLLMCache
 from pertoken.cache._attention import ModelCache
+from pertoken.cache._ids import numerics
+from pertoken.decode.forward import refuse_unfit
 from pertoken.errors import PertokenError
 from pertoken.testing import ARCHITECTURES, check_leaves_no_trace, tiny_model
 
@@ -198,7 +200,10 @@ def test_close_and_other_caches_after_an_interrupt():
     ids = _ids(model, 1, 7)
     plain = model(ids, use_cache=False).logits
     first, second = (_interrupted(model, _Everything, ids) for _ in range(2))
-    streaming = StreamingLLMCache(model, 8)  # the model is not refused for what was broken off
+    # The model is not refused for what was broken off, nor is it written down.
+    assert implementation(model.config) == numerics(model)["attention"] == "sdpa"
+    refuse_unfit(model)
+    streaming = StreamingLLMCache(model, 8)
     assert torch.allclose(model(ids, past_key_values=streaming).logits, plain)
     first, second = (_interrupted(model, _Everything, ids) for _ in range(2))
     first.close()
