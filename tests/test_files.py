@@ -57,18 +57,28 @@ def test_text_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text(encoding="utf-8").startswith("half a pair: ")
 
 
-@pytest.mark.parametrize("rest", ["", "cut", "café"])
+@pytest.mark.parametrize("rest", ["", "l", "line ", "line café"])
 def test_a_line_that_was_cut_off_is_not_read_and_goes_when_it_is_told_to(
     tmp_path: Path, rest: str
 ) -> None:
     path = tmp_path / "kept.jsonl"
     assert whole_lines(path) == []
-    drop_cut_line(path)
+    drop_cut_line(path, "line ")
     assert not path.exists()
-    whole = "one\u2028still one\ntwo\n".encode()
+    whole = "line one\u2028still one\nline two\n".encode()
     written = whole + rest.encode()[: len(rest)]  # of the é one byte of two
     path.write_bytes(written)
-    assert whole_lines(path) == ["one\u2028still one", "two"]
+    assert whole_lines(path) == ["line one\u2028still one", "line two"]
     assert path.read_bytes() == written  # reading changes nothing: the file may not be ours
-    drop_cut_line(path)
+    drop_cut_line(path, "line ")
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("whole", [b"", b"line one\n"])
+def test_a_last_line_of_something_else_is_left_and_refused(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "foreign.json"
+    for rest in (b"[1, 2]", b"li ne", b"linen"):
+        path.write_bytes(whole + rest)
+        with pytest.raises(PertokenError, match=r"foreign\.json ends .*; give another file"):
+            drop_cut_line(path, "line ")
+        assert path.read_bytes() == whole + rest

@@ -130,13 +130,15 @@ def replaced(
     modules: list[torch.nn.Module], forward: Callable[[torch.nn.Module], Any]
 ) -> Iterator[None]:
     """The modules' forward is another function, made for each, for the length of a `with`."""
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        vars(module)["forward"] = forward(module)
+    before: list[tuple[torch.nn.Module, Any]] = []
     try:
+        for module in modules:
+            made = forward(module)
+            before.append((module, vars(module).get("forward")))
+            vars(module)["forward"] = made
         yield
     finally:
-        for module, own in zip(modules, before, strict=True):
+        for module, own in reversed(before):
             if own is None:
                 del vars(module)["forward"]
             else:

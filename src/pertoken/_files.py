@@ -62,16 +62,22 @@ def whole_lines(path: Path) -> list[str]:
     return content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
 
 
-def drop_cut_line(path: Path) -> None:
+def drop_cut_line(path: Path, begins: str) -> None:
     """Take a last line that a kill cut off away, so that the next one stands by itself.
 
+    begins: how each of our lines begins. PertokenError for a rest that does not: it is not ours.
     To be called once the whole lines are known to be ours.
     """
     if not path.is_file():
         return
     content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+    whole = content.rfind(b"\n") + 1
+    rest, known = content[whole:], begins.encode()
+    if not rest:
+        return
+    if rest[: len(known)] != known[: len(rest)]:
+        raise PertokenError(f"{path} ends with a line of something else; give another file")
+    os.truncate(path, whole)
 
 
 def _refusal(path: Path, error: OSError) -> Exception:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,13 +28,25 @@ Attend = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 query [batch, heads, time, dim], key and value [batch, key heads, time, dim]; gives the mixed values
 [batch, time, heads, dim] and the weights or None."""
 
-_answering: list[Attend] = []  # the innermost one answers
+
+@dataclass
+class _Taken:
+    """A config that is taken over: what it runs else, and who answers, the innermost one last."""
+
+    config: Any
+    implementation: str
+    answering: list[Attend] = field(default_factory=list)
+
+
+_taken: dict[int, _Taken] = {}
+"""By the id of the config: models of different threads do not answer for each other."""
 
 
 def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kw: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return _answering[-1](module, query, key, value, *args, **kw)
+    answer = _taken[id(module.config)].answering[-1]
+    return answer(module, query, key, value, *args, **kw)
 
 
 class Takeover:
@@ -62,16 +76,20 @@ class Takeover:
 
     @contextmanager
     def __call__(self, attend: Attend) -> Iterator[None]:
-        before = [config._attn_implementation for config in self._configs]
+        own = partial(attend)  # told from every other, also from one of the same function
         for config in self._configs:
+            taken = _taken.setdefault(id(config), _Taken(config, config._attn_implementation))
+            taken.answering.append(own)
             config._attn_implementation = IMPLEMENTATION
-        _answering.append(attend)
         try:
             yield
         finally:
-            _answering.pop()
-            for config, name in zip(self._configs, before, strict=True):
-                config._attn_implementation = name
+            # An inner one may still be there, left open by an interrupt.
+            for config in self._configs:
+                taken = _taken[id(config)]
+                taken.answering = [each for each in taken.answering if each is not own]
+                if not taken.answering:
+                    config._attn_implementation = _taken.pop(id(config)).implementation
 
 
 def sdpa(
@@ -148,7 +166,13 @@ def refuse_unfit(model: PreTrainedModel, what: str) -> None:
         reason = "looks ahead (use_bidirectional_attention)"
     elif any(hasattr(module, "sinks") for module in model.get_decoder().modules()):
         reason = "has learned attention sinks"
-    elif config._attn_implementation not in ("sdpa", "eager"):
-        reason = f'runs {config._attn_implementation!r}: load it with attn_implementation="sdpa"'
+    elif (own := implementation(config)) not in ("sdpa", "eager"):
+        reason = f'runs {own!r}: load it with attn_implementation="sdpa"'
     if reason:
         raise CannotServe(f"{what} cannot serve {name}: it {reason}")
+
+
+def implementation(config: Any) -> str:
+    """The attention that a config runs by itself, also while it is taken over."""
+    taken = _taken.get(id(config))
+    return config._attn_implementation if taken is None else taken.implementation

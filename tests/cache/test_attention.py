@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from pertoken._blocks import Blocks
-from pertoken._takeover import layer_windows, sdpa, visible
+from pertoken._blocks import Blocks, replaced
+from pertoken._takeover import implementation, layer_windows, sdpa, visible
+from pertoken.cache import KVDirectCache, StreamingLLMCache
 from pertoken.cache._attention import ModelCache
+from pertoken.cache._ids import numerics
+from pertoken.decode.forward import refuse_unfit
 from pertoken.errors import PertokenError
 from pertoken.testing import ARCHITECTURES, check_leaves_no_trace, tiny_model
 
@@ -141,6 +146,97 @@ def test_a_failed_forward_leaves_the_cache(model):
     assert cache.get_seq_length() == 6
 
 
+class _Interrupt:
+    """Ctrl-C in the last block of a model, for the length of a `with`."""
+
+    def __init__(self, model):
+        self.block = Blocks(model).modules[-1]
+
+    def __enter__(self):
+        def press(*_):
+            raise KeyboardInterrupt
+
+        self.handle = self.block.register_forward_pre_hook(press)
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+def _interrupted(model, make, ids):
+    """A cache whose second forward Ctrl-C broke off."""
+    cache = make(model)
+    model(ids, past_key_values=cache)
+    with _Interrupt(model), pytest.raises(KeyboardInterrupt):
+        model(ids[:, :1], past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _Everything,
+        lambda model: KVDirectCache(model, 4, checkpoint="per_layer", rematerialize="turn"),
+        lambda model: StreamingLLMCache(model, 8),
+    ],
+)
+@torch.no_grad()
+def test_the_model_is_right_at_once_after_an_interrupt(model, make):
+    ids = _ids(model, 1, 7)
+    plain = model(ids, use_cache=False).logits
+    cache = _interrupted(model, make, ids)
+    assert torch.equal(model(ids, use_cache=False).logits, plain)
+    assert model.config._attn_implementation == "sdpa"
+    assert not any(block._forward_pre_hooks for block in Blocks(model).modules)
+    # The cache goes on as if nothing had been.
+    other = make(model)
+    model(ids, past_key_values=other)
+    wanted, found = (model(ids[:, :1], past_key_values=each).logits for each in (other, cache))
+    assert (wanted - found).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_close_and_other_caches_after_an_interrupt():
+    model = tiny_model("llama")
+    ids = _ids(model, 1, 7)
+    plain = model(ids, use_cache=False).logits
+    first, second = (_interrupted(model, _Everything, ids) for _ in range(2))
+    # The model is not refused for what was broken off, nor is it written down.
+    assert implementation(model.config) == numerics(model)["attention"] == "sdpa"
+    refuse_unfit(model)
+    streaming = StreamingLLMCache(model, 8)
+    assert torch.allclose(model(ids, past_key_values=streaming).logits, plain)
+    first, second = (_interrupted(model, _Everything, ids) for _ in range(2))
+    first.close()
+    second.close()
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(ids, use_cache=False).logits, plain)
+
+
+@torch.no_grad()
+def test_models_of_two_threads_do_not_mix():
+    models = [tiny_model("llama", seed=seed) for seed in (0, 1)]
+    ids = _ids(models[0], 1, 7)
+    wanted = [model(ids, use_cache=False).logits for model in models]
+    meet = threading.Barrier(2, timeout=60)
+
+    def meet_there(*_):
+        meet.wait()
+
+    def run(model):
+        # Both are inside a forward, the second one to begin goes on last.
+        block = Blocks(model).modules[0]
+        handle = block.register_forward_pre_hook(meet_there)
+        with torch.no_grad(), _Everything(model) as cache:
+            logits = model(ids, past_key_values=cache).logits
+        handle.remove()
+        return logits
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, models))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other)
+
+
 def test_another_model_is_refused():
     one, other = tiny_model("llama"), tiny_model("llama", seed=1)
     cache = _Everything(one)
@@ -223,3 +319,16 @@ def test_blocks_leave_no_trace(model):
         return model(torch.tensor([[5]]))
 
     check_leaves_no_trace(model, act)
+
+
+def test_an_error_while_forwards_are_replaced_leaves_the_model():
+    first, second = modules = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+
+    def make(module):
+        if module is second:
+            raise RuntimeError("planted")
+        return lambda hidden: 0 * hidden
+
+    with pytest.raises(RuntimeError, match="planted"), replaced(modules, make):
+        pass
+    assert "forward" not in vars(first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -302,3 +303,26 @@ def test_a_failed_forward_leaves_the_cache_as_it_was(make: Make) -> None:
     found, wanted = (model(ids[:, :1], past_key_values=each).logits for each in (cache, other))
     assert torch.equal(found, wanted)
     assert places(cache, 0) == places(other, 0)
+
+
+@torch.no_grad()
+def test_a_copy_goes_on_by_itself_with_the_same_model(make: Make) -> None:
+    model = tiny_model("llama")
+    ids, mask = some_ids(2, 14), torch.ones(2, 14, dtype=torch.long)
+    mask[1, :4] = 0
+    numbers = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache, other = make(model, BUDGET), make(model, BUDGET)
+    for each in (cache, other):
+        model(ids, attention_mask=mask, position_ids=numbers, past_key_values=each)
+    twin = copy.deepcopy(cache)
+    assert twin.model is model
+    assert repr(twin) == repr(cache)
+    more = torch.ones(2, 15, dtype=torch.long)
+    more[:, :14] = mask
+    run = {"attention_mask": more, "position_ids": numbers[:, -1:] + 1}
+    model(some_ids(2, 1), past_key_values=cache, **run)  # another token
+    wanted, found = (
+        model(ids[:, :1], past_key_values=each, **run).logits for each in (other, twin)
+    )
+    assert torch.equal(wanted, found)
+    assert places(twin, 0) == places(other, 0)

@@ -9,7 +9,14 @@ import pytest
 import torch
 import transformers
 
-from pertoken.cache import H2OCache, SnapKVCache, StreamingLLMCache, TOVACache, WindowCache
+from pertoken.cache import (
+    H2OCache,
+    KVDirectCache,
+    SnapKVCache,
+    StreamingLLMCache,
+    TOVACache,
+    WindowCache,
+)
 from pertoken.decode import Goose, Plain
 from pertoken.errors import PertokenError
 from pertoken.testing import tiny_model
@@ -70,6 +77,48 @@ def test_models_without_keys_and_values_to_evict(kind: Any, name: str) -> None:
     message = said(lambda: kind(MODELS[name](), 64))
     assert kind.__name__ in message
     assert name in message
+
+
+def with_pictures() -> Any:
+    """A model of text and pictures, the text model inside."""
+    common = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    common["num_hidden_layers"] = 1
+    config = transformers.Gemma3Config(
+        text_config={**common, "vocab_size": 64, "head_dim": 8},
+        vision_config={**common, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=60,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("kind", [*ALL, KVDirectCache])
+def test_a_model_of_more_than_text(kind: Any) -> None:
+    message = said(lambda: kind(with_pictures(), 64))
+    assert kind.__name__ in message
+    assert "Gemma3ForConditionalGeneration: it reads more than text" in message
+    assert "load a model of text alone" in message
+
+
+def test_keys_that_are_rotated_apart_from_the_queries() -> None:
+    config = transformers.Gemma3nTextConfig(
+        **SMALL,
+        vocab_size_per_layer_input=64,
+        hidden_size_per_layer_input=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"],
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0, 0.0],
+        altup_num_inputs=2,
+    )
+    model = transformers.Gemma3nForCausalLM(config).eval()
+    message = said(lambda: StreamingLLMCache(model, 8))
+    assert "Gemma3nForCausalLM: it rotates its keys in a way of its own" in message
 
 
 def test_a_rotation_that_depends_on_the_length() -> None:

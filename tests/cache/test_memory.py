@@ -10,7 +10,15 @@ from weakref import ref
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, MambaConfig, MambaForCausalLM, QuantizedCache, StaticCache
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DynamicCache,
+    MambaConfig,
+    MambaForCausalLM,
+    QuantizedCache,
+    StaticCache,
+)
 
 from pertoken.cache.memory import cache_bytes, full_cache_bytes, peak_rss_bytes, rss_bytes
 from pertoken.errors import PertokenError
@@ -150,3 +158,30 @@ def test_a_system_without_proc_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(PertokenError, match="does not tell"):
         rss_bytes()
     assert peak_rss_bytes() > 2**20
+
+
+def test_latent_attention_is_counted_as_it_is_kept() -> None:
+    config = DeepseekV3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        kv_lora_rank=8,
+        q_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=6,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+    )
+    model = DeepseekV3ForCausalLM(config).eval()
+    cache = read(model, DynamicCache(config=config))
+    rows = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert full_cache_bytes(model, 12) == rows
+    assert full_cache_bytes(model, 24, 3) == 6 * rows

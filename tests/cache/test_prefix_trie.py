@@ -303,3 +303,16 @@ def test_caches_that_do_not_hold_every_row_are_refused() -> None:
 def test_errors_name_the_mend(call: Any, message: str) -> None:
     with pytest.raises(PertokenError, match=message):
         call()
+
+
+def test_ids_that_the_model_cannot_read_are_refused() -> None:
+    trie = PrefixTrie(tiny_model("gpt2", max_positions=16))
+    for ids, words in (
+        ([5, 64], "the id 64, but the model knows 64 ids"),
+        ([5, -1], "0 or more, got -1"),
+        ([5] * 17, "17 tokens do not fit the model's 16 positions"),
+    ):
+        with pytest.raises(PertokenError, match=words):
+            trie.add(ids)
+    assert trie.stats().sessions == 0
+    trie.add([5] * 16)

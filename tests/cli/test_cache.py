@@ -73,7 +73,11 @@ def test_inspect_as_json_and_of_a_damaged_file(
     assert main(["cache", "inspect", str(out), "--json", "-"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (found["level"], found["tokens"], found["damage"]) == ("raw", len(SPOKEN), "")
-    out.write_bytes(out.read_bytes()[:-1])
+    whole = out.read_bytes()
+    out.write_bytes(whole + b"junk")
+    assert main(["cache", "inspect", str(out)]) == 1
+    assert "has 4 bytes of something else behind its last part" in capsys.readouterr().out
+    out.write_bytes(whole[:-1])
     assert main(["cache", "inspect", str(out)]) == 1
     assert "cut short in keys and values, chunk 1 of 1" in capsys.readouterr().out
     assert main(["cache", "restore", str(out), "--model", tiny_folder]) == 0
@@ -128,6 +132,8 @@ def test_another_model_and_too_long_a_turn_are_one_line(
     assert main([*restore, "--dtype", "float64"]) == 2
     assert "it held float32, this one is float64" in capsys.readouterr().err
     assert main([*restore, "--continue", "x", "--max-new-tokens", "5000"]) == 2
-    assert "do not fit the model's 512 positions" in capsys.readouterr().err
+    said, error = capsys.readouterr()
+    assert "do not fit the model's 512 positions" in error
+    assert not said  # the conversation was not brought back first
     assert main([*restore, "--continue", ""]) == 2
     assert "there is no text to go on with" in capsys.readouterr().err

@@ -164,6 +164,26 @@ def test_sinks_as_tables_json_and_page(tiny_folder: str, tmp_path: Path, capsys:
         assert words in err
 
 
+def test_options_are_refused_before_a_model_is_loaded(tmp_path: Path, capsys: Capture) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("four seven eleven letters language character strawberry", encoding="utf-8")
+    asked = ["characters", "--words", str(words), "--each", "1"]
+    for (command, *options), said in (
+        (["residual", "--dtypes", "float32,float33"], "unknown dtype 'float33'"),
+        (["geometry", "--fit", "locl"], "fit is"),
+        (["geometry", "--classes", "rotation"], "unknown function class 'rotation'"),
+        (["geometry", "--tested", "rotation"], "unknown function class 'rotation'"),
+        ([*asked, "--forms", "plain,spelt"], "unknown form 'spelt'"),
+        ([*asked, "--shots", "7"], "shots must be 0 to 6"),
+        ([*asked, "--batch", "0"], "batch must be 1 or more"),
+    ):
+        assert main(["probe", command, str(tmp_path / "no-model"), *options]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert said in err
+
+
 def test_the_group_alone_shows_its_help(capsys: Capture) -> None:
     assert main(["probe", "--help"]) == 0
     assert "residual" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from pertoken import PertokenError
 from pertoken.probe._addition import (
@@ -202,10 +202,17 @@ class Adder:
     """Stands in for a model: adds right, but for sums of the digits it is told to spoil."""
 
     device = torch.device("cpu")
+    config = LlamaConfig()
 
     def __init__(self, tokenizer: Any, style: str = "nosep", spoil: int | None = None) -> None:
         self.tokenizer, self.style, self.spoil = tokenizer, style, spoil
         self.prompts: list[str] = []
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return torch.nn.Embedding(len(self.tokenizer), 1)
+
+    def named_modules(self) -> list[Any]:
+        return []
 
     def generate(
         self,
@@ -328,3 +335,12 @@ def test_mistakes_are_refused_before_the_model_is_asked() -> None:
         arithmetic(model, tokenizer, [])
     with pytest.raises(PertokenError, match="or none of them"):
         arithmetic(model, tokenizer, lengths=[(2, 2), (2, 2, 2)])
+
+
+def test_prompts_that_the_model_cannot_read_are_refused() -> None:
+    run: dict[str, Any] = {"lengths": [(2, 2)], "each": 1}
+    model = tiny_model("gpt2", vocab_size=258, max_positions=64)
+    with pytest.raises(PertokenError, match="the model's 64 positions: ask with fewer shots"):
+        arithmetic(model, ByteTokenizer(), ["nosep"], 8, **run)
+    with pytest.raises(PertokenError, match="but the model knows 40 ids"):
+        arithmetic(tiny_model("gpt2", vocab_size=40), ByteTokenizer(), ["nosep"], 1, **run)

@@ -362,6 +362,39 @@ def test_a_run_goes_on_where_an_endpoint_failed(tmp_path: Path) -> None:
     path.write_text("nothing\n", encoding="utf-8")
     with pytest.raises(PertokenError, match="line 1: no reply of CharBench"):
         charbench(oracle, None, WORDS, path=path, **run)
+    foreign = json.dumps({"results": [1, 2]})  # without a line break at its end
+    path.write_text(foreign, encoding="utf-8")
+    with pytest.raises(PertokenError, match="give another file"):
+        charbench(oracle, None, WORDS, path=path, **run)
+    assert path.read_text(encoding="utf-8") == foreign
+
+
+def test_replies_of_another_chat_mode_are_not_taken(tmp_path: Path) -> None:
+    """With solved questions in front both ask the very same prompt."""
+    path = tmp_path / "replies.jsonl"
+    run: dict[str, Any] = {"each": 1, "shots": 1, "max_new_tokens": 1, "path": path}
+    model = tiny_model("llama", vocab_size=258)
+    charbench(model, ByteTokenizer(), WORDS, chat=True, **run)
+    with pytest.raises(
+        PertokenError, match=r"1 new tokens, chat=True, this run .* chat=False; give"
+    ):
+        charbench(model, ByteTokenizer(), WORDS, chat=False, **run)
+    charbench(model, ByteTokenizer(), WORDS, **run)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 28
+    del rows[0]["chat"]  # as files were
+    path.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    with pytest.raises(PertokenError, match=r"chat not noted, this run .* chat=True; give"):
+        charbench(model, ByteTokenizer(), WORDS, **run)
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    endpoint = Flaky(100)
+    with pytest.raises(PertokenError, match="there is no folder"):
+        charbench(endpoint, None, WORDS, each=1, path=tmp_path / "missing" / "x.jsonl")
+    assert endpoint.asked == 0
 
 
 def test_the_command_takes_words_and_keeps_its_replies(

@@ -16,7 +16,7 @@ from pertoken import PertokenError
 from pertoken._replies import written
 from pertoken.byte_vocab import ByteVocab
 from pertoken.cli.main import main
-from pertoken.probe import SurfaceMask, encoding_sensitivity, token_consistency
+from pertoken.probe import SurfaceMask, encoding_sensitivity, sensitivity, token_consistency
 from pertoken.probe import consistency as module
 from pertoken.probe._artifacts import ARTIFACTS, OTHER, artifact
 from pertoken.probe._marked import mark, slots
@@ -343,6 +343,21 @@ class _WordTokenizer:
 # Sensitivity.
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_scores_are_made_of_last_positions_only(name: str) -> None:
+    model = tiny_model(name)
+    rows = [[5, 6, 7, 8, 9], [5, 6, 7], [7, 5, 9], [8]]
+    made = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, __, logits: made.append(logits.shape[1]))
+    with torch.no_grad():
+        found = sensitivity._next(model, rows)
+        handle.remove()
+        alone = [model(torch.tensor([row])).logits[0, -1].float() for row in rows]
+    assert torch.allclose(found, torch.stack(alone).log_softmax(-1), atol=1e-5)
+    assert made == [3]  # lengths 1, 3 and 5
+
+
 def test_divergence_is_that_of_the_definition_and_0_for_a_model_that_reads_text(
     model: Any, monkeypatch: Any
 ) -> None:
@@ -372,6 +387,17 @@ def test_divergence_is_that_of_the_definition_and_0_for_a_model_that_reads_text(
     assert same.kl == pytest.approx(0, abs=1e-6)
     assert same.same_best == 1
     assert "nats" in same.table()
+
+
+def test_a_text_that_the_model_cannot_read_is_refused_before_any_forward() -> None:
+    model = tiny_model("gpt2", vocab_size=len(TOKENIZER), max_positions=32)
+    forwards: list[int] = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    with pytest.raises(PertokenError, match="more than the 32 positions"):
+        encoding_sensitivity(model, TOKENIZER, [TEXT, "so it is " * 12 + "the [cat] sat"], n=2)
+    with pytest.raises(PertokenError, match="but the model knows 16 ids"):
+        encoding_sensitivity(tiny_model("gpt2", vocab_size=16), TOKENIZER, [TEXT], n=2)
+    assert not forwards
 
 
 def test_the_command_asks_with_and_without_the_mask(

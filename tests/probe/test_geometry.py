@@ -349,6 +349,13 @@ def test_a_state_space_model_in_float32_and_bfloat16() -> None:
         assert all(0.9 < one.cosine <= 1.001 for one in result.fits)
 
 
+def test_a_deep_model_in_bfloat16_is_not_refused_for_its_rounding() -> None:
+    model = tiny_model("llama", vocab_size=260, layers=8).to(torch.bfloat16)
+    texts = [("the cat sat on the mat and slept " * 4)[:length] for length in (120, 100)]
+    result = layer_geometry(model, ByteTokenizer(), texts, neighbours=8)
+    assert all(np.isfinite(effect.kl) for effect in result.effects)
+
+
 def test_it_leaves_no_trace() -> None:
     model = model_of()
     layer_geometry(model, ByteTokenizer(), TEXTS, neighbours=8)  # the library's own first hooks

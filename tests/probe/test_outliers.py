@@ -10,7 +10,14 @@ import torch
 import transformers
 
 from pertoken.errors import PertokenError
-from pertoken.probe import absorb_into_norm, clip_dims, rescale_dims, rescale_factors
+from pertoken.probe import (
+    absorb_into_norm,
+    clip_dims,
+    fake_quant,
+    reconstruction_error,
+    rescale_dims,
+    rescale_factors,
+)
 from pertoken.probe._anatomy import anatomy, gain
 from pertoken.testing import (
     ARCHITECTURES,
@@ -146,6 +153,29 @@ def test_no_trace_and_batches_as_alone(method: Any) -> None:
         check_batch_invariant(None, model, max_new_tokens=4)
 
 
+def compiled_whole(model: Any) -> Any:
+    return torch.compile(model)
+
+
+def compiled_in_place(model: Any) -> Any:
+    model.model.layers[1].compile()
+    return model
+
+
+def compiled_forward(model: Any) -> Any:
+    model.forward = torch.compile(model.forward)
+    return model
+
+
+@pytest.mark.parametrize("make", [compiled_whole, compiled_in_place, compiled_forward])
+def test_a_compiled_model_would_run_past_the_hooks(make: Any) -> None:
+    model = make(tiny_model("llama"))
+    with pytest.raises(PertokenError, match=r"is compiled.*without torch\.compile"):
+        clip_dims(model, [3], 0.0).__enter__()
+    with pytest.raises(PertokenError, match="is compiled"):
+        reconstruction_error(model, [5, 6, 7])
+
+
 def test_what_cannot_be_done_is_one_line() -> None:
     model = tiny_model("llama")
     mamba = transformers.MambaForCausalLM(
@@ -172,3 +202,15 @@ def test_what_cannot_be_done_is_one_line() -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(PertokenError, match="texts of two tokens"):
         rescale_factors(model, [3], [[5]])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [([5, 64], "must lie in 0 … 63"), ([5] * 17, "17 tokens are more than the 16 positions")],
+)
+def test_texts_that_the_model_cannot_read(row: list[int], words: str) -> None:
+    model = tiny_model("gpt2", max_positions=16)
+    with pytest.raises(PertokenError, match=words):
+        rescale_factors(model, [3], [[5, 6], row])
+    with pytest.raises(PertokenError, match=words):
+        fake_quant(model, calibration=[[5, 6], row]).__enter__()

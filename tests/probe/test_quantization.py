@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from pertoken.errors import PertokenError
-from pertoken.probe import fake_quant, quantize_int4, quantize_nvfp4
+from pertoken.probe import fake_quant, quantization, quantize_int4, quantize_nvfp4
 from pertoken.testing import ARCHITECTURES, check_leaves_no_trace, tiny_model
 
 GRID = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)
@@ -170,3 +170,21 @@ def test_what_cannot_be_done_is_one_line() -> None:
             pass
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_the_model_s_own_texts_put_the_generators_of_its_device_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OnCuda:
+        device = torch.device("cuda")
+
+        def get_input_embeddings(self) -> torch.nn.Embedding:
+            return torch.nn.Embedding(4, 2)
+
+    def fork_rng(devices: Any) -> Any:
+        assert list(devices) == [OnCuda.device]
+        raise InterruptedError  # nothing can be drawn where there is no such device
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    with pytest.raises(InterruptedError):
+        quantization._own_texts(OnCuda())

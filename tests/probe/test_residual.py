@@ -348,3 +348,11 @@ def test_mistakes_are_said_in_one_line(call: Any, words: str) -> None:
     with pytest.raises(PertokenError, match=words) as caught:
         call(model)
     assert "\n" not in str(caught.value)
+
+
+def test_prompts_that_the_model_cannot_read() -> None:
+    model = tiny_model("gpt2", vocab_size=258, max_positions=16)
+    with pytest.raises(PertokenError, match="17 tokens are more than the 16 positions"):
+        residual_patching(model, ByteTokenizer(), "ab", "x" * 17)
+    with pytest.raises(PertokenError, match="but the model knows 64 ids"):
+        residual_patching(tiny_model("gpt2"), ByteTokenizer(), "ab", "cd")

@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from pertoken._takeover import FULL, SLIDING, Takeover, layer_windows
-from pertoken.errors import PertokenError
+from pertoken.errors import CannotServe, PertokenError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,10 +50,12 @@ class ModelCache(Cache):
     A subclass keeps its rows as it likes. It writes `get_seq_length` (tokens seen), `begin`,
     `attend` and `end`; new rows belong to the cache from `end(True)` on, so that a forward that
     fails leaves it as it was. The hooks on the model do nothing unless a forward is given this
-    very cache; `close()`, a `with`, or dropping the cache removes them.
+    very cache; `close()`, a `with`, or dropping the cache removes them. A forward that Ctrl-C broke
+    off has no end (torch tells nobody of it): the model's next forward or `close()` ends it.
     """
 
     def __init__(self, model: PreTrainedModel, layers: list[Any]) -> None:
+        _refuse_wrapped(model, type(self).__name__)
         super().__init__(layers=layers)
         self.model = model
         self.takeover = Takeover(model)
@@ -99,6 +101,7 @@ class ModelCache(Cache):
 
     def close(self) -> None:
         """Remove the hooks from the model; the cache cannot be used any more."""
+        self._end(False)
         self._close()
 
     def __enter__(self) -> Self:
@@ -115,7 +118,7 @@ class ModelCache(Cache):
 
     def _end(self, finished: bool) -> None:
         entered, self._entered = self._entered, None
-        if entered is None:  # it failed before it began
+        if entered is None:  # none began, or it failed before
             return
         entered.__exit__(None, None, None)
         try:
@@ -140,6 +143,18 @@ def shows(mask: torch.Tensor | None) -> bool:
     return mask is None or bool(opens(mask).any())
 
 
+def _refuse_wrapped(model: PreTrainedModel, what: str) -> None:
+    """Raise CannotServe for a text model inside of one that also reads pictures or sound.
+
+    That hands its decoder embeddings and masks made before, not the ids and the padding.
+    """
+    if model.config.get_text_config(decoder=True) is not model.config:
+        raise CannotServe(
+            f"{what} cannot serve {type(model).__name__}: it reads more than text and hands its "
+            f"{type(model.get_decoder()).__name__} embeddings; load a model of text alone"
+        )
+
+
 def _watch(model: PreTrainedModel, cache: ModelCache) -> list[Any]:
     """Hooks on the decoder that tell the cache of every forward it takes part in."""
     decoder = model.get_decoder()
@@ -154,6 +169,8 @@ def _watch(model: PreTrainedModel, cache: ModelCache) -> list[Any]:
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         own, named = weak(), given(args, kwargs)
+        if own is not None:
+            own._end(False)  # of a forward that was broken off
         if own is not None and named is not None:
             own._begin(_forward(named, own))
 

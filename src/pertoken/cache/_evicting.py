@@ -16,9 +16,10 @@ no later token can see goes before any other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -257,6 +258,16 @@ class EvictingCache(Shown, ModelCache):
         self._padded = self._unsorted = False
         self._alive = 0
         self.peak_bytes = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Another cache of the same model: a text that was read once may go on in several ways."""
+        twin = type(self)(
+            **{name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        )
+        twin.layers[:] = [rows.map(torch.clone) for rows in self.layers]
+        twin._seen, twin._padded = self._seen, self._padded
+        twin._newest, twin.peak_bytes = self._newest.clone(), self.nbytes
+        return twin
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Batch rows in another order, as beam search asks for it."""

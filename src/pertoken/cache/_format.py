@@ -153,6 +153,11 @@ class Reader:
         self._place += 1
         return kind, payload
 
+    def finished(self) -> None:
+        """Damaged, where something stands behind the last record."""
+        if rest := self.size - self._file.tell():
+            raise Damaged(f"{self.path} has {rest:,} bytes of something else behind its last part")
+
     def _read_header(self) -> Header:
         prefix = self._file.read(_PREFIX.size)
         if prefix[: len(MAGIC)] != MAGIC:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._takeover import implementation
 from pertoken.cache import _format
 from pertoken.cache._coder import (
     Chunk,
@@ -82,7 +83,7 @@ def numerics(model: PreTrainedModel) -> dict[str, Any]:
         "transformers": version("transformers"),
         "device": model.device.type,
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "attention": str(model.config.get_text_config(decoder=True)._attn_implementation),
+        "attention": str(implementation(model.config.get_text_config(decoder=True))),
     }
 
 

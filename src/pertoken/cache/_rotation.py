@@ -83,10 +83,14 @@ class Rotation:
             old, _ = blocks.project(layer, hidden, here.calls[layer])
             new, _ = blocks.project(layer, hidden, there.calls[layer])
             turns = not torch.equal(old, new)
+            own_way = self._refusal + "it rotates its keys in a way of its own"
             if turns and (self._rotary is None or self._apply is None):
-                raise PertokenError(self._refusal + "it rotates its keys in a way of its own")
+                raise PertokenError(own_way)
             if turns:
-                moved = self.turned(layer, old, self.angles(far, old))
+                try:
+                    moved = self.turned(layer, old, self.angles(far, old))
+                except TypeError:  # Gemma 3n rotates one tensor at a time
+                    raise PertokenError(own_way) from None
                 if bool((moved - new).abs().max() > 0.05 * new.abs().max()):
                     raise PertokenError(self._refusal + "its rotation of keys cannot be continued")
             found.append(turns)

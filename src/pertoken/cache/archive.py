@@ -273,6 +273,7 @@ def inspect_cache(path: str | os.PathLike[str]) -> Inspection:
                 kind, part = reader.record(what)
                 coded += kind == CODED
                 payload += len(part)
+            reader.finished()
         except Damaged as error:
             damage = str(error)
     return Inspection(Path(path), reader.size, header, coded, payload, damage)

@@ -121,7 +121,8 @@ def full_cache_bytes(model: PreTrainedModel, tokens: int, batch: int = 1) -> int
 
     Full-attention layers keep every token, sliding-window layers the last window - 1, layers that
     share another layer's cache none. (A sliding layer may hold more for a moment: the storage that
-    its rows were cut out of.) Raises PertokenError for models with other kinds of layers.
+    its rows were cut out of.) A model with latent attention (DeepSeek) reads a token for it.
+    Raises PertokenError for models with other kinds of layers.
 
     >>> from pertoken.testing import tiny_model
     >>> full_cache_bytes(tiny_model("llama"), 10)  # 2 x 2 layers x 2 heads x 8 x 8 bytes x 10
@@ -136,7 +137,6 @@ def full_cache_bytes(model: PreTrainedModel, tokens: int, batch: int = 1) -> int
     heads = heads or getattr(config, "num_attention_heads", None)
     if model.config.is_encoder_decoder or not heads:
         raise PertokenError(f"{type(model).__name__} has no keys and values of a decoder to count")
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = 0
     for layer in DynamicCache(config=config).layers:
         kind = type(layer).__name__
@@ -149,8 +149,25 @@ def full_cache_bytes(model: PreTrainedModel, tokens: int, batch: int = 1) -> int
                 f"{type(model).__name__} has layers whose state is no keys and values ({kind}); "
                 "what a full cache of it holds cannot be told beforehand"
             )
+    if getattr(config, "kv_lora_rank", None):
+        return batch * rows * _latent_bytes(model)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_row = 2 * heads * size * torch.empty((), dtype=model.dtype).element_size()
     return batch * rows * per_row
+
+
+@torch.no_grad()
+def _latent_bytes(model: PreTrainedModel) -> int:
+    """Bytes of a token in a layer of a model with latent attention, counted on one token.
+
+    Versions of transformers differ in what they keep: the latent, or keys and values made of it.
+    """
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    one = torch.ones(1, 1, dtype=torch.long, device=model.device)
+    model.get_decoder()(input_ids=one, past_key_values=cache, use_cache=True)
+    return int(cache.layers[0].keys.nbytes + cache.layers[0].values.nbytes)
 
 
 def rss_bytes() -> int:

@@ -29,9 +29,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken._shown import Shown
+from pertoken.cache._ids import check_room
 from pertoken.cache._rows import Rows, plain_cache, plain_rows
 from pertoken.cache._trie import Block, Node, form, joined, same
 from pertoken.errors import PertokenError
+from pertoken.prompts import check_ids
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -117,8 +119,9 @@ class PrefixTrie(Shown):
             behind the longest prefix that is stored.
         bits: -log2 P of each id; the model's own where it fills the cache, else every new token
             counts log2 of the vocabulary (1 without a model).
-        Raises PertokenError for empty ids, a cache of another length or of a kind that does not
-        hold all rows, and where there is neither cache nor model.
+        Raises PertokenError for empty ids, ids that the model is to read and cannot, a cache of
+        another length or of a kind that does not hold all rows, and where there is neither cache
+        nor model.
         """
         tokens = _tokens(ids)
         if cache is None:
@@ -303,6 +306,10 @@ class PrefixTrie(Shown):
         """Rows of all tokens, the stored ones as they are, and the bits of each token."""
         if self.model is None:
             raise PertokenError("add needs the cache of the ids, or PrefixTrie(model) to fill it")
+        if min(tokens) < 0:
+            raise PertokenError(f"ids must be 0 or more, got {min(tokens)}")
+        check_ids(self.model, tokens)
+        check_room(self.model, len(tokens))
         block, stored = self._longest(tokens)
         known = joined(block.path(), stored) if block else []
         bits = [self._unknown()] * len(tokens)  # also of the first token, which has no law

@@ -148,12 +148,15 @@ def characters(
     output = shared.Output(as_json, html, out=out)
     from pertoken.cli.progress import progress_bar
     from pertoken.probe._questions import TASKS, questions, words_in
-    from pertoken.probe.characters import charbench, default_words
+    from pertoken.probe.characters import charbench, check_settings, default_words
     from pertoken.prompts import read_utf8
 
     asked = _names(tasks) if tasks is not None else list(TASKS)
+    check_settings(
+        asked, _names(forms), shots, max_new_tokens=max_new_tokens, batch=batch, limit=limit
+    )
     read = default_words() if words is None else words_in([read_utf8(words, "file of words")])
-    # What can be wrong with the words and tasks is said before a model is loaded.
+    # What can be wrong with the words and tasks is said before a model is loaded too.
     questions(read, each, tasks=asked, seed=seed)
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)

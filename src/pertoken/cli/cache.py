@@ -84,6 +84,9 @@ def restore(
         raise PertokenError("--continue is empty: there is no text to go on with")
     header = inspect_cache(file).header  # no model is loaded for a file that is none
     loaded, tokenizer = shared.load(model, dtype)
+    new: list[int] = []
+    if turn is not None:  # what does not fit is refused before the cache is read or computed
+        new = _turn_ids(loaded, tokenizer, turn, header.tokens, max_new_tokens, no_chat)
     if header.level == "tokens":
         typer.echo(f"decoding {header.tokens:,} tokens, a forward pass each", err=True)
     restored = restore_cache(file, loaded)
@@ -91,29 +94,37 @@ def restore(
     for line in restored_lines(restored):
         typer.echo(line, err=True)
     if turn is not None:
-        _go_on(loaded, tokenizer, restored, turn, max_new_tokens, no_chat)
+        _go_on(loaded, tokenizer, restored, new, max_new_tokens)
+
+
+def _turn_ids(
+    model: Any, tokenizer: Any, turn: str, held: int, max_new_tokens: int, no_chat: bool
+) -> list[int]:
+    """Ids of another message behind `held` tokens; PertokenError where it does not fit."""
+    from pertoken.conversation import next_turn
+
+    if no_chat:
+        new: list[int] = tokenizer(turn, add_special_tokens=False)["input_ids"]
+    else:
+        new = next_turn(tokenizer, turn, closed=True)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and held + len(new) + max_new_tokens > room:
+        raise PertokenError(
+            f"{held + len(new)} tokens and {max_new_tokens} new ones do not fit the model's {room} "
+            "positions; shorten --continue or --max-new-tokens"
+        )
+    return new
 
 
 def _go_on(
-    model: Any, tokenizer: Any, restored: Restored, turn: str, max_new_tokens: int, no_chat: bool
+    model: Any, tokenizer: Any, restored: Restored, new: list[int], max_new_tokens: int
 ) -> None:
     """Stream the answer to another message, behind the cache that was restored."""
     import torch
 
     from pertoken.cli.generate import Streamer
-    from pertoken.conversation import next_turn
 
-    if no_chat:
-        new = tokenizer(turn, add_special_tokens=False)["input_ids"]
-    else:
-        new = next_turn(tokenizer, turn, closed=True)
     ids = torch.cat((restored.input_ids, restored.input_ids.new_tensor([new])), -1)
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if room is not None and ids.shape[1] + max_new_tokens > room:
-        raise PertokenError(
-            f"{ids.shape[1]} tokens and {max_new_tokens} new ones do not fit the model's {room} "
-            "positions; shorten --continue or --max-new-tokens"
-        )
     model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

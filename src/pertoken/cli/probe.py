@@ -131,10 +131,12 @@ def residual(
     from pertoken.cli.progress import progress_bar
     from pertoken.probe.patching import DONOR, residual_patching
     from pertoken.probe.query_key import query_key_rank
-    from pertoken.probe.residual import cache_free_decoding, reconstruction_error
+    from pertoken.probe.residual import cache_free_decoding, dtype_named, reconstruction_error
 
     text = prompt or DONOR
-    tried = [name.strip() for name in dtypes.split(",")] if dtypes else None
+    tried = _names(dtypes) if dtypes else None
+    for name in tried or ():
+        dtype_named(name)  # refuses it before a model is loaded
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)
         loaded, tokenizer = shared.load(model, dtype)
@@ -175,9 +177,12 @@ def geometry(
     output = shared.Output(as_json, html, svg=svg)
     counts = _numbers(neighbours)
     from pertoken.cli.progress import progress_bar
-    from pertoken.probe.geometry import layer_geometry
+    from pertoken.probe.geometry import chosen_classes, layer_geometry
     from pertoken.prompts import read_prompts
 
+    wanted = _names(classes) if classes is not None else None
+    put_in = [] if tested == "none" else _names(tested)
+    chosen_classes(fit, wanted, put_in)  # refuses them before a model is loaded
     documents = [prompt.text for prompt in read_prompts(texts, limit)]
     with progress_bar() as tell:
         tell(f"loading {model}", 0, 0)
@@ -187,9 +192,9 @@ def geometry(
             tokenizer,
             documents,
             fit=fit,
-            classes=_names(classes) if classes is not None else None,
+            classes=wanted,
             neighbours=counts,
-            tested=[] if tested == "none" else _names(tested),
+            tested=put_in,
             seed=seed,
             progress=tell,
         )

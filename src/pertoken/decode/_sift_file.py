@@ -65,5 +65,5 @@ def sifted_in(path: Path, about: About) -> dict[str, Sifted]:
                 "another --out"
             )
         found[one.question] = one
-    drop_cut_line(path)
+    drop_cut_line(path, '{"model": ')
     return found

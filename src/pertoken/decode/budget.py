@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pertoken._takeover import implementation
 from pertoken.timing import FOREIGN_LIMIT, foreign_share, read_cpu
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _key(model: PreTrainedModel) -> str:
             model.num_parameters(),
             config.num_hidden_layers,
             config.vocab_size,
-            config._attn_implementation,
+            implementation(config),
             str(model.dtype).removeprefix("torch."),
             model.device.type,
             torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",

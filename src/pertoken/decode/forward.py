@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken._forward import text_logits
-from pertoken._takeover import FULL, SLIDING, layer_windows
+from pertoken._takeover import FULL, SLIDING, implementation, layer_windows
 from pertoken.decode.tree import ancestor_mask
 from pertoken.errors import PertokenError
 
@@ -53,7 +53,7 @@ def refuse_unfit(model: PreTrainedModel) -> None:
             f"{name} has layers of type {', '.join(sorted(kinds))}; tree speculation knows full "
             "and sliding-window attention only"
         )
-    attention = config._attn_implementation
+    attention = implementation(config)
     if attention not in ("sdpa", "eager"):
         raise PertokenError(
             f"the attention back end {attention!r} ignores masks of the caller's own; load the "
@@ -203,7 +203,7 @@ class TreeForward:
 
         model = self.model
         known = _verified.setdefault(model, {})
-        key = (self.dtype, model.config.get_text_config(decoder=True)._attn_implementation)
+        key = (self.dtype, implementation(model.config.get_text_config(decoder=True)))
         if key in known:
             return known[key]
         vocab = model.get_input_embeddings().weight.shape[0]

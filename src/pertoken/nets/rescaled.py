@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from pertoken._takeover import implementation
 from pertoken.errors import PertokenError, nearest
 from pertoken.nets.norms import DynamicTanh, GatedNorm, PreAffine
 
@@ -145,7 +146,7 @@ def with_rescaling(
         )
     own = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "dtype")}
     config = RescaledLlamaConfig(**own, norm=norm, attn_gate=attn_gate, gate_rank=gate_rank)
-    config._attn_implementation = model.config._attn_implementation
+    config._attn_implementation = implementation(model.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         new = RescaledLlamaForCausalLM(config).to(model.device, model.dtype)

@@ -180,11 +180,12 @@ def gain(norm: nn.Module) -> torch.Tensor | None:
         return own.double()
     if weight is None or sum(1 for _ in norm.parameters()) != 1:
         return None
-    # So large that the norm's own small number under the root does not count.
-    large = torch.full((len(weight),), 1e6, dtype=torch.float32, device=weight.device)
+    # So large that the norm's own small number under the root does not count; float16 holds it
+    # and its square.
+    large = torch.full((len(weight),), 1e2, dtype=torch.float32, device=weight.device)
     found: torch.Tensor = norm.forward(large.to(weight.dtype)).double()
     draw = torch.Generator().manual_seed(0)
-    x = (1e3 * torch.randn(len(weight), generator=draw)).to(weight)
+    x = (10 * torch.randn(len(weight), generator=draw)).to(weight)
     wanted = found * x.double() * x.double().square().mean().rsqrt()
     off = (norm.forward(x).double() - wanted).abs().max()
     return found if off <= 0.05 * wanted.abs().max() else None

@@ -13,7 +13,8 @@ from pertoken.result import Part, Result, figure
 SINK = 0.3
 """Share of a head's attention from which on the first token is called a sink (arXiv 2410.10781)."""
 
-_ROUNDING = 1e-5  # by which a bound may be passed in float32
+ROUNDING = 1e-5
+"""By which the bound may be passed in float32."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Sinks(Result):
     first: `[layers][heads]`, share of attention on the first token, mean over texts and all queries
     but the first. elsewhere: likewise, the greatest share of any other token. values: per layer,
     length of the first token's values over the mean of the others. dims: the residual sinks.
+    rounding: by which the bound may be passed, of the model's dtype.
     """
 
     model: str
@@ -98,6 +100,7 @@ class Sinks(Result):
     dims: list[int]
     ranked: list[SinkDim]
     norms: list[NormShare]
+    rounding: float = ROUNDING
 
     _title = "Attention sinks and residual sinks"
 
@@ -113,10 +116,10 @@ class Sinks(Result):
         return max(self.layers, key=lambda layer: layer.peak)
 
     @property
-    def bound_holds(self) -> bool:
-        """Whether the paper's bound holds at every norm that has one."""
+    def bound_holds(self) -> bool | None:
+        """Whether the paper's bound holds at every norm that has one; None where none has."""
         known = [each.tightest for each in self.norms if each.tightest is not None]
-        return all(each <= 1 + _ROUNDING for each in known)
+        return all(each <= 1 + self.rounding for each in known) if known else None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, what follows from them, and the peak."""
@@ -205,10 +208,14 @@ class Sinks(Result):
             shares = [f"{each.share:.3f}", f"{each.share_first:.3f}", f"{each.part:.2%}"]
             lines.append([each.norm, *shares, epsilon, tightest])
         whose = "the sinks" if self.dims else f"dimension {self.ranked[0].dim}"
-        holds = "holds at every norm" if self.bound_holds else "does not hold everywhere"
+        holds = {
+            True: "holds at every norm",
+            False: "does not hold everywhere",
+            None: "was not checked: no norm is an RMSNorm or a LayerNorm",
+        }[self.bound_holds]
         notes = [
             f"r: share of {whose} in the length of what the norm reads; left behind it: in the "
-            f"energy of what it gives. The bound on |RMSNorm(h)| {holds} (size / bound at most 1)."
+            f"energy of what it gives. The bound on |RMSNorm(h)| (size / bound at most 1) {holds}."
         ]
         return Part("Outliers at the norms", lines, notes)
 

@@ -13,6 +13,7 @@ import torch
 
 from pertoken.errors import PertokenError
 from pertoken.loading import is_encoder
+from pertoken.prompts import check_ids, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +48,22 @@ def blocks_of(model: PreTrainedModel, *, attention: bool = True) -> list[torch.n
     from pertoken._blocks import Blocks
 
     refuse_unfit(model, attention=attention)
+    refuse_compiled(model)
     return Blocks(model).modules
+
+
+def refuse_compiled(model: PreTrainedModel) -> None:
+    """Raise PertokenError for a model that is compiled, also in part: it runs past hooks."""
+    for module in model.modules():
+        if (
+            module._compiled_call_impl is not None  # module.compile()
+            or hasattr(module, "_orig_mod")  # torch.compile(module)
+            or hasattr(module.forward, "_torchdynamo_orig_callable")  # its forward alone
+        ):
+            raise PertokenError(
+                f"{type(model).__name__} is compiled, and compiled code runs past what a probe "
+                "watches or changes: load the model anew, without torch.compile"
+            )
 
 
 def one_text(model: PreTrainedModel, input_ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
@@ -68,6 +84,31 @@ def one_text(model: PreTrainedModel, input_ids: torch.Tensor | Sequence[int]) ->
             f"{low if low < 0 else high}"
         )
     return ids
+
+
+def refuse_unread(model: PreTrainedModel, ids: Sequence[int], new: int = 0) -> None:
+    """Raise PertokenError for ids that a model has no rows for, or more than it has positions.
+
+    ids: of one text, behind which `new` tokens are to be written.
+    """
+    check_ids(model, ids)
+    room = positions(model)
+    if room is not None and len(ids) + new > room:
+        more = f" and {new} new ones" if new else ""
+        raise PertokenError(
+            f"{len(ids)} tokens{more} are more than the {room} positions of "
+            f"{type(model).__name__}: give a shorter text"
+        )
+
+
+def texts_of(
+    model: PreTrainedModel, rows: Sequence[Sequence[int] | torch.Tensor]
+) -> list[torch.Tensor]:
+    """Ids [1, time] of every text, all of which the model can read."""
+    texts = [one_text(model, row) for row in rows]
+    for ids in texts:
+        refuse_unread(model, ids[0].tolist())
+    return texts
 
 
 @contextmanager

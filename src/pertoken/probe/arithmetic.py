@@ -37,6 +37,7 @@ from pertoken.probe._addition import (
 from pertoken.probe._addition_errors import analyse
 from pertoken.probe._addition_report import ArithmeticReport, Outcome
 from pertoken.probe._stream import Progress
+from pertoken.prompts import check_ids, positions
 from pertoken.tokenize.numbers import Direction, grouping_of
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def arithmetic(
         go through the lengths in turn.
     chat: use the chat template; by default where the tokenizer has one.
     progress: called with (what, problems done, problems in all).
-    Raises PertokenError for an unknown format, impossible lengths, fewer than 0 shots.
+    Raises PertokenError for an unknown format, impossible lengths, fewer than 0 shots, and
+    prompts that the model cannot read.
 
     >>> from pertoken.testing import ByteTokenizer, tiny_model
     >>> model = tiny_model("llama", vocab_size=258)
@@ -120,6 +122,7 @@ def arithmetic(
             prompt = _prompt(tokenizer, problem, examples, form, chat)
             right = tokenizer.encode(form.respond(problem), add_special_tokens=False)
             tasks.append(_Task(name, form, problem, prompt, len(right) + _SPARE))
+    _refuse_unread(model, tasks)
     responses = _respond(model, tokenizer, tasks, batch, progress)
     cut, group = grouping_of(tokenizer)
     outcomes = [
@@ -151,6 +154,18 @@ def _prompt(
     except TemplateError:  # some templates know no system line
         text = tokenizer.apply_chat_template(turns[1:], tokenize=False, add_generation_prompt=True)
     return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _refuse_unread(model: PreTrainedModel, tasks: Sequence[_Task]) -> None:
+    """PertokenError for prompts of another model's ids, and for more than a model's positions."""
+    check_ids(model, (token for task in tasks for token in task.prompt))
+    longest, new = max(len(task.prompt) for task in tasks), max(task.tokens for task in tasks)
+    room = positions(model)
+    if room is not None and longest + new > room:
+        raise PertokenError(
+            f"a prompt of {longest} tokens and {new} new ones do not fit the model's {room} "
+            "positions: ask with fewer shots"
+        )
 
 
 def _respond(

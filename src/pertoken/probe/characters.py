@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pertoken._chat import asker
-from pertoken._files import drop_cut_line, whole_lines
+from pertoken._files import check_target, drop_cut_line, whole_lines
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._charbench_report import Answered, CharBench
 from pertoken.probe._questions import EXAMPLES, FORMS, TASKS, Question, questions, read, words_in
@@ -71,18 +71,7 @@ def charbench(
     >>> len(found.answered)
     7
     """
-    for form in forms:
-        if form not in FORMS:
-            raise PertokenError(
-                f"unknown form {form!r}{nearest(form, FORMS)}: there are {', '.join(FORMS)}"
-            )
-    if not forms or not tasks:
-        raise PertokenError("give at least one task and one form")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch", batch), ("limit", limit)):
-        if value is not None and value < 1:
-            raise PertokenError(f"{name} must be 1 or more, got {value}")
-    if not 0 <= shots <= len(EXAMPLES):
-        raise PertokenError(f"shots must be 0 to {len(EXAMPLES)}, got {shots}")
+    check_settings(tasks, forms, shots, max_new_tokens=max_new_tokens, batch=batch, limit=limit)
     asker(model, tokenizer, max_new_tokens, batch)  # refuses what can't be asked, before the words
     shown = {word for word, _ in EXAMPLES[:shots]}
     known = [word for word in (default_words() if words is None else words) if word not in shown]
@@ -114,6 +103,24 @@ def charbench(
     return CharBench(answered, settings)
 
 
+def check_settings(
+    tasks: Sequence[str], forms: Sequence[str], shots: int, **counts: int | None
+) -> None:
+    """Raise PertokenError for what `charbench` can't take; counts: by name, 1 or more, or None."""
+    for form in forms:
+        if form not in FORMS:
+            raise PertokenError(
+                f"unknown form {form!r}{nearest(form, FORMS)}: there are {', '.join(FORMS)}"
+            )
+    if not forms or not tasks:
+        raise PertokenError("give at least one task and one form")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise PertokenError(f"{name} must be 1 or more, got {value}")
+    if not 0 <= shots <= len(EXAMPLES):
+        raise PertokenError(f"shots must be 0 to {len(EXAMPLES)}, got {shots}")
+
+
 def ask_questions(
     model: Any,
     tokenizer: Any,
@@ -128,7 +135,7 @@ def ask_questions(
 ) -> list[Answered]:
     """The answers to questions in their forms; arguments and errors as of `charbench`."""
     ask = asker(model, tokenizer, max_new_tokens, batch, chat=chat is not False)
-    kept = _Kept(path, _name(model), max_new_tokens)
+    kept = _Kept(path, _name(model), max_new_tokens, chat is not False)
     local = hasattr(model, "generate")
     together = batch * (_ROUNDS if local else 1)
     prompts = [question.prompt(form, shots) for question, form in pairs]
@@ -196,21 +203,30 @@ def _name(model: Any) -> str:
     return str(known if config is not None else getattr(model, "__name__", known))
 
 
+def _said(about: dict[str, Any]) -> str:
+    chat = "chat not noted" if about["chat"] is None else f"chat={about['chat']}"
+    return f"{about['model']} and {about['max_new_tokens']} new tokens, {chat}"
+
+
 class _Kept:
     """Replies by their prompts, in a file too where there is one."""
 
-    def __init__(self, path: str | Path | None, model: str, max_new_tokens: int) -> None:
+    def __init__(
+        self, path: str | Path | None, model: str, max_new_tokens: int, chat: bool
+    ) -> None:
         self._path = None if path is None else Path(path)
-        self._about = {"model": model, "max_new_tokens": max_new_tokens}
+        self._about = {"model": model, "max_new_tokens": max_new_tokens, "chat": chat}
         self.replies: dict[str, str] = {}
         if self._path is not None:
+            check_target(self._path)
             self._read(self._path)
 
     def _read(self, path: Path) -> None:
         for number, line in enumerate(whole_lines(path), 1):
             try:
                 row = json.loads(line)
-                about = {key: row[key] for key in self._about}
+                about = {"model": row["model"], "max_new_tokens": row["max_new_tokens"]}
+                about["chat"] = row.get("chat")  # files of before did not say
                 self.replies[str(row["prompt"])] = str(row["reply"])
             except (ValueError, KeyError, TypeError):
                 raise PertokenError(
@@ -218,11 +234,10 @@ class _Kept:
                 ) from None
             if about != self._about:
                 raise PertokenError(
-                    f"{path} was written with {about['model']} and {about['max_new_tokens']} new "
-                    f"tokens, this run has {self._about['model']} and "
-                    f"{self._about['max_new_tokens']}; give another file"
+                    f"{path} was written with {_said(about)}, this run has {_said(self._about)}; "
+                    "give another file"
                 )
-        drop_cut_line(path)
+        drop_cut_line(path, '{"model": ')
 
     def add(self, prompts: Sequence[str], replies: Sequence[str]) -> None:
         """Keep replies."""

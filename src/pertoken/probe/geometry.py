@@ -96,7 +96,7 @@ def layer_geometry(
     """
     blocks = blocks_of(model, attention=False)
     counts = [neighbours] if isinstance(neighbours, int) else list(neighbours)
-    names = _classes(fit, classes, tested)
+    names = chosen_classes(fit, classes, tested)
     _refuse_settings(rank, ridge, length, counts)
     ids = _documents(model, tokenizer, texts, length)
     if fit == "local":
@@ -195,7 +195,7 @@ def _views(
     ]
 
 
-def _classes(fit: str, classes: Sequence[str] | None, tested: Sequence[str]) -> list[str]:
+def chosen_classes(fit: str, classes: Sequence[str] | None, tested: Sequence[str]) -> list[str]:
     """The classes in their order, the identity in front."""
     if fit not in ("local", "global"):
         raise PertokenError(f'fit is "local" or "global", got {fit!r}')

@@ -25,7 +25,7 @@ from torch import nn
 
 from pertoken.errors import PertokenError
 from pertoken.probe._anatomy import Anatomy, anatomy, centred, gain
-from pertoken.probe._stream import Progress, changed_input
+from pertoken.probe._stream import Progress, changed_input, texts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,7 +113,8 @@ def rescale_factors(
     read when cut over the length of what it reads. First tokens are left out, since massive
     activations make theirs another number.
     rows: ids [time] of texts, without pads. progress: called with (what, texts done, in all).
-    Raises PertokenError as `clip_dims` does, and where no text has a second token.
+    Raises PertokenError as `clip_dims` does, where no text has a second token, and for a text that
+    the model cannot read.
 
     >>> from pertoken.testing import tiny_model
     >>> factors = rescale_factors(tiny_model("llama"), [], [[5, 6, 7]])
@@ -122,6 +123,7 @@ def rescale_factors(
     """
     parts, places = _checked(model, dims, at)
     _gains(model, parts)
+    texts = texts_of(model, rows)
     tell = progress or (lambda what, done, total: None)
     sums = [0.0 for _ in parts.norms]
     count = 0
@@ -140,9 +142,8 @@ def rescale_factors(
     with ExitStack() as stack:
         for place, norm in enumerate(parts.norms):
             stack.enter_context(changed_input(norm, note(place, norm)))
-        for done, row in enumerate(rows):
-            tell("factors of the norms", done, len(rows))
-            ids = torch.as_tensor(row, device=model.device).view(1, -1)
+        for done, ids in enumerate(texts):
+            tell("factors of the norms", done, len(texts))
             model.get_decoder()(input_ids=ids, use_cache=False)
             count += ids.shape[1] - 1
     if not count:

@@ -31,6 +31,7 @@ from pertoken.probe._stream import (
     blocks_of,
     changed_input,
     one_text,
+    refuse_unread,
     spread_out,
 )
 from pertoken.result import Part, Result, figure
@@ -163,7 +164,9 @@ def _ids(model: PreTrainedModel, tokenizer: Any, text: str, name: str) -> torch.
     """Ids [1, time] of a prompt, with the tokenizer's own special tokens."""
     if not text.strip():
         raise PertokenError(f"the {name} prompt is empty")
-    return one_text(model, list(tokenizer(text)["input_ids"]))
+    ids = list(tokenizer(text)["input_ids"])
+    refuse_unread(model, ids)
+    return one_text(model, ids)
 
 
 def _count(positions: str | int | float, shorter: int) -> int:

@@ -25,8 +25,10 @@ import torch
 from torch import nn
 
 from pertoken._blocks import replaced
+from pertoken._replies import drawing
 from pertoken.errors import PertokenError, nearest
 from pertoken.probe._anatomy import anatomy
+from pertoken.probe._stream import texts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,8 +112,8 @@ def fake_quant(
     takes 4,096 sequences.
     Not for training: rounding has no gradient. For as long as it lasts the rounded weights are kept
     beside the model's own.
-    Raises PertokenError for an unknown format, an empty calibration, a model whose blocks are not
-    understood or that has no linear layer in them.
+    Raises PertokenError for an unknown format, a calibration that is empty or that the model cannot
+    read, a model whose blocks are not understood or that has no linear layer in them.
 
     >>> from pertoken.testing import tiny_model
     >>> model, ids = tiny_model("llama"), torch.tensor([[5, 6, 7]])
@@ -177,6 +179,7 @@ def _smoothing(
     rows = _own_texts(model) if calibration is None else calibration
     if not len(rows) or not all(len(row) for row in rows):
         raise PertokenError("calibration is empty: give ids of texts, or smooth=False")
+    texts = texts_of(model, rows)
     norms: dict[int, int] = {}  # address of an output -> the norm that gave it
     alive: list[torch.Tensor] = []
     peaks: dict[int, torch.Tensor] = {}  # norm -> max|X_j|
@@ -199,8 +202,7 @@ def _smoothing(
     handles = [norm.register_forward_hook(gave) for norm in anatomy(model).norms]
     handles += [layer.register_forward_pre_hook(reads) for layer in linears]
     try:
-        for row in rows:
-            ids = torch.as_tensor(row, device=model.device).view(1, -1)
+        for ids in texts:
             model.get_decoder()(input_ids=ids, use_cache=False)
             norms.clear()
             alive.clear()
@@ -220,9 +222,7 @@ def _smoothing(
 def _own_texts(model: PreTrainedModel) -> list[torch.Tensor]:
     """Rows [tokens] that the model writes behind first tokens of all kinds; always the same."""
     vocab = model.get_input_embeddings().weight.shape[0]
-    # The generator as it was: to measure a model must not change what is drawn next.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with drawing(model, 0):  # to measure a model must not change what is drawn next
         first = torch.randint(1, vocab, (_OWN_ROWS, 1), device=model.device)
         written = model.generate(
             first,

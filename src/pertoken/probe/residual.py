@@ -28,6 +28,7 @@ from pertoken.probe._stream import (
     Progress,
     block_inputs,
     one_text,
+    refuse_compiled,
     refuse_unfit,
 )
 from pertoken.result import Part, Result, plain
@@ -136,6 +137,7 @@ def reconstruction_error(
     from pertoken import _takeover
 
     refuse_unfit(model)
+    refuse_compiled(model)
     _takeover.refuse_unfit(model, "reconstruction_error")
     ids = one_text(model, input_ids)
     for length in lengths or ():
@@ -143,7 +145,7 @@ def reconstruction_error(
             raise PertokenError(f"lengths go from 1 to {ids.shape[1]}, the text's; got {length}")
     _refuse_unnumbered(model, ids.shape[1])
     errors = []
-    for dtype in [_dtype(name) for name in dtypes] if dtypes else [model.dtype]:
+    for dtype in [dtype_named(name) for name in dtypes] if dtypes else [model.dtype]:
         same = dtype == model.dtype
         cast = model if same else _cast(model, dtype)
         for length in lengths or [ids.shape[1]]:
@@ -327,7 +329,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return cast
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
     from pertoken.loading import DTYPES
 
     found = getattr(torch, name, None) if name in DTYPES else None

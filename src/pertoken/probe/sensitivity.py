@@ -8,6 +8,7 @@ D(canonical || other), in nats. For a model that read text and not tokens it wou
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from pertoken._padded import right_padded
 from pertoken.byte_vocab import ByteVocab
 from pertoken.errors import PertokenError
 from pertoken.probe._marked import mark
-from pertoken.probe._stream import Progress, refuse_unfit
+from pertoken.probe._stream import Progress, refuse_unfit, refuse_unread
 from pertoken.result import Part, Result, figure, plain
 from pertoken.tokenize.ways import Ways, spans
 
@@ -119,8 +120,8 @@ def encoding_sensitivity(
     texts, share: as of `token_consistency`: words in [brackets], else drawn ones. The text is read
         up to the end of each.
     n: other encodings of a word, at most; they are drawn if there are more.
-    Raises PertokenError for a tokenizer without a byte view, a text without a word to choose, and
-    words that have one encoding only.
+    Raises PertokenError for a tokenizer without a byte view, a text that the model cannot read or
+    without a word to choose, and words that have one encoding only.
 
     >>> from pertoken.testing import tiny_model, tiny_tokenizer
     >>> tokenizer = tiny_tokenizer()
@@ -134,6 +135,9 @@ def encoding_sensitivity(
         raise PertokenError(f"n must be 1 or more, got {n}")
     vocab = ByteVocab(tokenizer)
     marked = [mark(text, share, seed, f"text {place}") for place, text in enumerate(texts, 1)]
+    for each in marked:
+        end = max(end for _, end in each.targets)
+        refuse_unread(model, list(tokenizer.encode(each.text[:end])))
     found: list[Encoded] = []
     for place, each in enumerate(marked):
         if progress is not None:
@@ -142,6 +146,7 @@ def encoding_sensitivity(
             own, others = _encodings(tokenizer, vocab, each.text, each.targets[number], n, seed)
             if not others:
                 continue
+            refuse_unread(model, max(others, key=len))
             scores = _next(model, [own, *others])
             pieces = [[tokenizer.decode([t]) for t in ids[_same(own, ids) :]] for ids in others]
             kl = (scores[0].exp() * (scores[0] - scores[1:])).sum(-1)
@@ -188,6 +193,10 @@ def _next(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> torch.Tensor
     """Log-probabilities of the next token behind each row, [rows, vocab]."""
     ids, real = right_padded([torch.tensor(row, device=model.device) for row in rows])
     mask = torch.ones_like(ids) if real is None else real.long()
-    logits = model(ids, attention_mask=mask, use_cache=False).logits
     last = mask.sum(-1) - 1
+    given: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        # A long text has too many scores to keep those of every position.
+        given["logits_to_keep"], last = last.unique(return_inverse=True)
+    logits = model(ids, attention_mask=mask, use_cache=False, **given).logits
     return logits[torch.arange(len(rows), device=ids.device), last].float().log_softmax(-1)

@@ -31,7 +31,7 @@ from pertoken._takeover import Takeover, layer_windows, sdpa, visible
 from pertoken._takeover import refuse_unfit as refuse_attention
 from pertoken.errors import PertokenError
 from pertoken.probe._anatomy import Anatomy, anatomy, centred, check_finite, gain
-from pertoken.probe._sinks_report import NormShare, SinkDim, Sinks, StreamLayer, Taker
+from pertoken.probe._sinks_report import ROUNDING, NormShare, SinkDim, Sinks, StreamLayer, Taker
 from pertoken.probe._stream import Progress, block_inputs, refuse_unfit
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def find_sinks(
         dims=dims,
         ranked=ranked,
         norms=[each.result(name) for name, each in zip(parts.names, norms, strict=True)],
+        # A norm rounds twice: what it divides, and that times λ.
+        rounding=max(ROUNDING, 2 * torch.finfo(model.dtype).eps),
     )
 
 

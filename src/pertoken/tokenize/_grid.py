@@ -72,7 +72,7 @@ def read_cells(
         for row in rows:
             [row[name] for name in (*names, *more)]
         if cut:
-            drop_cut_line(path)
+            drop_cut_line(path, "{" + json.dumps(names[0], ensure_ascii=False) + ": ")
     except OSError as error:
         raise PertokenError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):

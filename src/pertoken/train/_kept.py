@@ -33,7 +33,7 @@ def kept_rows(path: Path, settings: Row) -> list[Row]:
                 f"{path} holds answers of other settings ({given}): remove it, or give another "
                 "place"
             )
-    drop_cut_line(path)
+    drop_cut_line(path, '{"settings": ')
     return found
 
 

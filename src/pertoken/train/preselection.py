@@ -246,7 +246,7 @@ class _Kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         rows = [json.loads(line) for line in whole_lines(path)]
-        drop_cut_line(path)
+        drop_cut_line(path, '{"document": ')
         self.known: dict[str, float] = {row["document"]: row["bits_per_character"] for row in rows}
 
     def get(self, text: str) -> float | None:
