@@ -61,7 +61,7 @@ def test_pairs_are_made_and_an_interrupted_run_goes_on(
     assert main([*line, "--seed", "1"]) == 2
     assert "holds answers of other settings" in capsys.readouterr().err
     with (here / "out" / "samples.jsonl").open("a") as file:
-        file.write('{"question": "4')  # a line that was cut off
+        file.write('{"settings": {"mod')  # a line that was cut off
     assert main(line) == 0
     content = (here / "a.jsonl").read_text()
     (here / "a.jsonl").write_text(content.replace("It is 1.", "It is 2."))  # mended by its owner

@@ -64,7 +64,7 @@ def test_an_endpoint_that_goes_down_loses_nothing(server: Server, capsys: Captur
     assert first == "1 questions are in o.jsonl; run it again to go on"
     assert "can't be reached" in second
     with Path("o.jsonl").open("a") as file:
-        file.write('{"question": "cut o')  # a kill in the middle of a line
+        file.write('{"model": "http:')  # a kill in the middle of a line
     server.rounds, server.asked = 0, 0
     server.down_after = 99
     assert main(run) == 0

@@ -175,6 +175,10 @@ def test_inputs_beside_the_text(method: Any) -> None:
     padded = {**run, "attention_mask": (torch.arange(8) < 5).long()[None]}
     message = said(lambda: method(model, IDS, **padded), model)
     assert "padded on the right" in message
+    if not isinstance(method, AWRS):  # which needs no token to begin
+        empty = {**run, "attention_mask": torch.zeros_like(IDS)}
+        message = said(lambda: method(model, IDS, **empty), model)
+        assert "a row of the prompt is padding alone" in message
 
 
 def prepared(model: Any, method: Any) -> Any:

@@ -180,7 +180,9 @@ def cache_and_mask(
             "a static cache cannot hold rows that accept different numbers of tokens; use the "
             "default cache for a batch"
         )
-    return cache, prompt_mask(model, input_ids, given)
+    mask = prompt_mask(model, input_ids, given)
+    refuse_empty_rows(mask)
+    return cache, mask
 
 
 def prompt_mask(
@@ -196,9 +198,17 @@ def prompt_mask(
         )
     mask = given.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.dtype)
-    if not bool(mask[:, -1].all()):
+    if bool((mask.any(1) & (mask[:, -1] == 0)).any()):
         raise PertokenError(
             "the batch is padded on the right; decoding continues at the right end, so set "
             'tokenizer.padding_side = "left"'
         )
     return mask
+
+
+def refuse_empty_rows(mask: torch.Tensor) -> None:
+    """Raise PertokenError for a row without a token, such as one of the padding id without mask."""
+    if not bool(mask.any(1).all()):
+        raise PertokenError(
+            "a row of the prompt is padding alone: give it a token, or pass attention_mask"
+        )

@@ -36,6 +36,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from pertoken._shown import Shown
 from pertoken.decode._settings import (
     prompt_mask,
+    refuse_empty_rows,
     refuse_filled_cache,
     refuse_inputs,
     refuse_settings,
@@ -320,7 +321,9 @@ class CautiousDecoding(Shown):
                 f"{type(cache).__name__} cannot: it {reason}; use DynamicCache or KVDirectCache"
             )
         refuse_filled_cache(cache, input_ids, self)
-        return cache, prompt_mask(model, input_ids, given)
+        mask = prompt_mask(model, input_ids, given)
+        refuse_empty_rows(mask)
+        return cache, mask
 
 
 def punctuation_ids(tokenizer: Any) -> frozenset[int]:
