@@ -139,7 +139,7 @@ def test_training(tiny_folder: str, capsys: Capture) -> None:
         (["pairs", "a.jsonl", "--out", "pairs.jsonl"], "it is a file"),
         (["pairs", "talk.jsonl", "--out", "o"], "talk.jsonl, line 1: pairs are made of"),
         (["pairs", "a.jsonl", "--out", "other"], "samples.jsonl, line 1: no sampled answers"),
-        (["pairs", "a.jsonl", *OUT, "--samples", "0"], "must be 1 or more"),
+        (["pairs", "a.jsonl", *OUT, "--samples", "0"], "--samples must be 1 or more"),
         (["pairs", "a.jsonl", *OUT, "--top-p", "2"], "top_p"),
         (["train", "dpo", "pairs.jsonl", "--out", "o", "--contrast", "2"], "dpo has no contrast"),
         (["train", "cdpo", "pairs.jsonl", "--out", "o"], "cdpo needs the positive model"),

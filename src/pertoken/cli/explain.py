@@ -143,6 +143,10 @@ def evaluate(
     names = None
     if methods is not None:
         names = [name.strip() for name in methods.split(",") if name.strip()]
+        if not names:
+            raise PertokenError(
+                "--methods names no method: give at least one method, or leave it out"
+            )
         _check_max_steps(context, names)
     _check_foil(quantity, foil)
     output = shared.Output(as_json, html)

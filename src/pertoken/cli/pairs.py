@@ -26,6 +26,8 @@ _Out = Annotated[
     Path,
     typer.Option(metavar="DIR", help="Folder for the files; one that is there is gone on with."),
 ]
+_Samples = Annotated[int, typer.Option(callback=shared.positive, help="Answers to each question.")]
+_Batch = Annotated[int, typer.Option(callback=shared.positive, help="Answers written at once.")]
 _SAMPLES = "samples.jsonl"
 _FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model")  # weights, settings, tokenizer
 
@@ -38,10 +40,10 @@ def register(app: typer.Typer) -> None:
 def pairs(
     data: _Data,
     out: _Out,
-    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 64,
+    samples: _Samples = 64,
     temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.5,
     top_p: Annotated[float, typer.Option(help="Of the sampling.")] = 0.95,
-    batch: Annotated[int, typer.Option(help="Answers written at once.")] = 64,
+    batch: _Batch = 64,
     model: shared.Model = "smollm2",
     dtype: shared.Dtype = None,
     seed: shared.Seed = 0,

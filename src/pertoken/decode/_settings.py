@@ -31,6 +31,7 @@ _OTHER_WAYS = {  # settings by which transformers decodes in another way, which 
     "use_mtp": "multi-token prediction",
 }
 _NOT_KEPT = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_TEXT = {"attention_mask", "position_ids", "cache_position", "past_key_values", "input_ids"}
 # They hold something per row of the batch, and cannot be shown the rows one by one.
 _BY_STEP = {
     "SynthIDTextWatermarkLogitsProcessor": "watermarking_config with SynthID",
@@ -95,9 +96,6 @@ def refuse_settings(
         )
 
 
-_KNOWN = {"attention_mask", "position_ids", "cache_position", "past_key_values", "input_ids"}
-
-
 def refuse_inputs(
     method: object, model: PreTrainedModel, config: GenerationConfig, given: dict[str, Any]
 ) -> None:
@@ -106,9 +104,9 @@ def refuse_inputs(
     if given.get("inputs_embeds") is not None:
         raise PertokenError(f"{name} needs token ids; pass input_ids instead of inputs_embeds")
     for key, value in given.items():
-        if key in _KNOWN or not isinstance(value, torch.Tensor):
+        if key in _TEXT or not isinstance(value, torch.Tensor):
             continue
-        if key != "token_type_ids" or bool(value.any()):  # zeros: all is text
+        if not key.endswith("token_type_ids") or bool(value.any()):  # zeros: all is text
             raise PertokenError(
                 f"{name} decodes text alone, and {key} was given; use transformers' own generate"
             )

@@ -94,8 +94,8 @@ REASONS = {
     for metric, reason in {
         _OTHERS: (
             "by this measure summaries lose more than mathematics, at every share by GlobEnc, and "
-            "with words drawn at random too; the paper counts right answers, of which models of "
-            "this size give too few in mathematics to count them"
+            "with words drawn at random too; the paper counts right answers, of which these two "
+            "give too few in mathematics to count them (GSM8K in the report of cntp)"
         ),
         _SUMMARIES: (
             "what counts here is the model's own reply to the letter; the paper compares replies "
