@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from pertoken.reproduce._frugal_tasks import Item
 
 DECODERS = ("smollm2", "gemma3-270m")
-TARGETS = {"label 0": 0, "label 1": 1, "predicted": "predicted", "absolute": "abs"}
+TARGETS: dict[str, str | int] = {
+    "label 0": 0,
+    "label 1": 1,
+    "predicted": "predicted",
+    "absolute": "abs",
+}
 SHARES = (0.8, 0.6, 0.5)
 JUDGED = 0.5  # the least share of the paper, where the mistakes of its files are counted
 WHOLE = 1.0
@@ -190,6 +195,7 @@ def measure(
             for rating, by_share in forms.items():
                 for share, text in by_share.items():
                     own[rating][share].append(classifier.loss(text, 1) < np.log(2))
+        found[name] = own
     return said, found
 
 
