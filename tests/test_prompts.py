@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pertoken.errors import PertokenError
-from pertoken.prompts import Prompt, encode_prompt, read_prompts
+from pertoken.prompts import Prompt, encode_prompt, positions, read_prompts
 from pertoken.testing import ByteTokenizer, tiny_model
 
 
@@ -102,3 +102,26 @@ def test_chat_template_is_used_unless_told_not_to() -> None:
     model, tokenizer = tiny_model("llama", vocab_size=258), Chatty()
     assert tokenizer.decode(encode_prompt(tokenizer, model, "hi", 4)[0]) == "<hi>"
     assert tokenizer.decode(encode_prompt(tokenizer, model, "hi", 4, chat=False)[0]) == "hi"
+
+
+def test_positions_of_a_table_that_begins_behind_the_padding() -> None:
+    """RoBERTa's table has 40 rows, of which those up to the padding id stand for no token."""
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    config = RobertaConfig(
+        vocab_size=258,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=40,
+        pad_token_id=1,
+        is_decoder=True,
+    )
+    model = RobertaForCausalLM(config).eval()
+    assert positions(model) == 38
+    text = "a" * 37
+    ids = encode_prompt(ByteTokenizer(), model, text, 1)
+    assert model(ids).logits.shape == (1, 37, 258)
+    with pytest.raises(PertokenError, match="38 tokens and 1 new ones do not fit"):
+        encode_prompt(ByteTokenizer(), model, f"{text}a", 1)

@@ -9,6 +9,7 @@ from typing import Any
 from pertoken._replies import written
 from pertoken.conversation import first_turn
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 __all__ = ["Ask", "Said", "asker"]
 
@@ -77,7 +78,7 @@ def _write(
         first_turn(tokenizer, text) if chat else list(tokenizer(text)["input_ids"])
         for text in texts
     ]
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = positions(model)
     longest = max(map(len, rows), default=0)
     if room is not None and longest + 1 > room:
         raise PertokenError(

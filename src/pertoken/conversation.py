@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import PertokenError, nearest
-from pertoken.prompts import read_utf8
+from pertoken.prompts import positions, read_utf8
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,7 @@ def encode_conversation(
         ids = tokenizer("".join(lines))["input_ids"]
     if not ids:
         raise PertokenError("the conversation is empty: the tokenizer makes no token of it")
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = positions(model)
     if room is not None and len(ids) > room:
         raise PertokenError(
             f"a conversation of {len(ids)} tokens does not fit the model's {room} positions"

@@ -88,8 +88,7 @@ def encode_prompt(
     if not encoded:
         raise PertokenError("the prompt is empty: the tokenizer makes no token of it")
     check_ids(model, encoded)
-    config = model.config.get_text_config()
-    room = getattr(config, "max_position_embeddings", None)
+    room = positions(model)
     if room is not None and len(encoded) + max_new_tokens > room:
         raise PertokenError(
             f"prompt of {len(encoded)} tokens and {max_new_tokens} new ones do not fit the "

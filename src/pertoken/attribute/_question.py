@@ -17,7 +17,7 @@ from pertoken._pieces import pieces, special_ids
 from pertoken.conversation import templated
 from pertoken.errors import PertokenError
 from pertoken.loading import is_encoder
-from pertoken.prompts import check_ids, check_utf8
+from pertoken.prompts import check_ids, check_utf8, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -309,7 +309,7 @@ def _greedy(model: PreTrainedModel, ids: list[int], count: int) -> list[int]:
 
 
 def _check_room(model: PreTrainedModel, count: int) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = positions(model)
     if room is not None and count > room:
         raise PertokenError(
             f"prompt and target are {count} tokens, more than the model's {room} positions; "

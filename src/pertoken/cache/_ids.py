@@ -22,6 +22,7 @@ from pertoken.cache._coder import (
 )
 from pertoken.cache._format import CODED, PACKED, Header, Reader
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +103,7 @@ def with_threads(count: int) -> Iterator[None]:
 
 def check_room(model: PreTrainedModel, tokens: int) -> None:
     """PertokenError for more tokens than a model has positions."""
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = positions(model)
     if room is not None and tokens > room:
         raise PertokenError(f"{tokens} tokens do not fit the model's {room} positions")
 

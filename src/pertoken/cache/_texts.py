@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,9 +110,8 @@ def check_fit(
     model: PreTrainedModel, turns: Sequence[Turn], max_new_tokens: int, number: int
 ) -> None:
     """Raise PertokenError for ids that the model does not have, or more than its positions."""
-    config = model.config.get_text_config(decoder=True)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    room = getattr(config, "max_position_embeddings", None)
+    room = positions(model)
     given = [token for turn in turns for token in (*turn.given, *(turn.answer or ()))]
     wrong = next((token for token in given if not 0 <= token < vocabulary), None)
     if wrong is not None:

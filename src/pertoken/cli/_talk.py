@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -168,8 +169,7 @@ class Talk:
 
     def _room(self, length: int) -> int:
         """New tokens that still fit the model's positions."""
-        config = self.model.config.get_text_config(decoder=True)
-        most = getattr(config, "max_position_embeddings", None)
+        most = positions(self.model)
         if most is not None and length >= most:
             raise PertokenError(
                 f"with this question the conversation has {length} tokens; the model has {most} "

@@ -10,6 +10,7 @@ import typer
 from pertoken.cli import options as shared
 from pertoken.cli._group import Group
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from pertoken.cache.archive import Inspection, Restored, Saved
@@ -107,7 +108,7 @@ def _turn_ids(
         new: list[int] = tokenizer(turn, add_special_tokens=False)["input_ids"]
     else:
         new = next_turn(tokenizer, turn, closed=True)
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = positions(model)
     if room is not None and held + len(new) + max_new_tokens > room:
         raise PertokenError(
             f"{held + len(new)} tokens and {max_new_tokens} new ones do not fit the model's {room} "

@@ -20,7 +20,7 @@ from pertoken.cache.fingerprint import model_fingerprint, model_name
 from pertoken.decode._knn_search import check_inverted, write_inverted
 from pertoken.decode._knn_states import read, windows
 from pertoken.errors import PertokenError
-from pertoken.prompts import check_ids, check_utf8
+from pertoken.prompts import check_ids, check_utf8, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +76,7 @@ def header_of(
     config = model.config.get_text_config(decoder=True)
     if not any(len(text) > 1 for text in ids):
         raise PertokenError(f"the corpus is empty: none of {len(ids)} texts has two tokens")
-    room = getattr(config, "max_position_embeddings", None) or CONTEXT
+    room = positions(model) or CONTEXT
     context = min(CONTEXT, room) if context is None else context
     if not 2 <= context <= room:
         raise PertokenError(

@@ -32,6 +32,7 @@ from pertoken.probe._consistency_report import ConsistencyReport, Reply, Trial
 from pertoken.probe._marked import Marked, Slot, mark, slots
 from pertoken.probe._stream import Progress, refuse_unfit
 from pertoken.probe.surface_mask import SurfaceMask
+from pertoken.prompts import positions
 from pertoken.tokenize.ways import noncanonical_share, spans
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _sampled(
 def _refuse_long(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: Sequence[int]
 ) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = positions(model)
     for place, (prompt, new) in enumerate(zip(prompts, most, strict=True), 1):
         if room is not None and len(prompt) + new > room:
             raise PertokenError(

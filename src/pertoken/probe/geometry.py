@@ -38,6 +38,7 @@ from pertoken.probe._geometry_replace import (
 from pertoken.probe._geometry_result import Fit, LayerGeometry, over_layers
 from pertoken.probe._stream import Progress, blocks_of, one_text
 from pertoken.probe._tokenwise import CLASSES, global_updates, local_updates, nearest_tokens
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -237,7 +238,7 @@ def _documents(
             f"got {len(texts)} text{'' if len(texts) == 1 else 's'}: maps are fitted on other "
             "documents than they are judged on, so give two or more"
         )
-    room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    room = positions(model)
     found = []
     for number, text in enumerate(texts, 1):
         ids = list(tokenizer(text)["input_ids"])[: min(length, room or length)]

@@ -31,6 +31,7 @@ from pertoken.probe._stream import (
     refuse_compiled,
     refuse_unfit,
 )
+from pertoken.prompts import positions
 from pertoken.result import Part, Result, plain
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def _greedy(
 
 def _refuse_unnumbered(model: PreTrainedModel, tokens: int) -> None:
     """A text longer than a model's positions is refused: some models would fail in the middle."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = positions(model)
     if limit is not None and tokens > limit:
         raise PertokenError(
             f"{tokens} tokens are more than the {limit} positions of {type(model).__name__}"

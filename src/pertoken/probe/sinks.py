@@ -33,6 +33,7 @@ from pertoken.errors import PertokenError
 from pertoken.probe._anatomy import Anatomy, anatomy, centred, check_finite, gain
 from pertoken.probe._sinks_report import ROUNDING, NormShare, SinkDim, Sinks, StreamLayer, Taker
 from pertoken.probe._stream import Progress, block_inputs, refuse_unfit
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,7 +114,7 @@ def _rows(
     """Ids [1, time] of every text."""
     if length < 2:
         raise PertokenError(f"length must be 2 or more, got {length}")
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = positions(model)
     rows = []
     for place, text in enumerate(texts):
         ids = list(tokenizer(text)["input_ids"])[: min(length, limit or length)]

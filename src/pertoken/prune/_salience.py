@@ -129,7 +129,7 @@ def by_surprise(
     check_ids(model, given["input_ids"])
     ids = torch.tensor(given["input_ids"], dtype=torch.long, device=model.device)
     start = start_token(tokenizer)
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + 1
+    room = positions(model) or len(ids) + 1
     width = max(1, room - 1)
     step = max(16, min(512, _LOGITS // model.config.get_text_config().vocab_size))
     values = torch.full((len(ids),), torch.nan, dtype=torch.float64)

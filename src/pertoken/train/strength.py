@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +52,7 @@ def bits_per_character(
     """
     from pertoken.tokenize import nats_per_text
 
-    room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    room = positions(model)
     window = min(block, (room or block + 1) - 1)  # one place is for the token in front
     apart = max(1, min(stride, block) * window // block)
     found = nats_per_text(model, tokenizer, texts, window=window, stride=apart, progress=progress)
