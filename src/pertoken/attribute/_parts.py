@@ -99,7 +99,7 @@ class Parts(Form):
         weights = attention_weights(
             self._total(query), self._total(key), scaling, allowed, is_causal(module)
         )
-        mixed = weights.transpose(0, 1) @ value.repeat_interleave(
+        mixed = weights.transpose(0, 1).mT @ value.repeat_interleave(
             query.shape[1] // value.shape[1], 1
         )
         self._stage = "output"

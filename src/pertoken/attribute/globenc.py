@@ -182,26 +182,19 @@ def _norms(layer: _Layer) -> Callable[[torch.Tensor], torch.Tensor]:
         behind = norm.shape(behind)
     carried = value.transpose(0, 1).flatten(1, 2) @ behind  # z, [heads, batch * time, hidden]
     carried = carried.transpose(0, 1)
-    gram = (carried @ carried.mT).permute(1, 2, 0).contiguous()
-    # Pairs of heads, [heads, heads, batch, 1, time]; a pair stands for its mirror image too.
-    gram = gram.unflatten(2, (len(value), 1, -1))
-    gram *= (2 - torch.eye(heads, dtype=gram.dtype, device=gram.device))[..., None, None, None]
+    gram = (carried @ carried.mT).unflatten(0, (len(value), -1))  # [batch, time, heads, heads]
     scale_before, scale_after = _scale(layer.before), _scale(layer.after)
 
     def rows(part: torch.Tensor) -> torch.Tensor:
         weights = attention_weights(
             layer.query, layer.key, layer.scaling, layer.allowed, layer.causal, part
         )
-        end = weights.shape[-1]
-        square = torch.zeros_like(weights[0])  # [batch, rows, end]
-        for one in range(heads):
-            inner = weights[0] * gram[one, 0, ..., :end]
-            for other in range(1, one + 1):
-                inner.addcmul_(weights[other], gram[one, other, ..., :end])
-            square.addcmul_(inner, weights[one])
-        norms = square.clamp_(min=0).sqrt_()
+        end = weights.shape[-2]
+        by_key = weights.permute(1, 2, 0, 3).flatten(0, 1)  # [batch * end, heads, rows]
+        square = (gram[:, :end].flatten(0, 1) @ by_key).mul_(by_key).sum(1)
+        norms = square.clamp_(min=0).sqrt_().unflatten(0, (-1, end)).mT
         count = torch.arange(len(part), device=part.device)
-        itself = weights[:, :, count, part].transpose(0, 1)  # [batch, heads, rows]
+        itself = weights[:, :, part, count].transpose(0, 1)  # [batch, heads, rows]
         own = (itself[..., None] * value[:, :, part]).transpose(1, 2).flatten(2)
         own = own @ carry.flatten(0, 1)
         if scale_before is not None:
