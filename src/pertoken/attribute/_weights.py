@@ -17,7 +17,7 @@ def attention_weights(
 ) -> torch.Tensor:
     """Weights [heads, batch, end, rows] from queries and keys [batch, heads, time, dim].
 
-    A query's weights lie along `end`, as whoever needs them takes the rows of a key together.
+    A query's weights lie along `end`: so the rows of one key stand side by side.
     allowed: bool, to broadcast to [batch, heads, time, time], of a causal layer with all its rows;
         None where a query sees all before it, in an encoder all.
     rows: places of the queries, all by default; end: behind the last place that one of them sees.

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from pertoken._forward import text_logits
 from pertoken.decode.forward import TreeForward, refuse_unfit, rotation_switch
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,9 +59,8 @@ class Branches:
                 self._tree = TreeForward(model)
             except PertokenError:
                 self._tree = None
-        config = model.config.get_text_config(decoder=True)
         # Learned positions end there; with rotary ones the model is out of its depth.
-        ends = (getattr(config, "max_position_embeddings", None), rotation_switch(model))
+        ends = (positions(model), rotation_switch(model))
         self._most: int | None = min((end for end in ends if end is not None), default=None)
         self.forwards = self.fed = 0
         # Without the config every layer keeps all rows, sliding ones too: their window is masked.

@@ -14,6 +14,7 @@ import torch
 from pertoken.decode.forward import refuse_unfit, rotation_switch
 from pertoken.decode.rows import refuse_unfit_cache, static_slots
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -187,8 +188,7 @@ def prompt_mask(
     model: PreTrainedModel, input_ids: torch.Tensor, given: dict[str, Any]
 ) -> torch.Tensor:
     """The 2-D mask of the whole prompt; refuses one that is too long or padded on the right."""
-    text_config = model.config.get_text_config(decoder=True)
-    length, longest = input_ids.shape[1], getattr(text_config, "max_position_embeddings", None)
+    length, longest = input_ids.shape[1], positions(model)
     if longest is not None and length > longest:
         raise PertokenError(
             f"the prompt has {length} tokens but {type(model).__name__} reads at most {longest}; "

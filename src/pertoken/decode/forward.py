@@ -18,6 +18,7 @@ from pertoken._forward import text_logits
 from pertoken._takeover import FULL, SLIDING, implementation, layer_windows
 from pertoken.decode.tree import ancestor_mask
 from pertoken.errors import PertokenError
+from pertoken.prompts import positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,7 +118,7 @@ class TreeForward:
         types = [FULL if window is None else SLIDING for window in windows]
         self.window = next((window for window in windows if window is not None), None)
         self.first_layer = {kind: types.index(kind) for kind in dict.fromkeys(types)}
-        self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_positions: int | None = positions(model)
         self.takes_dict = self._probe(bool(getattr(config, "layer_types", None)))
 
     def text(
