@@ -17,7 +17,8 @@ Not as in the paper (ours):
   likely, and no mail's loss counts for more than twice that.
 - The paper's salience comes from task classifiers, read at [CLS]. Here the encoder is MiniLM, which
   has no head and is read as the mean of its states. Which class DecompX is asked for is therefore
-  no question here: bench/decompx_targets.py asks it, with a head. DecompX counts absolute values, without sharing biases out.
+  no question here: bench/decompx_targets.py asks it, with a head. DecompX counts absolute values,
+  without sharing biases out.
 - All ratings keep the same share of words, as in the paper. Words differ in length: what each keeps
   of the tokens is in rows of its own.
 
