@@ -11,7 +11,8 @@ Where we differ. Words are cut out of the original with their own white space, s
 lines (the paper joins words with blanks). What `protect` matches survives byte for byte and counts
 for the share. LexRank takes sentences as documents. A word is a run without white space, or one
 Chinese character (our reading); a sentence is what `_text.sentences` says (our reading). DecompX
-is asked for the predicted class, or for the norm where the encoder has no head, not for class 0.
+is asked for the predicted class, or for the norm where the encoder has no head, not for class 0
+(bench/decompx_targets.py: class 0 turns spam into ham).
 A decoder can rate in the place of the encoder; the paper has encoders alone.
 
 Scores of a sentence span 0 … 1 whatever its length, so that short sentences lose fewer words than
