@@ -82,8 +82,8 @@ BARS = {
 _BEST = "the best of eleven others is asked, and the interval, which seeks it anew, is below 1 too"
 _OPEN = (
     "why is not settled: on most prompts a probe stopped, so the few steps are not the whole of "
-    "it; in reports/bench/inseq.json two ReAGents with other random numbers hardly agree on the few "
-    "targets that both rate, which points to the random start"
+    "it; in reports/bench/inseq.json two ReAGents with other random numbers hardly agree on the "
+    "few targets that both rate, which points to the random start"
 )
 REASONS = {
     metric + label: reason
