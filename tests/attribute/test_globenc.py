@@ -217,9 +217,9 @@ def _texts():
 def _count_runs(monkeypatch):
     runs, own = [], module._Watch.__call__
 
-    def run(self, ids, real=None):
+    def run(self, ids, real, asked):
         runs.append(list(ids.shape))
-        return own(self, ids, real)
+        return own(self, ids, real, asked)
 
     monkeypatch.setattr(module._Watch, "__call__", run)
     return runs
@@ -235,6 +235,21 @@ def test_attention_to_itself_alone_gives_all_to_the_last_token():
 def test_a_head_does_not_matter(tiny_encoder, head):
     model = tiny_encoder("Bert", head)
     assert torch.equal(globenc(model, _ids(8)), globenc(model.bert, _ids(8)))
+
+
+@pytest.mark.parametrize("name", ["Bert", "llama", "gemma3", "gpt2", "phi"])
+def test_behind_the_top_attention_one_token_of_a_text_runs(tiny_encoder, name):
+    model = tiny_encoder(name) if name[0].isupper() else tiny_model(name)
+    read = []
+    for part in module.stack(model, "globenc")[-1].modules():
+        if module.is_linear(part):
+            own = part.forward
+            part.forward = lambda x, own=own: (read.append(x.shape[-2]), own(x))[1]
+    with torch.no_grad():
+        module._Watch(model)(_ids(7, batch=2), None, torch.tensor([[6], [6]]))
+    assert set(read) == {1, 7}
+    assert read == sorted(read, reverse=True)
+    assert read.count(1) >= 3  # W_O and the feed-forward layer
 
 
 def test_a_target_gets_the_row_before_it():

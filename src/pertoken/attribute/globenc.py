@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 __all__ = ["globenc", "rate"]
 
 _CHUNK = 2**16  # attention weights of one head that are held at a time: they stay in the cache
-_SAMPLE = 2**14  # numbers of a state that are compared with those of others
+_SAMPLE = 2**12  # numbers of a state that are compared with those of others
 _TOKENS = 1024  # of short texts that run together: their states at all layers are held
 
 
@@ -92,7 +92,8 @@ def globenc(
     for rows in batches([len(real) for real in places], _TOKENS):
         ids, real = right_padded([input_ids[row, places[row]] for row in rows])
         asked = [[0 if ahead else len(places[row]) - 1] for row in rows]
-        found = rollout(watch(ids, real), torch.tensor(asked, device=ids.device))[:, 0]
+        tokens = torch.tensor(asked, device=ids.device)
+        found = rollout(watch(ids, real, tokens), tokens)[:, 0]
         for row, values in zip(rows, found, strict=True):
             scores[row, places[row]] = values[: len(places[row])]
     return scores
@@ -105,9 +106,8 @@ def rate(question: Question, quantity: Quantity, *, seed: int = 0) -> Scores:
     They depend on the place alone, not on the target or the quantity.
     """
     watch = _Watch(question.model)
-    layers = watch(question.ids[None, : question.places[-1]])
     asked = torch.tensor([[place - 1 for place in question.places]], device=question.ids.device)
-    found = rollout(layers, asked)[0].cpu()
+    found = rollout(watch(question.ids[None, : question.places[-1]], None, asked), asked)[0].cpu()
     values = torch.full((len(question.places), len(question.ids)), torch.nan, dtype=torch.float64)
     for number, place in enumerate(question.places):
         values[number, :place] = found[number, :place]
@@ -235,9 +235,16 @@ class _Watch:
                     forwards[module] = self._linear(module)
         self._forwards = forwards
 
-    def __call__(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> list[_Layer]:
-        """The layers for texts of ids [batch, time]; real: which are no padding, None if all."""
+    def __call__(
+        self, ids: torch.Tensor, real: torch.Tensor | None, asked: torch.Tensor
+    ) -> list[_Layer]:
+        """The layers for texts of ids [batch, time]; real: which are no padding, None if all.
+
+        asked: [batch, rows], the tokens whose rows are wanted of the product. Where a text has one,
+        only that token goes on behind the top layer's attention.
+        """
         self._real = None if real is None else real[:, None, None]
+        self._asked, self._shape = asked, ids.shape
         self._layers: list[_Layer] = []
         self._stage = "outside"
         self._last = ids.new_empty(0)  # what the last linear layer gave
@@ -280,12 +287,15 @@ class _Watch:
         own = module.forward
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            output: torch.Tensor = own(x)
+            if self._alone() and x.shape[:-1] == self._shape:
+                x = x.take_along_dim(self._asked[..., None], 1)
+            given: torch.Tensor = own(x)
+            output = self._whole(given)
             if self._stage == "output":
                 self._layers[-1].out = weight_of(module).to(self._layers[-1].value)
                 self._carried, self._stage = output, "rest"
             self._last = output
-            return output
+            return given
 
         return forward
 
@@ -293,7 +303,8 @@ class _Watch:
         own = module.forward
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            output: torch.Tensor = own(x)
+            given: torch.Tensor = own(x)
+            x, output = self._whole(x), self._whole(given)
             if self._stage == "values" and _same(x, self._entered):
                 self._pre_norm = True
                 self._read(module, x, output)
@@ -307,9 +318,18 @@ class _Watch:
                     self._carried = output
                 elif not self._pre_norm and self._fits:
                     self._layers[-1].after.append(self._linear_norm(module, x, output))
-            return output
+            return given
 
         return forward
+
+    def _alone(self) -> bool:
+        """Is what follows needed of one token of a text? Behind the top attention none mix."""
+        return len(self._layers) == len(self._blocks) and self._asked.shape[1] == 1
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
+        """What was found for one token of a text, as if for all."""
+        batch, time = self._shape
+        return x.expand(-1, time, -1) if x.shape[:-1] == (batch, 1) else x
 
     def _read(self, module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor) -> None:
         """A norm reads what the last block left."""
