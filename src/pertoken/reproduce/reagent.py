@@ -83,7 +83,7 @@ _BEST = "the best of eleven others is asked, and the interval, which seeks it an
 _WHY = (
     "with the ratio 0.3 the prediction is mostly lost whichever tokens are replaced, and the sum "
     "counts how often a token was drawn: reports/bench/reagent_sum.json, where on SmolLM2-135M the "
-    "same steps with their mean taken off find every planted fact, as does the ratio 0.1 but for one"
+    "same steps with their mean taken off find every planted fact, and the ratio 0.1 all but one"
 )
 _LIKELY = f"likely as for the planted facts: {_WHY}"
 REASONS = {
