@@ -1,6 +1,8 @@
-"""Why ReAGent misses planted facts: what its steps add up, beside the same steps centred.
+r"""Why ReAGent misses planted facts: what its steps add up, beside the same steps centred.
 
     python bench/reagent_sum.py --out reports/bench/reagent_sum.json
+    python bench/reagent_sum.py --model gemma3-270m --facts 14 \
+        --out reports/bench/reagent_sum_gemma3.json
 
 In ReAGent's reproduction a fact that alone decides the answer is often not among the most important
 tokens. Is it the random start of the importances, the number of steps, or the update? Here the rows

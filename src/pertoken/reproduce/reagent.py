@@ -82,8 +82,9 @@ BARS = {
 _BEST = "the best of eleven others is asked, and the interval, which seeks it anew, is below 1 too"
 _WHY = (
     "with the ratio 0.3 the prediction is mostly lost whichever tokens are replaced, and the sum "
-    "counts how often a token was drawn: reports/bench/reagent_sum.json, where on SmolLM2-135M the "
-    "same steps with their mean taken off find every planted fact, and the ratio 0.1 all but one"
+    "counts how often a token was drawn: reports/bench/reagent_sum.json, reagent_sum_gemma3.json, "
+    "where the same steps with their mean taken off find every planted fact, and the ratio 0.1 all "
+    "but one for each model"
 )
 _LIKELY = f"likely as for the planted facts: {_WHY}"
 REASONS = {
