@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pertoken.errors import PertokenError
@@ -54,6 +54,15 @@ class Bar:
         if figure is None or not math.isfinite(figure):
             return False
         return _OPERATORS[self.operator](figure, self.value)
+
+
+def of_each(labels: Mapping[str, str], said: Mapping[str, str]) -> dict[str, str]:
+    """What is said of a metric, said of it for every model: a label stands behind the metric.
+
+    >>> of_each({"first": "", "second": ", other"}, {"loss": "< 1"})
+    {'loss': '< 1', 'loss, other': '< 1'}
+    """
+    return {metric + label: text for label in labels.values() for metric, text in said.items()}
 
 
 def freeze(bars: object, where: str) -> dict[str, Bar]:

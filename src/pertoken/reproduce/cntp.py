@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pertoken._bootstrap import bootstrap, bootstrap_mean, bootstrap_ratio
 from pertoken.decode.consistency import majority
 from pertoken.loading import model_folder
+from pertoken.reproduce._bars import of_each
 from pertoken.reproduce._cautious_units import (
     BEAMS,
     DRAWS,
@@ -59,7 +60,7 @@ _BARS = {
     "distinct pairs over three draws: cntp over sampling": ">= 0.7",
 }
 LABELS = {"first": "", "second": ", Gemma-3-270M"}
-BARS = {metric + label: bar for label in LABELS.values() for metric, bar in _BARS.items()}
+BARS = of_each(LABELS, _BARS)
 _FLOOR = "next to nothing is solved by any method (rows), so that accuracy tells none apart"
 REASONS: dict[str, str] = dict.fromkeys(
     ("accuracy: cntp minus greedy", "accuracy: cntp minus sampling"),
@@ -83,9 +84,7 @@ _CAVEATS = {
     ),
     "distinct pairs over three draws: cntp over sampling": "the interval has the bar inside",
 }
-CAVEATS: dict[str, str] = {
-    metric + label: caveat for label in LABELS.values() for metric, caveat in _CAVEATS.items()
-} | {f"accuracy: cntp minus greedy{LABELS['second']}": _FLOOR}
+CAVEATS = of_each(LABELS, _CAVEATS) | {f"accuracy: cntp minus greedy{LABELS['second']}": _FLOOR}
 
 _LLAMA = "Llama-3.1-8B-Instruct, GSM8K"
 _OTHERWISE = {  # than here

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pertoken._bootstrap import bootstrap
+from pertoken.reproduce._bars import of_each
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._frugal_classifier import DECAY, Classifier, learn
 from pertoken.reproduce._frugal_tasks import (
@@ -81,7 +82,7 @@ _BARS = {
     "information left at 80 %, summaries: globenc": ">= 0.9",
 }
 LABELS = {"first": "", "second": ", Gemma-3-270M"}
-BARS = {metric + label: bar for label in LABELS.values() for metric, bar in _BARS.items()}
+BARS = of_each(LABELS, _BARS)
 _OTHERS = "information left at 60 %, globenc: least of the other tasks minus mathematics"
 _SUMMARIES = "information left at 80 %, summaries: globenc"
 REASONS = {
@@ -89,10 +90,9 @@ REASONS = {
         "two of sixty mails more are taken for the other kind, and the bar leaves room for one; "
         "the interval holds the bar"
     )
-} | {
-    metric + label: reason
-    for label in LABELS.values()
-    for metric, reason in {
+} | of_each(
+    LABELS,
+    {
         _OTHERS: (
             "by this measure summaries lose more than mathematics, at every share by GlobEnc, and "
             "with words drawn at random too; the paper counts right answers, of which these two "
@@ -102,14 +102,13 @@ REASONS = {
             "what counts here is the model's own reply to the letter; the paper compares replies "
             "with a reference, which another wording may meet as well"
         ),
-    }.items()
-}
+    },
+)
 _MORE = "at the same share of words GlobEnc keeps more of the tokens than words drawn at random"
 _FEWER = "the lowest words of GlobEnc are fewer of the tokens than as many drawn at random"
-CAVEATS = {
-    metric + label: caveat
-    for label in LABELS.values()
-    for metric, caveat in {
+CAVEATS = of_each(
+    LABELS,
+    {
         "information left at 60 %, mathematics: globenc minus random": (
             f"{_MORE}; leaving function words out does nearly as well"
         ),
@@ -120,8 +119,8 @@ CAVEATS = {
         "information left at 60 %, classification: random minus bottom (globenc)": (
             f"the interval holds 0; {_FEWER}"
         ),
-    }.items()
-}
+    },
+)
 
 SMOKE: dict[str, list[dict[str, Any]]] = {
     "spam-assassin": [

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from pertoken._bootstrap import bootstrap, bootstrap_mean
 from pertoken.errors import PertokenError
 from pertoken.loading import model_folder
+from pertoken.reproduce._bars import of_each
 from pertoken.reproduce._context import Context
 from pertoken.reproduce._reagent_prompts import Asked, analogies, planted, prose
 from pertoken.reproduce._report import Reproduction, Row
@@ -65,20 +66,17 @@ METHODS = (  # beside ReAGent the paper's seven, two more that are common, Fruga
 )
 SEARCHED = METHODS[:8]  # for planted facts; the others cost as much as ReAGent
 
-BARS = {
-    "sufficiency: reagent over random": "> 1",
-    "comprehensiveness: reagent over random": "> 1",
-    "sufficiency: reagent over the best other method": ">= 1",
-    "comprehensiveness: reagent over the best other method": ">= 1",
-    "planted facts the model repeats": ">= 0.5",
-    "planted fact in the top 20 % of tokens, where repeated: reagent": ">= 0.8",
-    "sufficiency: reagent over random, Gemma-3-270M": "> 1",
-    "comprehensiveness: reagent over random, Gemma-3-270M": "> 1",
-    "sufficiency: reagent over the best other method, Gemma-3-270M": ">= 1",
-    "comprehensiveness: reagent over the best other method, Gemma-3-270M": ">= 1",
-    "planted facts the model repeats, Gemma-3-270M": ">= 0.5",
-    "planted fact in the top 20 % of tokens, where repeated: reagent, Gemma-3-270M": ">= 0.8",
-}
+BARS = of_each(
+    LABELS,
+    {
+        "sufficiency: reagent over random": "> 1",
+        "comprehensiveness: reagent over random": "> 1",
+        "sufficiency: reagent over the best other method": ">= 1",
+        "comprehensiveness: reagent over the best other method": ">= 1",
+        "planted facts the model repeats": ">= 0.5",
+        "planted fact in the top 20 % of tokens, where repeated: reagent": ">= 0.8",
+    },
+)
 _BEST = "the best of eleven others is asked, and the interval, which seeks it anew, is below 1 too"
 _WHY = (
     "with the ratio 0.3 the prediction is mostly lost whichever tokens are replaced, and the sum "
@@ -87,10 +85,9 @@ _WHY = (
     "but one for each model"
 )
 _LIKELY = f"likely as for the planted facts: {_WHY}"
-REASONS = {
-    metric + label: reason
-    for label in LABELS.values()
-    for metric, reason in {
+REASONS = of_each(
+    LABELS,
+    {
         "sufficiency: reagent over the best other method": (
             f"{_BEST}; ReAGent cannot be told from random importances by this metric, and few "
             f"methods are far from them; {_LIKELY}"
@@ -103,19 +100,19 @@ REASONS = {
             "found far more often than by chance; attention, gradient norm and DecompX find it "
             f"every time; {_WHY}"
         ),
-    }.items()
-}
-CAVEATS = {
-    f"sufficiency: reagent over random{label}": (
-        "the interval holds 1, and any importance with a peak is ahead of random ones here"
-    )
-    for label in LABELS.values()
-} | {
-    f"comprehensiveness: reagent over random{label}": (
-        "so are nearly all others, several of them further"
-    )
-    for label in LABELS.values()
-}
+    },
+)
+CAVEATS = of_each(
+    LABELS,
+    {
+        "sufficiency: reagent over random": (
+            "the interval holds 1, and any importance with a peak is ahead of random ones here"
+        ),
+        "comprehensiveness: reagent over random": (
+            "so are nearly all others, several of them further"
+        ),
+    },
+)
 
 _WARNINGS = {  # what a note of a method says
     "reagent": f"no probe stopped within {STEPS} steps",
